@@ -1,0 +1,59 @@
+"""Every error that taskprune raises on purpose.
+
+Each message says what was expected, what was found, where, and what to do about it. Errors that
+stem from a bad argument are also ``ValueError``, so that generic handlers keep working.
+"""
+
+from __future__ import annotations
+
+
+class TaskPruneError(Exception):
+    """Base class of all errors raised by taskprune."""
+
+
+class InputError(TaskPruneError, ValueError):
+    """An argument does not fit: wrong type, out of range, inconsistent with another."""
+
+
+class TraceError(TaskPruneError):
+    """The model could not be run on the example inputs, so there is no graph."""
+
+
+class UnsupportedOperatorError(TaskPruneError):
+    """Strict mode met an operator that has no channel rule."""
+
+
+class CouplingError(TaskPruneError):
+    """The channel couplings of a graph contradict each other."""
+
+
+class LossError(TaskPruneError):
+    """A task's loss is not a finite scalar attached to the model."""
+
+
+class InfeasibleBudgetError(TaskPruneError):
+    """No choice of channels meets the budget; the message says the reachable extreme."""
+
+
+class PlanMismatchError(TaskPruneError):
+    """A plan was made for another model than the one it is applied to."""
+
+
+class VerificationError(TaskPruneError):
+    """The rewritten model does not behave like the masked original; nothing was changed."""
+
+
+class CheckpointError(TaskPruneError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+
+class DataError(TaskPruneError):
+    """A data root, image or label file is missing or damaged; the message names the file."""
+
+
+class TrainingError(TaskPruneError):
+    """Training or distillation cannot go on, for example because a loss became NaN."""
+
+
+class MissingDependencyError(TaskPruneError, ImportError):
+    """An optional dependency is needed; the message names the extra that installs it."""

@@ -1,0 +1,137 @@
+"""Borrow a model for a trace and give it back as it was, whatever its forward did."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.graph.sizes import AttributeOf, SizeObserver, TracedInt
+from taskprune.rng import preserved_rng
+
+_OWN_STATE = frozenset(vars(nn.Module()))
+"""Attributes that every module has: registries of parameters, hooks and the like."""
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """Restore every module's attributes, registries and flags on exit, also on error.
+
+    Covers training flags, attributes and buffers that a forward creates, replaces or deletes,
+    containers it changes in place, hooks it registers, gradients and the random generators.
+    Entries of tensors are not covered, see :class:`TensorGuard`.
+    """
+    snapshots = [_snapshot(module) for module in model.modules()]
+    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    # The fused inference path of attention is one opaque operator; the usual path is readable.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with preserved_rng():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for restore in snapshots:
+            restore()
+        for parameter, requires_grad, grad in flags:
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
+
+
+def _snapshot(module: nn.Module) -> Callable[[], None]:
+    state = vars(module)
+    before = dict(state)
+    contents = {
+        name: value.copy() for name, value in before.items() if isinstance(value, dict | list | set)
+    }
+
+    def restore() -> None:
+        state.clear()
+        state.update(before)
+        for name, content in contents.items():
+            container = before[name]
+            container.clear()
+            if isinstance(container, list):
+                container.extend(content)
+            else:
+                container.update(content)
+
+    return restore
+
+
+@dataclass
+class TensorGuard:
+    """Keeps the entries of tensors that existed before the trace and are about to be written to.
+
+    Copies on first write, so nothing is copied for the usual model in eval mode.
+    """
+
+    copies: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def about_to_write(self, tensor: Tensor) -> None:
+        """Remember the entries of ``tensor`` as they are now, unless already remembered."""
+        if id(tensor) not in self.copies:
+            self.copies[id(tensor)] = (tensor, tensor.detach().clone())
+
+    def restore(self) -> None:
+        """Write all remembered entries back."""
+        with torch.no_grad():
+            for tensor, before in self.copies.values():
+                # `.data` leaves the version counter alone: for autograd nothing happened.
+                tensor.data.copy_(before)
+
+
+def trace_attributes(
+    model: nn.Module, observer: SizeObserver
+) -> dict[tuple[str, tuple[str | int, ...]], int]:
+    """Replace the integers that modules store by traced ones; return them by place.
+
+    Reaches into tuples, lists and dicts. To be called under :func:`borrowed`, which undoes it.
+    """
+    found: dict[tuple[str, tuple[str | int, ...]], int] = {}
+    copied: dict[int, Any] = {}  # a container that several modules share stays shared
+    for module_path, module in model.named_modules():
+
+        def traced(value: Any, path: tuple[str | int, ...], where: str = module_path) -> Any:
+            if type(value) is int:
+                found[where, path] = value
+                return TracedInt(value, AttributeOf(where, path), observer)
+            return value
+
+        for name, value in list(vars(module).items()):
+            if name not in _OWN_STATE:
+                vars(module)[name] = _mapped(value, (name,), traced, copied)
+    return found
+
+
+def _mapped(
+    value: Any,
+    path: tuple[str | int, ...],
+    function: Callable[[Any, tuple[str | int, ...]], Any],
+    copied: dict[int, Any],
+) -> Any:
+    """Rebuild plain containers with ``function`` applied to what they hold."""
+    if id(value) in copied:
+        return copied[id(value)]
+    if type(value) is tuple:
+        items = [_mapped(v, (*path, i), function, copied) for i, v in enumerate(value)]
+        return tuple(items)
+    if type(value) is list:
+        result: list[Any] = []
+        copied[id(value)] = result
+        result.extend(_mapped(v, (*path, i), function, copied) for i, v in enumerate(value))
+        return result
+    if type(value) is dict:
+        mapping: dict[Any, Any] = {}
+        copied[id(value)] = mapping
+        for key, v in value.items():
+            inner = (*path, key) if isinstance(key, str | int) else None
+            mapping[key] = _mapped(v, inner, function, copied) if inner else v
+        return mapping
+    return function(value, path)

@@ -1,0 +1,239 @@
+"""Run a model once and keep what it computed: :func:`trace`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from taskprune.errors import InputError, TaskPruneError, TraceError
+from taskprune.forward import Forward, call_inputs
+from taskprune.graph.borrow import TensorGuard, borrowed, trace_attributes
+from taskprune.graph.listening import DispatchMode, FunctionMode
+from taskprune.graph.outputs import flatten_outputs, resolve_paths
+from taskprune.graph.recorder import Recorder
+from taskprune.graph.records import GraphOutput, Mode, ModelGraph, Ref
+from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
+from taskprune.tasks import Task
+
+TaskOutputs: TypeAlias = Mapping[str, Task] | Mapping[str, str | Sequence[str]]
+"""Tasks, or just the output paths of each."""
+
+
+def trace(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    forward: Forward | None = None,
+    tasks: TaskOutputs | None = None,
+    modes: Literal["auto", "eval", "train", "both"] = "auto",
+) -> ModelGraph:
+    """Record the operators, sizes and outputs of one forward pass.
+
+    Nothing is computed: the model runs on tensors without content. Only where the forward needs
+    values (``.item()``, branches on data) it runs for real. The model is given back as it was,
+    also after an exception: flags, attributes, buffers, hooks, gradients, random generators.
+
+    Modules that cannot shrink as they are written (``torch.nn.MultiheadAttention``) are recorded as
+    the equal module that takes their place in the pruned model.
+
+    Args:
+        model: Any module.
+        example_inputs: What ``forward`` takes; dim 0 of each tensor is the batch.
+        forward: ``(model, inputs) -> outputs``. Default: a tensor is passed as it is, a tuple as
+            positional and a dict as keyword arguments.
+        tasks: Output paths of each task, as :class:`~taskprune.Task` objects or plain paths. A
+            prefix such as ``"detection"`` takes everything below it. A task that declares none
+            owns none.
+        modes: Which forward passes to record. ``"auto"``: that of evaluation, and that of
+            training as well when the first leaves parameters untouched and the second runs. The
+            couplings of a graph hold in all of its passes.
+
+    Raises:
+        InputError: ``model`` is no module, or a task owns an output that does not exist.
+        TraceError: The forward raised on the example inputs; the original error is chained.
+    """
+    _check_model(model)
+    wanted = _wanted_outputs(tasks)
+    call = forward or call_inputs
+    replacements = find_replacements(model)
+    notes: list[str] = []
+    if replacements:
+        types = {path: type(module) for path, module in model.named_modules()}
+        try:
+            with replaced_modules(model, replacements):
+                session = _Session(model, example_inputs, call)
+                session.record(modes)
+                return session.graph(wanted, replacements, types)
+        except TraceError as error:
+            # Code that reaches into its attention modules finds other parameters there than it
+            # expects. Traced as written, it says what is wrong with the inputs, if anything is.
+            notes.append(f"No attention module could be replaced: {error.__cause__}")
+    session = _Session(model, example_inputs, call)
+    session.notes += notes
+    session.record(modes)
+    return session.graph(wanted)
+
+
+class _Session:
+    """The passes of one trace."""
+
+    def __init__(self, model: nn.Module, inputs: Any, forward: Forward) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.forward = forward
+        self.recorder = Recorder(model)
+        self.modes: list[Mode] = []
+        self.notes: list[str] = []
+        self.attributes: dict[tuple[str, tuple[str | int, ...]], int] = {}
+        self.used_real_tensors = False
+
+    def record(self, modes: Literal["auto", "eval", "train", "both"]) -> None:
+        """Record the passes asked for."""
+        if modes != "train":
+            self.run("eval")
+        if modes in ("train", "both"):
+            self.run("train")
+        elif modes == "auto" and self.untraced():
+            self.try_run("train")
+
+    def run(self, mode: Mode) -> None:
+        """Record one pass, without content first, for real where that is not enough."""
+        start = self.recorder.mark()
+        try:
+            self._record(mode, real=False)
+        except Exception:  # noqa: BLE001 - the real run below tells whether the model is at fault
+            self.recorder.rewind(start)
+            try:
+                self._record(mode, real=True)
+            except TaskPruneError:
+                raise
+            except Exception as error:
+                raise TraceError(
+                    f"Expected the model to run on the example inputs in {mode} mode. Its forward "
+                    f"raised {type(error).__name__}: {error}. Pass inputs as the model takes them, "
+                    "or a `forward=` that calls it."
+                ) from error
+            self.used_real_tensors = True
+        self.modes.append(mode)
+
+    def try_run(self, mode: Mode) -> None:
+        """Record one pass if it runs; otherwise leave a note."""
+        start = self.recorder.mark()
+        try:
+            self.run(mode)
+        except TraceError as error:
+            self.recorder.rewind(start)
+            self.notes.append(f"The {mode} pass was not recorded: {error.__cause__}")
+
+    def _record(self, mode: Mode, *, real: bool) -> None:
+        recorder = self.recorder
+        recorder.mode = mode
+        recorder.tensor_guard = TensorGuard() if real else None
+        functions = FunctionMode(recorder)
+        with ExitStack() as stack:
+            if recorder.tensor_guard is not None:
+                stack.callback(recorder.tensor_guard.restore)
+            stack.enter_context(borrowed(self.model))
+            _set_mode(self.model, mode)
+            self.attributes = trace_attributes(self.model, recorder)
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(recorder.watching_modules())
+            if not real:
+                stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+            stack.enter_context(DispatchMode(recorder, functions))
+            stack.enter_context(functions)
+            outputs = self.forward(self.model, self.inputs)
+            recorder.outputs += [
+                GraphOutput(path, recorder.number(tensor), mode)
+                for path, tensor in flatten_outputs(outputs).items()
+            ]
+
+    def untraced(self) -> tuple[str, ...]:
+        """Names of the parameters that no recorded operator read."""
+        read: set[int] = set()
+        for operation in self.recorder.operations:
+            read.update(_refs(operation.arguments.values()))
+        read.update(output.value for output in self.recorder.outputs)
+        return tuple(name for name, n in self.recorder.parameters.items() if n not in read)
+
+    def graph(
+        self,
+        wanted: Mapping[str, tuple[str, ...]],
+        replacements: tuple[ModuleReplacement, ...] = (),
+        types: Mapping[str, type[nn.Module]] | None = None,
+    ) -> ModelGraph:
+        """Return the finished record; `types` are those of the user's modules by path."""
+        recorder = self.recorder
+        recorded = {path: type(module) for path, module in self.model.named_modules()}
+        return ModelGraph(
+            values=tuple(recorder.values),
+            operations=tuple(recorder.operations),
+            calls=tuple(recorder.calls),
+            guards=tuple(recorder.guards),
+            outputs=tuple(recorder.outputs),
+            module_outputs=tuple(recorder.module_outputs),
+            parameters=recorder.parameters,
+            buffers=recorder.buffers,
+            attributes=self.attributes,
+            modules={**recorded, **(types or {})},
+            tasks=resolve_paths(wanted, (output.path for output in recorder.outputs)),
+            modes=tuple(self.modes),
+            notes=tuple(self.notes),
+            untraced=self.untraced(),
+            batch_size=_batch_size(recorder),
+            used_real_tensors=self.used_real_tensors,
+            replacements=replacements,
+        )
+
+
+def _set_mode(model: nn.Module, mode: Mode) -> None:
+    model.train(mode == "train")
+    if mode == "train":
+        # Batch statistics couple nothing that running statistics do not, but they reject a
+        # single example and would be updated.
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.training = False
+
+
+def _refs(arguments: Any) -> Iterator[int]:
+    for argument in arguments:
+        if isinstance(argument, Ref):
+            yield argument.value
+        elif isinstance(argument, tuple):
+            yield from _refs(argument)
+
+
+def _batch_size(recorder: Recorder) -> int:
+    for operation in recorder.operations:
+        for number in _refs(operation.arguments.values()):
+            value = recorder.values[number]
+            if value.kind == "outside" and len(value.shape) > 1:
+                return value.shape[0]
+    return 1
+
+
+def _wanted_outputs(tasks: TaskOutputs | None) -> dict[str, tuple[str, ...]]:
+    wanted: dict[str, tuple[str, ...]] = {}
+    for name, task in (tasks or {}).items():
+        paths = task.output_paths if isinstance(task, Task) else task
+        wanted[name] = (paths,) if isinstance(paths, str) else tuple(paths or ())
+    return wanted
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"`model` must be a torch.nn.Module. Found {type(model).__name__}.")
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise InputError(
+                f"Expected a model whose parameters have shapes. `{name}` is still lazy: run the "
+                "model once on real inputs, then trace it."
+            )

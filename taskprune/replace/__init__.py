@@ -1,0 +1,19 @@
+"""Modules that cannot shrink as they are written, and what stands in for them."""
+
+from taskprune.replace.attention import PrunableMultiheadAttention
+from taskprune.replace.replacement import (
+    ModuleReplacement,
+    find_replacements,
+    replace_modules,
+    replaced_modules,
+    split_parameters,
+)
+
+__all__ = [
+    "ModuleReplacement",
+    "PrunableMultiheadAttention",
+    "find_replacements",
+    "replace_modules",
+    "replaced_modules",
+    "split_parameters",
+]

@@ -1,0 +1,190 @@
+"""Which modules of a model get replaced, and doing it, so that it can be undone and redone.
+
+A replacement is recorded as data. The plan carries the records, so that the original class is all
+that a checkpoint needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from taskprune.errors import PlanMismatchError
+from taskprune.replace.attention import PrunableMultiheadAttention
+
+ATTENTION = "multihead_attention"
+"""The kind of a ``torch.nn.MultiheadAttention`` that becomes `PrunableMultiheadAttention`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleReplacement:
+    """One module and what takes its place.
+
+    Attributes:
+        path: Its path in the model; of several paths of one module the first.
+        kind: What takes its place: :data:`ATTENTION`.
+    """
+
+    path: str
+    kind: str
+
+
+def find_replacements(model: nn.Module) -> tuple[ModuleReplacement, ...]:
+    """Return what can be replaced in ``model``, in order of its modules.
+
+    That is every ``torch.nn.MultiheadAttention`` itself (no subclass, which may compute something
+    else), unless it is the whole model, has ``add_bias_kv`` or ``add_zero_attn``, shares a
+    parameter with another module, or carries hooks or parametrisations. Those stay as they are,
+    with all of their channels.
+    """
+    owners = Counter(
+        id(parameter)
+        for module in model.modules()
+        for parameter in module._parameters.values()
+        if parameter is not None
+    )
+    return tuple(
+        ModuleReplacement(path, ATTENTION)
+        for path, module in model.named_modules()
+        if path
+        and type(module) is nn.MultiheadAttention
+        and _is_plain(module)
+        and all(owners[id(parameter)] == 1 for parameter in module.parameters())
+    )
+
+
+def replace_modules(
+    model: nn.Module, replacements: Iterable[ModuleReplacement]
+) -> Callable[[], None]:
+    """Put the replacements in place in ``model`` itself; those already there stay.
+
+    A module that occurs in several places is replaced by one. Stacks of
+    ``torch.nn.TransformerEncoder`` stop packing padded inputs into nested tensors, which only the
+    fused inference path of packed attention takes; positions of padding then hold what the layers
+    compute there, as in training, in place of zeros.
+
+    Returns:
+        A function that gives the model back as it was.
+
+    Raises:
+        PlanMismatchError: The model has nothing to replace at such a path. It is unchanged.
+    """
+    substitutes: dict[int, nn.Module] = {}
+    for replacement in replacements:
+        module = _module_at(model, replacement)
+        if not isinstance(module, PrunableMultiheadAttention):
+            substitutes[id(module)] = PrunableMultiheadAttention.from_torch(module)
+    undo: list[Callable[[], None]] = []
+    for parent in list(model.modules()) if substitutes else ():
+        for name, child in parent._modules.items():
+            if id(child) in substitutes:
+                undo.append(_putter(parent._modules, name, child))
+                parent._modules[name] = substitutes[id(child)]
+        if isinstance(parent, nn.TransformerEncoder) and parent.use_nested_tensor:
+            undo.append(_putter(vars(parent), "use_nested_tensor", parent.use_nested_tensor))
+            parent.use_nested_tensor = False
+
+    def give_back() -> None:
+        while undo:
+            undo.pop()()
+
+    return give_back
+
+
+@contextmanager
+def replaced_modules(
+    model: nn.Module, replacements: Iterable[ModuleReplacement]
+) -> Iterator[nn.Module]:
+    """Borrow ``model`` with its modules replaced; it is given back as it was, also on error."""
+    give_back = replace_modules(model, replacements)
+    try:
+        yield model
+    finally:
+        give_back()
+
+
+def split_parameters(
+    model: nn.Module, replacements: Iterable[ModuleReplacement]
+) -> dict[str, list[tuple[str, slice]]]:
+    """Return where the parameters of modules go that get replaced.
+
+    Args:
+        model: The original; modules in it that are replaced already have nothing to split.
+        replacements: Those of the plan.
+
+    Returns:
+        ``{name in the original: [(name in the replaced model, rows of the original), ...]}``.
+
+    Raises:
+        PlanMismatchError: The model has nothing to replace at such a path.
+    """
+    moves: dict[str, list[tuple[str, slice]]] = {}
+    for replacement in replacements:
+        module = _module_at(model, replacement)
+        if isinstance(module, PrunableMultiheadAttention):
+            continue
+        for name, _ in module.named_parameters():
+            moves[f"{replacement.path}.{name}"] = [
+                (f"{replacement.path}.{part}", rows)
+                for part, rows in PrunableMultiheadAttention.parts_of(name, module.embed_dim)
+            ]
+    return moves
+
+
+def _module_at(model: nn.Module, replacement: ModuleReplacement) -> Any:
+    if replacement.kind != ATTENTION:
+        raise PlanMismatchError(
+            f"The plan replaces `{replacement.path}` by {replacement.kind!r}, which this version "
+            f"of taskprune does not know. It knows {ATTENTION!r}."
+        )
+    try:
+        module = model.get_submodule(replacement.path)
+    except AttributeError as error:
+        raise PlanMismatchError(
+            f"The plan was made for a model with a `torch.nn.MultiheadAttention` at "
+            f"`{replacement.path}`; this model has nothing there. Build the model with the "
+            "arguments of the original."
+        ) from error
+    if type(module) is PrunableMultiheadAttention:
+        return module
+    if type(module) is not nn.MultiheadAttention or not _is_plain(module):
+        raise PlanMismatchError(
+            f"The plan was made for a model with a plain `torch.nn.MultiheadAttention` at "
+            f"`{replacement.path}`. Found {type(module).__name__}, or one with options, hooks or "
+            "parametrisations that the original's had not. Build the model like the original."
+        )
+    return module
+
+
+def _is_plain(module: nn.MultiheadAttention) -> bool:
+    """Return whether nothing was added to the module that its replacement would lose."""
+    unused = nn.MultiheadAttention(1, 1, device="meta")
+    parts = (module, module.out_proj)
+    return (
+        type(module.out_proj) is NonDynamicallyQuantizableLinear
+        and module.bias_k is None
+        and module.bias_v is None
+        and not module.add_zero_attn
+        and vars(module).keys() <= vars(unused).keys() | {"bias_k", "bias_v"}
+        and module._parameters.keys() <= unused._parameters.keys() | {"bias_k", "bias_v"}
+        and module._modules.keys() == unused._modules.keys()
+        and not module._buffers
+        and not any(state for part in parts for state in _hooks(part))
+    )
+
+
+def _hooks(module: nn.Module) -> Iterator[Any]:
+    return (state for name, state in vars(module).items() if name.endswith("_hooks"))
+
+
+def _putter(holder: dict[str, Any], name: str, value: Any) -> Callable[[], None]:
+    def put() -> None:
+        holder[name] = value
+
+    return put
