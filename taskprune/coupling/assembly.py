@@ -1,0 +1,357 @@
+"""From atomic channels to the records: groups, members, attributes, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskprune.coupling.context import Analysis
+from taskprune.coupling.forms import Classes, Form
+from taskprune.coupling.groups import (
+    AttributeForm,
+    CouplingGroup,
+    CouplingGroups,
+    FreezeReason,
+    FrozenGroup,
+    IntArray,
+    LinearForm,
+    MacsTerm,
+    TensorSlice,
+)
+from taskprune.coupling.partition import Partition
+from taskprune.coupling.provenance import Assignment
+from taskprune.coupling.taps import module_outputs
+from taskprune.graph.reach import tasks_reached
+
+_LONE = FreezeReason("structure", "is a single channel, and one must stay")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Entries:
+    """The class of every position along one dim of a tensor or module output."""
+
+    name: str
+    dim: int
+    labels: IntArray
+    produces: bool = True
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Kinds:
+    """Classes with the same entries everywhere, hence interchangeable: the groups-to-be.
+
+    Attributes:
+        of_class: Kind of each class, -1 for those that belong to none.
+        rank: Channel number of each class within its kind.
+        sizes: How many classes each kind has.
+        names: Name of each kind.
+    """
+
+    of_class: IntArray
+    rank: IntArray
+    sizes: IntArray
+    names: tuple[str, ...]
+
+
+def assemble(analysis: Analysis, solution: Partition, assignment: Assignment) -> CouplingGroups:
+    """Build the records from a settled partition."""
+    graph, classes = analysis.graph, solution.classes
+    tensors = _tensor_entries(analysis, classes)
+    taps = [
+        Entries(tap.module, tap.dim, classes.labels[tap.units])
+        for tap in module_outputs(analysis, classes)
+    ]
+    work = [(w, [classes.units_form(u) for u in w.units]) for w in _simplified(analysis, classes)]
+    attributes = {a: f for a, f in assignment.forms.items() if not f.is_constant}
+    forms = [*attributes.values(), *(form for _, own in work for form in own)]
+    signature = _signatures(len(classes.frozen), [*tensors, *taps], forms)
+    first = _first_positions(tensors, len(classes.frozen))
+    kinds = _kinds(~classes.frozen, signature, first, tensors)
+    reached = tasks_reached(graph)
+    linear = _Linear(kinds)
+    return CouplingGroups(
+        groups=_groups(analysis, classes, kinds, tensors, taps, reached),
+        frozen=_frozen_groups(analysis, solution, kinds, tensors, first, reached),
+        shapes={
+            name: graph.values[value].shape
+            for name, value in {**graph.parameters, **graph.buffers}.items()
+        },
+        parameter_names=frozenset(graph.parameters),
+        attributes=tuple(
+            AttributeForm(a.module, a.path, form)
+            for a, form in (
+                (a, linear(attributes[a]))
+                for a in sorted(attributes, key=lambda a: (a.module, str(a.path)))
+            )
+            if form.coefficients
+        ),
+        macs=tuple(
+            MacsTerm(w.operator, w.module, w.multiplier, tuple(linear(f) for f in own))
+            for w, own in work
+        ),
+        activation_sizes={(tap.name, tap.dim): len(tap.labels) for tap in taps},
+        tasks=tuple(graph.tasks),
+        untraced=graph.untraced,
+        replacements=graph.replacements,
+        batch_size=graph.batch_size,
+    )
+
+
+# -- entries -------------------------------------------------------------------------------------
+
+
+def _tensor_entries(analysis: Analysis, classes: Classes) -> list[Entries]:
+    table = analysis.units
+    read = np.zeros(table.n_units, np.bool_)
+    if table.read:
+        read[np.concatenate(table.read)] = True
+    return [
+        Entries(
+            column.name,
+            column.dim,
+            classes.labels[column.start : column.start + column.size],
+            not read[column.start : column.start + column.size].any(),
+        )
+        for column in table.columns
+    ]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _UnitWork:
+    operator: str
+    module: str
+    multiplier: int
+    units: tuple[IntArray, ...]
+
+
+def _simplified(analysis: Analysis, classes: Classes) -> Iterable[_UnitWork]:
+    """Move every length that never changes into the multiplier."""
+    for work in analysis.work:
+        multiplier = work.multiplier
+        units = []
+        for factor in (f for axis in work.axes for f in axis):
+            if factor.units is None or classes.frozen[classes.labels[factor.units]].all():
+                multiplier *= factor.size
+            else:
+                units.append(factor.units)
+        yield _UnitWork(work.operator, work.module, multiplier, tuple(units))
+
+
+# -- kinds ---------------------------------------------------------------------------------------
+
+
+def _signatures(
+    n_classes: int, entries: Sequence[Entries], forms: Sequence[Form]
+) -> NDArray[np.uint64]:
+    """Return 128 bits for each class that tell how often it occurs in every dim and size.
+
+    A random linear map of the counts, the same in every run: two classes agree exactly if their
+    counts do, but for a chance of about 1 in 10^38.
+    """
+    columns = [e.labels for e in entries] + [f.classes for f in forms]
+    counts = [np.ones(len(e.labels), np.uint64) for e in entries]
+    counts += [f.counts.astype(np.uint64) for f in forms]
+    generator = np.random.default_rng(0)
+    bits = generator.integers(0, 2**64, size=(len(columns), 2), dtype=np.uint64)
+    signature = np.zeros((n_classes, 2), np.uint64)
+    if columns:
+        where = np.concatenate(columns)
+        number = np.repeat(np.arange(len(columns)), [len(c) for c in columns])
+        weight = np.concatenate(counts)
+        for half in (0, 1):
+            np.add.at(signature[:, half], where, weight * bits[number, half])
+    return signature
+
+
+def _first_positions(entries: Sequence[Entries], n_classes: int) -> IntArray:
+    """Return where each class first occurs, entries that produce it before those that read it."""
+    labels = np.concatenate([e.labels for e in entries]) if entries else np.empty(0, np.int64)
+    reads = np.repeat([not e.produces for e in entries], [len(e.labels) for e in entries])
+    total = len(labels)
+    first = np.full(n_classes, 2 * total, np.int64)
+    np.minimum.at(first, labels, np.arange(total) + total * reads)
+    return first
+
+
+def _kinds(
+    free: NDArray[np.bool_],
+    signature: NDArray[np.uint64],
+    first: IntArray,
+    entries: Sequence[Entries],
+) -> Kinds:
+    members = np.flatnonzero(free)
+    members = members[np.argsort(first[members], kind="stable")]
+    _, start, inverse, counts = np.unique(
+        signature[members], axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    inverse = inverse.reshape(-1)
+    counts = np.where(counts > 1, counts, 0)  # of a single channel none can go
+    order = np.argsort(start, kind="stable")
+    order = order[counts[order] > 0]
+    number = np.full(len(start), -1, np.int64)
+    number[order] = np.arange(len(order))
+    of_class = np.full(len(free), -1, np.int64)
+    of_class[members] = number[inverse]
+    rank = np.zeros(len(free), np.int64)
+    by_kind = members[np.argsort(of_class[members], kind="stable")]
+    by_kind = by_kind[of_class[by_kind] >= 0]
+    sizes = counts[order].astype(np.int64)
+    starts = np.cumsum(sizes) - sizes
+    rank[by_kind] = np.arange(len(by_kind)) - np.repeat(starts, sizes)
+    names = _names(first[members[start[order]]], entries)
+    return Kinds(of_class, rank, sizes, names)
+
+
+def _names(positions: IntArray, entries: Sequence[Entries]) -> tuple[str, ...]:
+    """Name kinds after the tensor in which they first occur; number those that share one."""
+    bounds = np.cumsum([len(e.labels) for e in entries])
+    total = int(bounds[-1]) if len(bounds) else 0
+    taken: dict[str, int] = {}
+    names = []
+    for position in positions:
+        entry = entries[int(np.searchsorted(bounds, position % max(total, 1), side="right"))]
+        name = entry.name.removesuffix(".weight")
+        taken[name] = taken.get(name, 0) + 1
+        names.append(name if taken[name] == 1 else f"{name}#{taken[name]}")
+    return tuple(names)
+
+
+class _Linear:
+    """Rewrites forms over classes as forms over groups."""
+
+    def __init__(self, kinds: Kinds) -> None:
+        self.kinds = kinds
+
+    def __call__(self, form: Form) -> LinearForm:
+        of_class = self.kinds.of_class[form.classes]
+        lone = of_class < 0
+        constant = form.constant + int(form.counts[lone].sum())
+        numbers, where = np.unique(of_class[~lone], return_index=True)
+        counts = form.counts[~lone][where]
+        return LinearForm(
+            constant,
+            {self.kinds.names[n]: int(c) for n, c in zip(numbers, counts, strict=True)},
+        )
+
+
+# -- groups --------------------------------------------------------------------------------------
+
+
+def _slices(
+    entries: Sequence[Entries], of_class: IntArray, rank: IntArray, sizes: IntArray
+) -> dict[int, list[TensorSlice]]:
+    """Return the entries of each kind, channel by channel."""
+    found: dict[int, list[TensorSlice]] = {}
+    for entry in entries:
+        kinds = of_class[entry.labels]
+        positions = np.flatnonzero(kinds >= 0)
+        if not len(positions):
+            continue
+        own = kinds[positions]
+        order = np.lexsort((positions, rank[entry.labels[positions]], own))
+        positions, own = positions[order], own[order]
+        numbers, starts = np.unique(own, return_index=True)
+        for number, part in zip(numbers, np.split(positions, starts[1:]), strict=True):
+            index = np.ascontiguousarray(part.reshape(int(sizes[number]), -1), dtype=np.int64)
+            found.setdefault(int(number), []).append(
+                TensorSlice(entry.name, entry.dim, index, entry.produces)
+            )
+    return found
+
+
+def _groups(
+    analysis: Analysis,
+    classes: Classes,
+    kinds: Kinds,
+    tensors: Sequence[Entries],
+    taps: Sequence[Entries],
+    reached: Mapping[str, frozenset[str]],
+) -> tuple[CouplingGroup, ...]:
+    members = _slices(tensors, kinds.of_class, kinds.rank, kinds.sizes)
+    activations = _slices(taps, kinds.of_class, kinds.rank, kinds.sizes)
+    crossed: dict[int, dict[str, None]] = {}
+    for units, text in analysis.units.crossings:
+        for number in np.unique(kinds.of_class[classes.labels[units]]):
+            crossed.setdefault(int(number), {})[text] = None
+    return tuple(
+        CouplingGroup(
+            name=name,
+            n_channels=int(kinds.sizes[number]),
+            members=tuple(members[number]),
+            activations=tuple(activations.get(number, ())),
+            tasks=_tasks(members[number], reached),
+            crossed_by=tuple(crossed.get(number, ())),
+        )
+        for number, name in enumerate(kinds.names)
+    )
+
+
+def _tasks(members: Sequence[TensorSlice], reached: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    return frozenset().union(*(reached[m.name] for m in members))
+
+
+# -- what stays ----------------------------------------------------------------------------------
+
+
+def _frozen_groups(
+    analysis: Analysis,
+    solution: Partition,
+    kinds: Kinds,
+    tensors: Sequence[Entries],
+    first: IntArray,
+    reached: Mapping[str, frozenset[str]],
+) -> tuple[FrozenGroup, ...]:
+    reasons, reason_of = _reasons(analysis, solution, kinds)
+    frozen = (kinds.of_class < 0) & (reason_of >= 0)
+    signature = _signatures(len(frozen), tensors, [])
+    signature[:, 0] += reason_of.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    members = np.flatnonzero(frozen & np.any(_signatures(len(frozen), tensors, []) != 0, axis=1))
+    members = members[np.argsort(first[members], kind="stable")]
+    _, start, inverse, counts = np.unique(
+        signature[members], axis=0, return_index=True, return_inverse=True, return_counts=True
+    )
+    order = np.argsort(start, kind="stable")
+    number = np.empty(len(order), np.int64)
+    number[order] = np.arange(len(order))
+    of_class = np.full(len(frozen), -1, np.int64)
+    of_class[members] = number[inverse.reshape(-1)]
+    names = _names(first[members[start[order]]], tensors)
+    slices = _slices(tensors, of_class, first, counts[order])
+    return tuple(
+        FrozenGroup(
+            name=name,
+            n_channels=int(counts[order][n]),
+            members=tuple(slices[n]),
+            reasons=(reasons[int(reason_of[members[start[order][n]]])],),
+            tasks=_tasks(slices[n], reached),
+        )
+        for n, name in enumerate(names)
+    )
+
+
+def _reasons(
+    analysis: Analysis, solution: Partition, kinds: Kinds
+) -> tuple[list[FreezeReason], IntArray]:
+    """Return all reasons, and the number of the first that applies to each class, or -1."""
+    labels = solution.classes.labels
+    reasons = list(analysis.units.reasons)
+    none = np.iinfo(np.int64).max
+    reason_of = np.full(len(solution.classes.frozen), none, np.int64)
+    for units, number in analysis.units.frozen:
+        if number >= 0:
+            np.minimum.at(reason_of, labels[units], number)
+    later = [(units, record.reason) for units, record in solution.passed_over]
+    for record in solution.rigid:
+        own = [reason_of[labels[u]].min() for u in record.factors if u is not None]
+        known = min(own, default=none)
+        later.append((record.flat, record.reason if known == none else reasons[known]))
+    for units, reason in later:
+        reasons.append(reason)
+        np.minimum.at(reason_of, labels[units], len(reasons) - 1)
+    reasons.append(_LONE)
+    alone = ~solution.classes.frozen & (kinds.of_class < 0)
+    reason_of[alone & (reason_of == none)] = len(reasons) - 1
+    return reasons, np.where(reason_of == none, -1, reason_of)

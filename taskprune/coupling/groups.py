@@ -1,0 +1,215 @@
+"""The records that coupling hands on: which tensor entries live or die together.
+
+Nothing here knows how the couplings were found. Scores, costs, plans and oracles are written
+against these records alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskprune.replace import ModuleReplacement
+
+IntArray: TypeAlias = NDArray[np.int64]
+
+FreezeKind: TypeAlias = Literal["interface", "literal", "attribute", "structure", "unknown", "user"]
+"""Why channels cannot be removed.
+
+``interface``: they are inputs or outputs of the model. ``literal``: the code writes the size as a
+number. ``attribute``: no assignment of the module's attributes makes the code follow.
+``structure``: the mathematics needs them (kernel dims, reductions, index tables, the factor of a
+reshape that another factor was preferred to). ``unknown``: no rule for the operator
+("frozen by ignorance"). ``user``: protected on request.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class FreezeReason:
+    """What froze some channels.
+
+    Attributes:
+        kind: The class of reasons.
+        detail: One sentence for the report.
+        operator: The operator's name, such as ``aten.flip.default``; empty where none is involved.
+        module: Path of the innermost module whose forward ran it.
+        source: ``file.py:line`` of the user's code that called it.
+    """
+
+    kind: FreezeKind
+    detail: str
+    operator: str = ""
+    module: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TensorSlice:
+    """The entries along one dim of one named tensor that belong to the channels of a group.
+
+    Attributes:
+        name: For a member of a group: name of a parameter or buffer, as in
+            ``model.named_parameters()`` (tied tensors appear under their first name only). For an
+            activation: path of the module whose output this is.
+        dim: The axis that is indexed.
+        index: Positions along ``dim``; row *c* belongs to channel *c* of the group. Shape
+            ``[n_channels, entries_per_channel]``, int64.
+        produces: True where these entries *make* the channel (a convolution's output dim, its
+            bias, a norm's scale), false where they read it (the next convolution's input dim).
+    """
+
+    name: str
+    dim: int
+    index: IntArray
+    produces: bool = True
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CouplingGroup:
+    """Channels of one kind: any of them can go, each with all of its entries.
+
+    Attributes:
+        name: Unique in its model, stable between runs: the first producing parameter's path
+            without ``.weight``.
+        n_channels: How many channels there are; at least one must stay.
+        members: All parameter and buffer entries.
+        activations: Where the channels appear in outputs of modules (for feature taps and
+            activation-based scores).
+        tasks: Names of the tasks whose outputs the channels can reach, from the graph alone.
+            Empty where no tasks were given.
+        crossed_by: Normalisations and other operators that compute a statistic *across* these
+            channels, as ``"operator at module"``. Where this is empty, removing a channel equals
+            zeroing all of its entries. ``aten.native_layer_norm`` of a module counts too.
+    """
+
+    name: str
+    n_channels: int
+    members: tuple[TensorSlice, ...]
+    activations: tuple[TensorSlice, ...] = ()
+    tasks: frozenset[str] = frozenset()
+    crossed_by: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(sorted(self.tasks)) or "no task"
+        return (
+            f"CouplingGroup({self.name}: {self.n_channels} channels, "
+            f"{len(self.members)} members, {tasks})"
+        )
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class FrozenGroup:
+    """Channels that must all stay, and why."""
+
+    name: str
+    n_channels: int
+    members: tuple[TensorSlice, ...]
+    reasons: tuple[FreezeReason, ...]
+    tasks: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class LinearForm:
+    """A size as a function of how many channels each group keeps.
+
+    ``value = constant + sum(coefficients[g] * kept[g] for g in coefficients)``.
+    """
+
+    constant: int
+    coefficients: Mapping[str, int] = field(default_factory=dict)
+
+    def value(self, kept: Mapping[str, int]) -> int:
+        """Return the size when group ``g`` keeps ``kept[g]`` channels."""
+        return self.constant + sum(c * kept[g] for g, c in self.coefficients.items())
+
+
+@dataclass(frozen=True, slots=True)
+class MacsTerm:
+    """Multiply-adds of one operator call: ``multiplier * prod(factor.value(kept))``.
+
+    ``multiplier`` holds every size that pruning does not change (batch, space, kernel, tokens).
+    """
+
+    operator: str
+    module: str
+    multiplier: int
+    factors: tuple[LinearForm, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeForm:
+    """An integer that a module stores and its forward reads, as a function of the kept counts.
+
+    Attributes:
+        module: Path of the module (empty string for the root).
+        path: Attribute name, then keys or positions inside containers: ``("split", 1)``.
+        value: The integer to store after pruning.
+    """
+
+    module: str
+    path: tuple[str | int, ...]
+    value: LinearForm
+
+
+@dataclass(frozen=True, eq=False)
+class CouplingGroups:
+    """Everything the later stages need to know of a model's structure.
+
+    Iterating yields the prunable groups, ordered by first use in the forward pass.
+
+    Attributes:
+        groups: The prunable groups.
+        frozen: Groups that cannot shrink, with reasons.
+        shapes: Shape of each distinct parameter and buffer by its first name.
+        parameter_names: Those of ``shapes`` that are parameters.
+        attributes: Integers to update in modules.
+        macs: Cost of one forward pass on the traced example inputs, whole batch.
+        activation_sizes: Full size of the indexed dim of each activation,
+            ``{(module, dim): size}``.
+        tasks: Names of the declared tasks, in their order.
+        untraced: Parameters that no traced forward touched.
+        batch_size: Size of dim 0 of the traced inputs.
+        replacements: Modules that something equal takes the place of, before anything is pruned.
+            All names and shapes are those of the model with the replacements.
+    """
+
+    groups: tuple[CouplingGroup, ...]
+    frozen: tuple[FrozenGroup, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    parameter_names: frozenset[str]
+    attributes: tuple[AttributeForm, ...] = ()
+    macs: tuple[MacsTerm, ...] = ()
+    activation_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
+    tasks: tuple[str, ...] = ()
+    untraced: tuple[str, ...] = ()
+    batch_size: int = 1
+    replacements: tuple[ModuleReplacement, ...] = ()
+
+    def __iter__(self) -> Iterator[CouplingGroup]:
+        return iter(self.groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, name: str) -> CouplingGroup:
+        return self._by_name[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._by_name
+
+    @property
+    def _by_name(self) -> dict[str, CouplingGroup]:
+        # Computed on first use; the record is frozen, so it goes past __setattr__.
+        cached: dict[str, CouplingGroup] | None = self.__dict__.get("_index")
+        if cached is None:
+            cached = {group.name: group for group in self.groups}
+            object.__setattr__(self, "_index", cached)
+        return cached
+
+    def full_counts(self) -> dict[str, int]:
+        """Return ``{group name: n_channels}``: the counts of the unpruned model."""
+        return {group.name: group.n_channels for group in self.groups}

@@ -1,0 +1,141 @@
+"""Indexing by tensors: gathers, look-ups, rankings."""
+
+from __future__ import annotations
+
+import torch
+
+from taskprune.coupling.axes import Axis, axis_size, is_tracked, untracked
+from taskprune.coupling.context import RuleContext
+from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.rules.overloads import overloads
+from taskprune.graph.records import Ref
+
+aten = torch.ops.aten
+
+_BY_POSITION = "entries are picked by their positions"
+
+
+@channel_rule(aten.embedding.default)
+def _embedding(ctx: RuleContext) -> None:
+    weight, indices = ctx.tensor("weight"), ctx.tensor("indices")
+    ctx.freeze(weight.axes[0], "structure", "rows of an embedding are looked up by number")
+    ctx.produce([*indices.axes, weight.axes[1]], zero=weight.zero, weight=False)
+
+
+@channel_rule(aten.index_select.default)
+def _index_select(ctx: RuleContext) -> None:
+    state = ctx.tensor("self")
+    axes = list(state.axes)
+    dim = ctx.dim("dim", len(axes))
+    ctx.freeze(axes[dim], "structure", _BY_POSITION)
+    axes[dim] = untracked(ctx.output_shape()[dim])
+    ctx.produce(axes, zero=state.zero)
+
+
+@channel_rule(aten.gather.default)
+def _gather(ctx: RuleContext) -> None:
+    """Along the other dims the index is as long as the source, or shorter by choice."""
+    state, index = ctx.tensor("self"), ctx.tensor("index")
+    dim = ctx.dim("dim", len(state.axes))
+    axes: list[Axis] = []
+    for d, (source, wanted) in enumerate(zip(state.axes, index.axes, strict=True)):
+        if d == dim:
+            ctx.freeze(source, "structure", _BY_POSITION)
+            axes.append(wanted)
+        elif axis_size(source) == axis_size(wanted):
+            ctx.tie(source, wanted)
+            axes.append(source if is_tracked(source) else wanted)
+        else:
+            ctx.freeze(source, "structure", _BY_POSITION)
+            axes.append(wanted)
+    ctx.produce(axes, zero=state.zero, weight=False)
+
+
+@channel_rule(aten.index.Tensor, aten._unsafe_index.Tensor)
+def _index(ctx: RuleContext) -> None:
+    """Advanced indexing; boolean masks count as several dims."""
+    state = ctx.tensor("self")
+    taken, lead, shape = _indexed_dims(ctx)
+    for d in taken:
+        ctx.freeze(state.axes[d], "structure", _BY_POSITION)
+    rest: list[Axis] = [axis for d, axis in enumerate(state.axes) if d not in taken]
+    new: list[Axis] = [untracked(n) for n in shape]
+    ctx.produce([*rest[:lead], *new, *rest[lead:]], zero=state.zero)
+
+
+def _indexed_dims(ctx: RuleContext) -> tuple[set[int], int, tuple[int, ...]]:
+    """Return the dims that are indexed, where the new dims go, and their sizes."""
+    graph = ctx.analysis.graph
+    taken: list[int] = []
+    positions: list[int] = []
+    d = 0
+    for position, part in enumerate(ctx.argument("indices")):
+        if not isinstance(part, Ref):
+            d += 1
+            continue
+        value = graph.values[part.value]
+        width = len(value.shape) if value.is_mask else 1
+        taken += range(d, d + width)
+        positions.append(position)
+        d += width
+    adjacent = positions == list(range(positions[0], positions[0] + len(positions)))
+    lead = taken[0] if adjacent else 0
+    rank = len(ctx.tensor("self").axes) - len(taken)
+    output = ctx.output_shape() if ctx.operation.outputs else ()
+    return set(taken), lead, output[lead : len(output) - rank + lead]
+
+
+@channel_rule(*overloads("index_put", "_unsafe_index_put", "_index_put_impl"))
+def _index_put(ctx: RuleContext) -> None:
+    state, values = ctx.tensor("self"), ctx.tensor("values")
+    for axis in (*state.axes, *values.axes):
+        ctx.freeze(axis, "structure", "entries are written by their positions")
+    ctx.produce(state.axes)
+
+
+@channel_rule(*overloads("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy"))
+def _scatter(ctx: RuleContext) -> None:
+    for state in ctx.tensors():
+        for axis in state.axes:
+            ctx.freeze(axis, "structure", "entries are written by their positions")
+    ctx.produce(ctx.axes("self"))
+
+
+@channel_rule(aten.topk.default, *overloads("sort", "argsort", "kthvalue", "mode", "median"))
+def _rank(ctx: RuleContext) -> None:
+    """Entries change places along one dim; what is returned says where they were."""
+    state = ctx.tensor("self")
+    dim = ctx.argument("dim")
+    ranked = range(len(state.axes)) if dim is None else [ctx.dim("dim", len(state.axes))]
+    for d in ranked if state.axes else ():
+        ctx.freeze(state.axes[d], "structure", "a ranking mixes the entries of this dim")
+    for index, number in enumerate(ctx.operation.outputs):
+        if number is not None:
+            shape = ctx.output_shape(index)
+            if len(shape) == len(state.axes):
+                axes = [untracked(n) if d in ranked else state.axes[d] for d, n in enumerate(shape)]
+            else:
+                axes = [a for d, a in enumerate(state.axes) if d not in ranked]
+            ctx.produce(axes, index=index)
+
+
+@channel_rule(*overloads("nonzero", "masked_select", "one_hot", "bincount", "searchsorted"))
+def _positions(ctx: RuleContext) -> None:
+    for state in ctx.tensors():
+        for axis in state.axes:
+            ctx.freeze(axis, "structure", _BY_POSITION)
+    ctx.produce_fixed()
+
+
+@channel_rule(*overloads("cumsum", "cumprod", "logcumsumexp", "cummax", "cummin"))
+def _scan(ctx: RuleContext) -> None:
+    state = ctx.tensor("self")
+    if state.axes:
+        ctx.freeze(
+            state.axes[ctx.dim("dim", len(state.axes))],
+            "structure",
+            "a running total depends on the order of this dim",
+        )
+    for index, number in enumerate(ctx.operation.outputs):
+        if number is not None:
+            ctx.produce(state.axes, index=index)

@@ -1,0 +1,88 @@
+"""Matrix products; linear layers reach the dispatcher as one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from taskprune.coupling.axes import Axis, axis_size, is_tracked
+from taskprune.coupling.context import RuleContext, TensorState
+from taskprune.coupling.registry import channel_rule
+
+aten = torch.ops.aten
+
+
+@channel_rule(aten.mm.default)
+def _mm(ctx: RuleContext) -> None:
+    _product(ctx, ctx.tensor("self"), ctx.tensor("mat2"))
+
+
+@channel_rule(aten.addmm.default, aten.addmm_.default)
+def _addmm(ctx: RuleContext) -> None:
+    _product(ctx, ctx.tensor("mat1"), ctx.tensor("mat2"), ctx.tensor("self"))
+
+
+@channel_rule(aten.bmm.default)
+def _bmm(ctx: RuleContext) -> None:
+    _product(ctx, ctx.tensor("self"), ctx.tensor("mat2"))
+
+
+@channel_rule(aten.baddbmm.default)
+def _baddbmm(ctx: RuleContext) -> None:
+    _product(ctx, ctx.tensor("batch1"), ctx.tensor("batch2"), ctx.tensor("self"))
+
+
+@channel_rule(aten.mv.default)
+def _mv(ctx: RuleContext) -> None:
+    matrix, vector = ctx.tensor("self"), ctx.tensor("vec")
+    contract(ctx, matrix, matrix.axes[1], vector, vector.axes[0])
+    ctx.produce([matrix.axes[0]], zero=matrix.zero)
+
+
+@channel_rule(aten.dot.default)
+def _dot(ctx: RuleContext) -> None:
+    left, right = ctx.tensor("self"), ctx.tensor("tensor")
+    contract(ctx, left, left.axes[0], right, right.axes[0])
+    ctx.produce([])
+
+
+def _product(
+    ctx: RuleContext, left: TensorState, right: TensorState, bias: TensorState | None = None
+) -> None:
+    """``[*batch, n, k] @ [*batch, k, m] (+ bias)``."""
+    *left_batch, rows, inner = left.axes
+    *right_batch, inner_right, columns = right.axes
+    for a, b in zip(left_batch, right_batch, strict=True):
+        ctx.tie(a, b)
+    contract(ctx, left, inner, right, inner_right)
+    batch = [a if is_tracked(a) else b for a, b in zip(left_batch, right_batch, strict=True)]
+    axes = [*batch, rows, columns]
+    if bias is not None:
+        _tie_broadcast(ctx, axes, bias)
+    zero = (
+        (left.zero or not is_tracked(rows))
+        and (right.zero or not is_tracked(columns))
+        and (left.zero or right.zero or not any(is_tracked(a) for a in batch))
+        and (bias is None or bias.zero)
+    )
+    ctx.produce(axes, zero=zero)
+    ctx.count(1, *batch, rows, inner, columns)
+
+
+def contract(
+    ctx: RuleContext, left: TensorState, inner: Axis, right: TensorState, inner_right: Axis
+) -> None:
+    """Tie the axes that a product sums over; zero entries add nothing to the sum."""
+    ctx.tie(inner, inner_right)
+    if left.weight != right.weight:
+        ctx.read(left, inner)
+        ctx.read(right, inner_right)
+    if not (left.zero or right.zero):
+        ctx.cross(inner, inner_right)
+
+
+def _tie_broadcast(ctx: RuleContext, axes: Sequence[Axis], state: TensorState) -> None:
+    for axis, other in zip(list(axes)[::-1], list(state.axes)[::-1], strict=False):
+        if axis_size(axis) == axis_size(other):
+            ctx.tie(axis, other)

@@ -1,0 +1,90 @@
+"""Operators that summarise dims, and softmax."""
+
+from __future__ import annotations
+
+import torch
+
+from taskprune.coupling.axes import Axis, is_tracked, untracked
+from taskprune.coupling.context import RuleContext
+from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.rules.elementwise import pointwise
+from taskprune.coupling.rules.overloads import overloads
+
+aten = torch.ops.aten
+
+
+@channel_rule(*overloads("sum", "nansum", "norm", "linalg_vector_norm"))
+def _sum(ctx: RuleContext) -> None:
+    """Zeros add nothing, so a sum over channels that are zero does not miss them."""
+    _reduce(ctx, crosses=not ctx.tensor("self").zero)
+
+
+@channel_rule(
+    *overloads(
+        "mean", "nanmean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean",
+        "prod", "logsumexp", "all", "any", "aminmax",
+    )
+)  # fmt: skip
+def _summarise(ctx: RuleContext) -> None:
+    if ctx.has("other"):
+        pointwise(ctx, zero=False)
+    else:
+        _reduce(ctx, crosses=True)
+
+
+@channel_rule(*overloads("argmax", "argmin"))
+def _arg(ctx: RuleContext) -> None:
+    state = ctx.tensor("self")
+    for d in _reduced_dims(ctx):
+        ctx.freeze(state.axes[d], "structure", "positions along this dim are returned")
+    _reduce(ctx, crosses=False)
+
+
+@channel_rule(*overloads("_softmax", "_log_softmax", "softmax", "log_softmax", "_safe_softmax"))
+def _softmax(ctx: RuleContext) -> None:
+    state = ctx.tensor("self")
+    if state.axes:
+        ctx.cross(state.axes[ctx.dim("dim", len(state.axes))])
+    ctx.produce(state.axes)
+
+
+@channel_rule(aten.glu.default)
+def _glu(ctx: RuleContext) -> None:
+    """The halves are multiplied with each other and stay equally long."""
+    state = ctx.tensor("self")
+    axes = list(state.axes)
+    dim = ctx.dim("dim", len(axes))
+    if is_tracked(axes[dim]):
+        first, second = ctx.flat(axes[dim]).reshape(2, -1)
+        ctx.units.tie(first, second)
+        axes[dim] = ctx.piece(first)
+    else:
+        axes[dim] = untracked(ctx.output_shape()[dim])
+    ctx.produce(axes, zero=state.zero)
+
+
+def _reduced_dims(ctx: RuleContext) -> set[int]:
+    rank = len(ctx.tensor("self").axes)
+    dims = ctx.argument("dim")
+    if dims is None or dims == () or rank == 0:
+        return set(range(rank))
+    return {d % rank for d in (dims if isinstance(dims, tuple) else (dims,))}
+
+
+def _reduce(ctx: RuleContext, *, crosses: bool) -> None:
+    state = ctx.tensor("self")
+    gone = _reduced_dims(ctx)
+    keep = bool(ctx.argument("keepdim"))
+    axes: list[Axis] = []
+    for d, axis in enumerate(state.axes):
+        if d not in gone:
+            axes.append(axis)
+        else:
+            if crosses:
+                ctx.cross(axis)
+            if keep:
+                axes.append(())
+    left = any(is_tracked(axis) for axis in axes)
+    for index, number in enumerate(ctx.operation.outputs):
+        if number is not None:
+            ctx.produce(axes, index=index, zero=state.zero and left)

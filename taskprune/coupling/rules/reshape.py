@@ -1,0 +1,134 @@
+"""Views, expansions and repetitions: operators whose sizes the code writes down."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from taskprune.coupling.axes import axis_size, is_tracked, joined
+from taskprune.coupling.context import RuleContext
+from taskprune.coupling.registry import channel_rule
+from taskprune.graph.records import Size
+from taskprune.graph.sizes import Constant, SizeExpr
+
+aten = torch.ops.aten
+
+OPAQUE_CALLS = frozenset({"multi_head_attention_forward"})
+"""Python functions of torch that compute sizes out of the trace's sight."""
+
+_BROADCASTING_CALLS = frozenset(
+    {
+        "matmul",
+        "__matmul__",
+        "__rmatmul__",
+        "einsum",
+        "expand_as",
+        "broadcast_tensors",
+        "broadcast_to",
+        "tensordot",
+        "scaled_dot_product_attention",
+        "meshgrid",
+        "take_along_dim",
+    }
+)
+"""Functions that expand one operand to the size of another."""
+
+
+@channel_rule(
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.reshape.default,
+    aten.view_copy.default,
+    aten._reshape_alias.default,
+)
+def _view(ctx: RuleContext) -> None:
+    state = ctx.tensor("self")
+    shape = ctx.output_shape()
+    axes = ctx.regroup(state.axes, shape)
+    for axis, expr in zip(axes, _written_sizes(ctx, shape), strict=True):
+        if expr is not None:
+            ctx.constrain(expr, axis)
+    ctx.produce(axes, zero=state.zero)
+
+
+def _written_sizes(ctx: RuleContext, shape: tuple[int, ...]) -> list[SizeExpr | None]:
+    """Return the size of each dim as the code writes it; ``None`` where it is left open."""
+    function = ctx.call.function
+    if function in ("view", "reshape"):
+        sizes = ctx.call_sizes(1, "shape") or ctx.call_sizes(1, "size")
+        if sizes is not None and len(sizes) == len(shape):
+            return [_open_or_expr(ctx, size) for size in sizes]
+    if function == "unflatten":
+        inner = ctx.call_argument(2, "sizes")
+        rank = len(shape) - len(inner) + 1
+        first = int(ctx.call_argument(1, "dim")) % rank
+        rest = [None] * (len(shape) - first - len(inner))
+        return [*[None] * first, *(_open_or_expr(ctx, size) for size in inner), *rest]
+    if function in OPAQUE_CALLS:
+        return [Constant(n) for n in shape]
+    # Torch itself works the sizes out of those of the operands.
+    return [None] * len(shape)
+
+
+def _open_or_expr(ctx: RuleContext, size: Any) -> SizeExpr | None:
+    value = size.value if isinstance(size, Size) else size
+    return None if value == -1 else ctx.expr(size)
+
+
+@channel_rule(aten.expand.default, aten.expand_copy.default)
+def _expand(ctx: RuleContext) -> None:
+    state = ctx.tensor("self")
+    shape = ctx.output_shape()
+    written = _written_expansion(ctx, len(shape))
+    missing = len(shape) - len(state.axes)
+    axes = []
+    for d, (size, expr) in enumerate(zip(shape, written, strict=True)):
+        before = state.axes[d - missing] if d >= missing else ()
+        if axis_size(before) == size:
+            if expr is not None:
+                ctx.constrain(expr, before)
+            axes.append(before)
+        elif expr is None and ctx.call.function not in _BROADCASTING_CALLS:
+            axes.append(ctx.following(size, Constant(size)))
+        else:
+            axes.append(ctx.following(size, expr))
+    ctx.produce(axes, zero=state.zero)
+
+
+def _written_expansion(ctx: RuleContext, rank: int) -> list[SizeExpr | None]:
+    if ctx.call.function in ("expand", "broadcast_to"):
+        sizes = ctx.call_sizes(1, "size") or ctx.call_sizes(1, "shape")
+        if sizes is not None and len(sizes) == rank:
+            return [_open_or_expr(ctx, size) for size in sizes]
+    return [None] * rank
+
+
+@channel_rule(aten.repeat.default)
+def _repeat(ctx: RuleContext) -> None:
+    state = ctx.tensor("self")
+    repeats = ctx.argument("repeats")
+    written: tuple[Any, ...] | None = None
+    if ctx.call.function in ("repeat", "tile"):
+        written = ctx.call_sizes(1, "repeats")
+    if written is None or len(written) != len(repeats):
+        written = repeats
+    missing = len(repeats) - len(state.axes)
+    axes = []
+    for d, (times, size) in enumerate(zip(repeats, written, strict=True)):
+        before = state.axes[d - missing] if d >= missing else ()
+        axes.append(joined([ctx.following(times, ctx.expr(size)), before]))
+    ctx.produce(axes, zero=state.zero and not any(is_tracked(a) for a in axes[:missing]))
+
+
+@channel_rule(aten.as_strided_.default, aten.as_strided.default)
+def _as_strided(ctx: RuleContext) -> None:
+    """Torch's own code uses it to lay out the same sizes anew; anything else is out of sight."""
+    state = ctx.tensor("self")
+    shape = ctx.output_shape()
+    if shape == tuple(ctx.argument("size")) == state.shape:
+        ctx.produce(state.axes, zero=state.zero)
+    else:
+        for axis in state.axes:
+            ctx.freeze(axis, "structure", "entries are picked by their places in memory")
+        ctx.produce_fixed()
