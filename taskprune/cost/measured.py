@@ -1,0 +1,77 @@
+"""Counting on a real model: parameters, and multiply-adds by PyTorch's own counter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from taskprune.forward import Forward, call_inputs
+from taskprune.rng import preserved_rng
+
+
+def measure_params(model: nn.Module) -> int:
+    """Count the entries of all parameters, tied ones once, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def measure_macs(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> int:
+    """Count the multiply-adds of one forward pass in eval mode, for the whole batch.
+
+    Counts matrix products, convolutions and attention, as ``torch.utils.flop_counter`` does; a
+    multiply-add is two of its flops. Element-wise work and norms are not counted.
+    """
+    counter = FlopCounterMode(display=False)
+    quiet: tuple[AbstractContextManager[Any], ...] = (
+        evaluating(model),
+        preserved_rng(),
+        torch.no_grad(),
+        _without_gradients(model),
+    )
+    with ExitStack() as stack:
+        for context in (*quiet, _countable_attention(), counter):
+            stack.enter_context(context)
+        (forward or call_inputs)(model, inputs)
+    return counter.get_total_flops() // 2
+
+
+@contextmanager
+def _without_gradients(model: nn.Module) -> Iterator[None]:
+    """Let no parameter ask for gradients: the counter fails on views of those that do."""
+    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _countable_attention() -> Iterator[None]:
+    """Let attention run as the products it consists of; its fused forms are not all counted."""
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run with every submodule in eval mode; give each one's own mode back, also on error."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,167 @@
+r"""What the tasks say about each channel, summed over the calibration batches.
+
+The *signed effect* of channel *c* on task *t* in batch *b* is the first-order change of the task's
+loss when the channel's entries go to zero, up to its sign:
+
+.. math:: s_{b,t,c} = \sum_{i \in c} w_i \, \partial L_{b,t} / \partial w_i
+
+with the sum over all parameter entries of the channel, each once. Every criterion built on
+gradients is a function of a few sums over batches of its products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.coupling.groups import CouplingGroups
+from taskprune.errors import LossError
+from taskprune.importance.calibration import TaskGradients, for_each_batch
+from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.scores import Evidence
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TaskStatistics:
+    """Sums over calibration batches. T tasks, C channels of all groups together.
+
+    Attributes:
+        index: Running numbers of the channels.
+        tasks: Names, in row order.
+        n_batches: How many batches there were.
+        n_labelled: In how many of them both tasks had labels. Shape ``[T, T]``, float64.
+        mean_loss: Mean absolute loss of each task over its batches. Shape ``[T]``, float64.
+        products: Sum over batches of ``s_t * s_u``. Shape ``[T, T, C]``, float64.
+        opposition: Sum over batches of ``max(0, -s_t * s_u)``. Shape ``[T, T, C]``, float64.
+        gramian: Inner products of the tasks' mean gradients on each channel's entries. Shape
+            ``[T, T, C]``, float64; ``None`` unless asked for.
+    """
+
+    index: ChannelIndex
+    tasks: tuple[str, ...]
+    n_batches: int
+    n_labelled: Tensor
+    mean_loss: Tensor
+    products: Tensor
+    opposition: Tensor
+    gramian: Tensor | None = None
+
+
+def collect(
+    model: nn.Module, groups: CouplingGroups, evidence: Evidence, *, with_gramian: bool = False
+) -> TaskStatistics:
+    """Run the calibration batches once and add up.
+
+    Cost: one forward and T backwards per batch; memory of one extra set of gradients, with
+    ``with_gramian`` of T more.
+
+    Raises:
+        InputError, TraceError, LossError: See
+            :func:`~taskprune.importance.calibration.for_each_batch`.
+    """
+    index = ChannelIndex(groups)
+    parameters = index.find(dict(model.named_parameters()))
+    sums = _Sums(index, tuple(evidence.tasks), parameters, with_gramian=with_gramian)
+    n_batches = for_each_batch(model, parameters, evidence, sums.add)
+    return sums.statistics(n_batches)
+
+
+class _Sums:
+    """The running sums behind :class:`TaskStatistics`."""
+
+    def __init__(
+        self,
+        index: ChannelIndex,
+        tasks: tuple[str, ...],
+        parameters: dict[str, Tensor],
+        *,
+        with_gramian: bool,
+    ) -> None:
+        self.index, self.tasks, self.parameters = index, tasks, parameters
+        first = next(iter(parameters.values()), torch.zeros(()))
+        # Some accelerators have no float64; there the sums are kept on the host.
+        self.device = first.device if first.device.type in ("cpu", "cuda") else torch.device("cpu")
+        shape = (len(tasks), len(tasks))
+        self.labelled = torch.zeros(shape, dtype=torch.float64)
+        self.loss = torch.zeros(len(tasks), dtype=torch.float64)
+        self.products = torch.zeros(
+            (*shape, index.n_channels), dtype=torch.float64, device=self.device
+        )
+        self.opposition = torch.zeros_like(self.products)
+        self.gradients: list[dict[str, Tensor]] | None = (
+            [{} for _ in tasks] if with_gramian else None
+        )
+        self.batches = 0
+
+    def add(self, batch: Iterator[TaskGradients]) -> None:
+        """Take in one batch."""
+        self.batches += 1
+        effects = torch.zeros(
+            (len(self.tasks), self.index.n_channels), dtype=torch.float64, device=self.device
+        )
+        present = torch.zeros(len(self.tasks), dtype=torch.float64)
+        for found in batch:
+            present[found.task] = 1
+            self.loss[found.task] += abs(found.loss)
+            effects[found.task] = self._effect(found)
+            if self.gradients is not None:
+                _add_gradients(self.gradients[found.task], found)
+        products = effects[:, None] * effects[None]
+        self.labelled += present[:, None] * present[None]
+        self.products += products
+        self.opposition += products.neg_().clamp_min_(0)
+
+    def _effect(self, found: TaskGradients) -> Tensor:
+        products = {
+            name: _product(self.parameters[name].detach(), gradient)
+            for name, gradient in found.gradients.items()
+            if gradient is not None
+        }
+        effect = self.index.sums(products, self.device)
+        if not bool(torch.isfinite(effect).all()):
+            raise LossError(
+                f"The gradient of task `{self.tasks[found.task]}` is not finite on calibration "
+                f"batch {self.batches}, although its loss is {found.loss}. Check the loss for "
+                "sqrt(0), 0/0 or values that overflow."
+            )
+        return effect
+
+    def statistics(self, n_batches: int) -> TaskStatistics:
+        """Close the sums."""
+        return TaskStatistics(
+            index=self.index,
+            tasks=self.tasks,
+            n_batches=n_batches,
+            n_labelled=self.labelled,
+            mean_loss=self.loss / self.labelled.diagonal(),
+            products=self.products.cpu(),
+            opposition=self.opposition.cpu(),
+            gramian=None if self.gradients is None else self._gramian(self.gradients).cpu(),
+        )
+
+    def _gramian(self, gradients: list[dict[str, Tensor]]) -> Tensor:
+        gramian = torch.zeros_like(self.products)
+        for t, row in enumerate(gradients):
+            for u, column in enumerate(gradients[: t + 1]):
+                shared = {name: row[name] * column[name] for name in row if name in column}
+                gramian[t, u] = gramian[u, t] = self.index.sums(shared, self.device) / (
+                    self.labelled[t, t] * self.labelled[u, u]
+                ).to(self.device)
+        return gramian
+
+
+def _product(weight: Tensor, gradient: Tensor) -> Tensor:
+    # Half-precision products would lose small terms before they are summed.
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return weight.to(wide) * gradient.to(wide)
+
+
+def _add_gradients(total: dict[str, Tensor], found: TaskGradients) -> None:
+    for name, gradient in found.gradients.items():
+        if gradient is None:
+            continue
+        wide = gradient.to(torch.promote_types(gradient.dtype, torch.float32))
+        total[name] = total[name] + wide if name in total else wide

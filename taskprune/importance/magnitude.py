@@ -1,0 +1,41 @@
+"""Weight magnitude over all parameter entries of a channel: needs neither tasks nor data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from taskprune.coupling.groups import CouplingGroups
+from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.scores import BLIND, ChannelScores, Evidence
+
+
+@dataclass(frozen=True)
+class MagnitudeImportance:
+    r"""The L2 norm of all parameter entries of a channel, :math:`\sqrt{\sum_{i \in c} w_i^2}`.
+
+    References:
+        Li et al., *Pruning Filters for Efficient ConvNets*, ICLR 2017, arXiv:1608.08710, for norms
+        of filters; Fang et al., *DepGraph*, CVPR 2023, arXiv:2301.12900, for summing over all
+        coupled parameters.
+    """
+
+    def __call__(
+        self, model: nn.Module, groups: CouplingGroups, _evidence: Evidence, /
+    ) -> ChannelScores:
+        """Score every channel; the evidence is not looked at."""
+        index = ChannelIndex(groups)
+        parameters = index.find(dict(model.named_parameters()))
+        squares = {
+            name: p.detach().to(torch.promote_types(p.dtype, torch.float32)).square()
+            for name, p in parameters.items()
+        }
+        total = index.split(index.sums(squares, torch.device("cpu")).sqrt())
+        return ChannelScores(
+            criterion="magnitude",
+            tasks=BLIND,
+            per_task={name: scores[None] for name, scores in total.items()},
+            total=total,
+        )

@@ -1,0 +1,51 @@
+"""Criteria by name: the built-in ones, and those that installed packages offer."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+
+from taskprune.errors import InputError
+from taskprune.importance.cosprune import CosPruneImportance
+from taskprune.importance.magnitude import MagnitudeImportance
+from taskprune.importance.random import RandomImportance
+from taskprune.importance.scores import Importance, ImportanceFactory
+from taskprune.importance.task_taylor import TaskTaylorImportance
+from taskprune.importance.taylor import TaylorImportance
+
+ENTRY_POINTS = "taskprune.importance"
+"""Entry point group: the name is the criterion's, the object a factory without arguments."""
+
+BUILT_IN: dict[str, ImportanceFactory] = {
+    "task_taylor": TaskTaylorImportance,
+    "taylor": TaylorImportance,
+    "magnitude": MagnitudeImportance,
+    "cosprune": CosPruneImportance,
+    "random": RandomImportance,
+}
+
+
+def importance_names() -> tuple[str, ...]:
+    """Return the names that :func:`importance_by_name` knows, built-in ones first."""
+    return (*BUILT_IN, *sorted(_offered().keys() - BUILT_IN.keys()))
+
+
+def importance_by_name(name: str) -> Importance:
+    """Make a criterion with its default settings.
+
+    Raises:
+        InputError: Nobody offers one of this name; the message lists those there are.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    offered = _offered()
+    if name not in offered:
+        raise InputError(
+            f"There is no importance criterion `{name}`. Expected one of "
+            f"{', '.join(importance_names())}, or a callable (model, groups, evidence) -> scores."
+        )
+    factory: ImportanceFactory = offered[name].load()
+    return factory()
+
+
+def _offered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}

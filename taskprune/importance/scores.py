@@ -1,0 +1,73 @@
+"""The records of scoring: what criteria receive, and what they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from torch import Tensor, nn
+
+from taskprune.coupling.groups import CouplingGroups
+from taskprune.forward import Forward, call_batch
+from taskprune.tasks import Task
+
+BLIND = ("all",)
+"""Row names of criteria that do not tell tasks apart."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at besides the weights.
+
+    Attributes:
+        tasks: The tasks in their declared order; empty for data-free use.
+        batches: Calibration batches; iterated once per call, never stored whole.
+        forward: ``(model, batch) -> outputs``.
+        progress: Called with (batches done) for display; does nothing by default.
+    """
+
+    tasks: Mapping[str, Task] = field(default_factory=dict)
+    batches: Iterable[Any] = ()
+    forward: Forward = call_batch
+    progress: Callable[[int], None] = lambda _: None
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelScores:
+    """Scores of all channels; a lower score goes first.
+
+    Attributes:
+        criterion: Name of the criterion.
+        tasks: Row names of ``per_task``; ``("all",)`` for criteria blind to tasks.
+        per_task: ``{group: scores}``, each of shape ``[n_tasks, n_channels]``, float64, finite,
+            what each task alone says.
+        total: ``{group: scores}``, each of shape ``[n_channels]``, float64, finite: the order in
+            which channels go, after aggregation and penalties.
+        conflict: ``{group: penalty}``, each of shape ``[n_channels]``; empty where the criterion
+            has no such term.
+        n_batches: How many calibration batches were used.
+    """
+
+    criterion: str
+    tasks: tuple[str, ...]
+    per_task: Mapping[str, Tensor]
+    total: Mapping[str, Tensor]
+    conflict: Mapping[str, Tensor] = field(default_factory=dict)
+    n_batches: int = 0
+
+
+class Importance(Protocol):
+    """A criterion: any callable of this form, a plain function included."""
+
+    def __call__(
+        self, model: nn.Module, groups: CouplingGroups, evidence: Evidence, /
+    ) -> ChannelScores | Mapping[str, Tensor]:
+        """Score every channel of every group; the model is not modified.
+
+        A mapping ``{group: [n_channels] or [n_tasks, n_channels]}`` is accepted in place of the
+        full record; several rows are averaged.
+        """
+
+
+ImportanceFactory: TypeAlias = Callable[[], Importance]

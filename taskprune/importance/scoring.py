@@ -1,0 +1,158 @@
+"""The stage ``score``: run a criterion and make sure of what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.coupling.groups import CouplingGroups
+from taskprune.errors import InputError
+from taskprune.forward import Forward, call_batch
+from taskprune.importance.registry import importance_by_name
+from taskprune.importance.scores import BLIND, ChannelScores, Evidence, Importance
+from taskprune.replace import replaced_modules
+from taskprune.tasks import Task, check_tasks
+
+
+def score(
+    model: nn.Module,
+    groups: CouplingGroups,
+    tasks: Mapping[str, Task] | None = None,
+    data: Iterable[Any] | None = None,
+    *,
+    importance: str | Importance = "task_taylor",
+    forward: Forward = call_batch,
+    n_batches: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ChannelScores:
+    """Score every channel of every group; a lower score goes first.
+
+    Args:
+        model: The traced model; it is left exactly as it was.
+        groups: Its coupling groups.
+        tasks: The tasks by name; not needed by criteria that look at weights alone.
+        data: Calibration batches with labels, under the same condition.
+        importance: Name of a criterion, or any callable that scores channels.
+        forward: ``(model, batch) -> outputs``.
+        n_batches: How many batches to use at most. Default: all of them.
+        progress: Called with the number of batches done.
+
+    Returns:
+        Scores on the CPU, checked: every group, its number of channels, float64, finite.
+
+    Raises:
+        InputError: The criterion does not exist or returned something else than scores, or it
+            needs tasks or data that were not given.
+        TraceError: The model rejects a batch.
+        LossError: A task's loss is not a finite scalar attached to the model.
+        PlanMismatchError: The groups were made for another model.
+    """
+    if n_batches is not None and n_batches < 1:
+        raise InputError(f"`n_batches` must be at least 1, or None for all. Found {n_batches!r}.")
+    criterion = importance_by_name(importance) if isinstance(importance, str) else importance
+    if not callable(criterion):
+        raise InputError(
+            "`importance` must be the name of a criterion or a callable (model, groups, evidence) "
+            f"-> scores. Found {type(importance).__name__}."
+        )
+    evidence = Evidence(
+        tasks=check_tasks(tasks) if tasks else {},
+        batches=() if data is None else islice(data, n_batches),
+        forward=forward,
+        progress=progress or (lambda _: None),
+    )
+    # Sums made under a surrounding inference mode could not be added to outside of it.
+    with torch.inference_mode(False), replaced_modules(model, groups.replacements):
+        found = criterion(model, groups, evidence)
+    if isinstance(found, ChannelScores):
+        return _checked(found, groups)
+    if isinstance(found, Mapping):
+        name = getattr(criterion, "__name__", type(criterion).__name__)
+        return _from_mapping(found, groups, name, tuple(evidence.tasks))
+    raise InputError(
+        "A criterion must return `ChannelScores` or a mapping {group name: scores}. Found "
+        f"{type(found).__name__} from {criterion!r}."
+    )
+
+
+def _from_mapping(
+    found: Mapping[str, Tensor], groups: CouplingGroups, criterion: str, tasks: tuple[str, ...]
+) -> ChannelScores:
+    per_task: dict[str, Tensor] = {}
+    rows: int | None = None
+    for group in groups:
+        scores = _scores_of(found, group.name, criterion)
+        scores = scores[None] if scores.ndim == 1 else scores
+        rows = len(scores) if rows is None and scores.ndim == 2 else rows
+        per_task[group.name] = _fitting(
+            scores, (rows or 1, group.n_channels), group.name, criterion
+        )
+    n_rows = rows or 1
+    names: tuple[str, ...]
+    if n_rows == 1:
+        names = BLIND
+    elif tasks and n_rows != len(tasks):
+        raise InputError(
+            f"Criterion `{criterion}` returned {n_rows} rows of scores per group. Expected one, or "
+            f"one for each of the {len(tasks)} tasks."
+        )
+    else:
+        names = tasks or tuple(f"row {row}" for row in range(n_rows))
+    return ChannelScores(
+        criterion=criterion,
+        tasks=names,
+        per_task=per_task,
+        total={name: scores.mean(dim=0) for name, scores in per_task.items()},
+    )
+
+
+def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
+    per_task: dict[str, Tensor] = {}
+    total: dict[str, Tensor] = {}
+    conflict: dict[str, Tensor] = {}
+    for group in groups:
+        name, n_channels = group.name, group.n_channels
+        rows = _scores_of(found.per_task, name, found.criterion)
+        per_task[name] = _fitting(rows, (len(found.tasks), n_channels), name, found.criterion)
+        whole = _scores_of(found.total, name, found.criterion)
+        total[name] = _fitting(whole, (n_channels,), name, found.criterion)
+        if name in found.conflict:
+            penalty = _scores_of(found.conflict, name, found.criterion)
+            conflict[name] = _fitting(penalty, (n_channels,), name, found.criterion)
+    return ChannelScores(
+        found.criterion, tuple(found.tasks), per_task, total, conflict, found.n_batches
+    )
+
+
+def _scores_of(found: Mapping[str, Tensor], group: str, criterion: str) -> Tensor:
+    if group not in found:
+        raise InputError(
+            f"Criterion `{criterion}` returned no scores for group `{group}`; every prunable group "
+            "needs some."
+        )
+    scores = found[group]
+    if not isinstance(scores, Tensor):
+        raise InputError(
+            f"Criterion `{criterion}` must return tensors. Found a {type(scores).__name__} for "
+            f"group `{group}`."
+        )
+    return scores
+
+
+def _fitting(scores: Tensor, shape: tuple[int, ...], group: str, criterion: str) -> Tensor:
+    if tuple(scores.shape) != shape:
+        raise InputError(
+            f"Criterion `{criterion}` returned scores of shape {tuple(scores.shape)} for group "
+            f"`{group}`. Expected {shape}: (channels) or (tasks, channels)."
+        )
+    result = scores.detach().to(device="cpu", dtype=torch.float64)
+    if not bool(torch.isfinite(result).all()):
+        raise InputError(
+            f"Criterion `{criterion}` returned scores that are not finite for group `{group}`. "
+            "Channels that must stay are protected with `couple(..., protect=...)`."
+        )
+    return result

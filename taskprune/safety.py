@@ -1,0 +1,185 @@
+"""Limits that hold whatever the scores say.
+
+A ranking over the whole model can empty a layer, or the private head of a task, and no training
+brings it back. The limits bind the solver; where they make a budget unreachable, it says so and
+gives way in nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskprune.coupling.groups import CouplingGroup, CouplingGroups, IntArray
+from taskprune.errors import InputError
+from taskprune.importance.scores import BLIND, ChannelScores
+
+Limit: TypeAlias = Literal["min_channels", "max_removed", "max_removed_private", "protected"]
+"""The fields of :class:`Safety` that can hold a group back (``protected_quantile`` for short)."""
+
+
+@dataclass(frozen=True)
+class Safety:
+    """Limits on what may be removed.
+
+    Attributes:
+        min_channels: Each group keeps at least this many channels, or all if it has fewer. A
+            channel that holds several positions of a tensor, such as an attention head, counts as
+            many.
+        max_removed: Largest fraction of the channels of any group that may go.
+        max_removed_private: The same for groups that only one of several tasks can reach: nothing
+            else in the model can take over for them.
+        protected_quantile: Channels above this quantile of *any* task's own scores stay, however
+            the tasks' scores and penalties add up. Taken over all channels that the task can
+            reach; 1.0 protects none.
+        round_to: Groups keep a multiple of this many channels. A group may keep all, and where
+            the multiples would miss the target by more than 0.5 % as few groups as possible do
+            not keep one.
+    """
+
+    min_channels: int = 4
+    max_removed: float = 0.9
+    max_removed_private: float = 0.75
+    protected_quantile: float = 0.95
+    round_to: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("min_channels", "round_to"):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+                raise InputError(f"`{name}` must be a whole number from 1 on. Found {count!r}.")
+        for name in ("max_removed", "max_removed_private", "protected_quantile"):
+            fraction = getattr(self, name)
+            if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
+                raise InputError(f"`{name}` must be a fraction from 0 to 1. Found {fraction!r}.")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Removable:
+    """What of one group may go, and in which order.
+
+    Attributes:
+        group: The group.
+        order: Channel numbers, first to go first; no others may go. Shape ``[n_removable]``.
+        scores: Their scores, ascending. Shape ``[n_removable]``, float64.
+        held_by: The limit that keeps the next channel.
+    """
+
+    group: CouplingGroup
+    order: IntArray
+    scores: NDArray[np.float64]
+    held_by: Limit
+
+
+@dataclass(frozen=True, slots=True)
+class BoundLimit:
+    """A limit that holds a group back in a plan.
+
+    Attributes:
+        group: Name of the group, of which no more channels could go.
+        n_kept: How many stay.
+        limit: Which limit it was.
+    """
+
+    group: str
+    n_kept: int
+    limit: Limit
+
+
+def removable(
+    groups: CouplingGroups, scores: ChannelScores, safety: Safety
+) -> tuple[Removable, ...]:
+    """Work out what may be removed from each group, in the groups' order.
+
+    Ties between channels are broken by their numbers.
+
+    Raises:
+        InputError: The scores are not those of these groups.
+    """
+    for group in groups:
+        if group.name not in scores.total or group.name not in scores.per_task:
+            raise InputError(
+                f"The scores know no group `{group.name}`. Score and solve with the same groups."
+            )
+        if len(scores.total[group.name]) != group.n_channels:
+            raise InputError(
+                f"Group `{group.name}` has {group.n_channels} channels and "
+                f"{len(scores.total[group.name])} scores. Score and solve with the same groups."
+            )
+    protected = _protected(groups, scores, safety.protected_quantile)
+    return tuple(
+        _removable(group, scores, safety, protected[group.name], len(groups.tasks))
+        for group in groups
+    )
+
+
+def bound_limits(
+    groups: CouplingGroups,
+    scores: ChannelScores,
+    safety: Safety,
+    kept: Mapping[str, int],
+) -> tuple[BoundLimit, ...]:
+    """Return the limits that a plan with these kept counts runs into.
+
+    They bind where not even one more step of ``round_to`` channels could go.
+    """
+    return tuple(
+        BoundLimit(part.group.name, kept[part.group.name], part.held_by)
+        for part in removable(groups, scores, safety)
+        if len(part.order) - (part.group.n_channels - kept[part.group.name]) < safety.round_to
+    )
+
+
+def _removable(
+    group: CouplingGroup,
+    scores: ChannelScores,
+    safety: Safety,
+    protected: NDArray[np.bool_],
+    n_tasks: int,
+) -> Removable:
+    total = scores.total[group.name].numpy()
+    order = np.argsort(total, kind="stable")
+    order = order[~protected[order]]
+    n = group.n_channels
+    private = n_tasks > 1 and len(group.tasks) == 1
+    cap = min(safety.max_removed, safety.max_removed_private) if private else safety.max_removed
+    allowed: dict[Limit, int] = {
+        "protected": len(order),
+        "min_channels": max(0, n - math.ceil(safety.min_channels / _width(group))),
+        "max_removed_private" if private else "max_removed": int(cap * n + 1e-9),
+    }
+    held_by: Limit = min(allowed, key=lambda limit: allowed[limit])
+    order = order[: allowed[held_by]]
+    return Removable(group, order, total[order], held_by)
+
+
+def _width(group: CouplingGroup) -> int:
+    """How many positions of the tensor that makes it one channel of the group takes."""
+    widths = [m.index.shape[1] for m in group.members if m.produces]
+    return max(1, min(widths, default=1))
+
+
+def _protected(
+    groups: CouplingGroups, scores: ChannelScores, quantile: float
+) -> dict[str, NDArray[np.bool_]]:
+    protected = {group.name: np.zeros(group.n_channels, dtype=np.bool_) for group in groups}
+    if quantile == 1:
+        return protected
+    for row, task in enumerate(scores.tasks):
+        reached = [group for group in groups if _reaches(task, group, scores.tasks)]
+        if not reached:
+            continue
+        per_group = [scores.per_task[group.name][row].numpy() for group in reached]
+        threshold = np.quantile(np.concatenate(per_group), quantile)
+        for group, own in zip(reached, per_group, strict=True):
+            protected[group.name] |= own > threshold
+    return protected
+
+
+def _reaches(task: str, group: CouplingGroup, rows: Sequence[str]) -> bool:
+    return tuple(rows) == BLIND or not group.tasks or task in group.tasks
