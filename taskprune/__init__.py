@@ -1,0 +1,48 @@
+"""taskprune: make multi-task PyTorch models smaller and faster without any task paying for it.
+
+``prune`` is the front door. ``trace``, ``couple``, ``score``, ``solve`` and ``apply_plan`` are its
+five stages; ``distill`` trains the result against its teacher.
+"""
+
+from taskprune.api import PruneResult, distill, prune
+from taskprune.budget import Budget
+from taskprune.checkpoint import load_checkpoint, save_checkpoint
+from taskprune.coupling import CouplingGroup, CouplingGroups, channel_rule, couple
+from taskprune.distillation import DistillSettings
+from taskprune.errors import TaskPruneError
+from taskprune.graph import ModelGraph, trace
+from taskprune.importance import ChannelScores, Evidence, Importance, score
+from taskprune.plan import PruningPlan
+from taskprune.rewrite import apply_plan
+from taskprune.safety import Safety
+from taskprune.solver import solve
+from taskprune.tasks import Metric, Task
+from taskprune.version import __version__
+
+__all__ = [
+    "Budget",
+    "ChannelScores",
+    "CouplingGroup",
+    "CouplingGroups",
+    "DistillSettings",
+    "Evidence",
+    "Importance",
+    "Metric",
+    "ModelGraph",
+    "PruneResult",
+    "PruningPlan",
+    "Safety",
+    "Task",
+    "TaskPruneError",
+    "__version__",
+    "apply_plan",
+    "channel_rule",
+    "couple",
+    "distill",
+    "load_checkpoint",
+    "prune",
+    "save_checkpoint",
+    "score",
+    "solve",
+    "trace",
+]

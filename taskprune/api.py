@@ -1,0 +1,253 @@
+"""The front door: :func:`prune` runs the five stages, :func:`distill` trains what came out.
+
+Both only compose public functions; everything they do can be done stage by stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskprune.budget import Budget
+from taskprune.coupling import couple
+from taskprune.coupling.groups import CouplingGroups
+from taskprune.distillation import DistillSettings
+from taskprune.distillation import distill as distill_features
+from taskprune.errors import InputError
+from taskprune.forward import Forward, call_batch
+from taskprune.graph import trace
+from taskprune.importance import Importance, importance_by_name, output_owners, score
+from taskprune.importance.scores import ChannelScores
+from taskprune.inputs import model_inputs
+from taskprune.plan import PruningPlan
+from taskprune.progress import stages
+from taskprune.report import PruneReport, make_report, render
+from taskprune.rewrite import apply_and_verify, check_bare
+from taskprune.rewrite.surgery import duplicate
+from taskprune.rng import preserved_rng
+from taskprune.safety import Safety
+from taskprune.solver import solve
+from taskprune.tasks import Task, check_tasks
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class PruneResult:
+    """What :func:`prune` returns. ``print(result)`` shows the report.
+
+    Attributes:
+        model: The smaller model: same class, same interface, its own tensors.
+        plan: The decision as data; with the weights it is the checkpoint.
+        report: Figures per task, per group and per reason, also as JSON.
+        groups: The coupling groups, prunable and frozen.
+        scores: Every channel's score, per task and in total.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    report: PruneReport
+    groups: CouplingGroups
+    scores: ChannelScores
+
+    def __str__(self) -> str:
+        return render(self.report)
+
+    def __repr__(self) -> str:
+        before, after = self.report.costs["params"]
+        return f"PruneResult({type(self.model).__name__}: {before:,} -> {after:,} parameters)"
+
+
+def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyword
+    model: nn.Module,
+    tasks: Mapping[str, Task] | None,
+    ratio: float | None = None,
+    *,
+    data: Iterable[Any] | None = None,
+    example_inputs: Any = None,
+    forward: Forward | None = None,
+    budget: Budget | None = None,
+    importance: str | Importance = "task_taylor",
+    safety: Safety | None = None,
+    protect: str | type[nn.Module] | Sequence[str | type[nn.Module]] = (),
+    n_batches: int | None = None,
+    strict: bool = False,
+    verify: bool = True,
+) -> PruneResult:
+    """Make a model smaller without any of its tasks paying for it.
+
+    Traces the model, finds which channels live or die together, scores them for every task,
+    chooses which go, and rewrites a copy with smaller tensors. The rewritten model is compared
+    with the original whose removed channels are zeroed before it is handed out.
+
+    Args:
+        model: Any module; it is left exactly as it was and can serve as the teacher.
+        tasks: The model's tasks by name, or ``None`` with a data-free criterion.
+        ratio: Fraction of the parameters to remove. Never less goes, and more by at most 0.5 %, or
+            by a part of one channel where the model has none so small. Give this or `budget`.
+        data: Calibration batches, for example a ``DataLoader``; gone through once. A few hundred
+            samples suffice.
+        example_inputs: A tensor, a tuple of arguments or a dict of keywords; in place of `data`
+            with a criterion that needs none.
+        forward: ``(model, batch) -> outputs``, where the batch is not ``(inputs, targets)``, a
+            tensor or a dict of keyword arguments.
+        budget: What the smaller model may cost, in parameters and multiply-adds.
+        importance: Name of a criterion, or any callable that scores channels, such as one of
+            Torch-Pruning's through ``TorchPruningImportance``.
+        safety: Limits that hold whatever the scores say. Default: ``Safety()``.
+        protect: Names, patterns or types of modules whose output channels must all stay.
+        n_batches: How many batches to score on. Default: all of them.
+        strict: Raise on the first operator without a channel rule in place of freezing it.
+        verify: Compare the rewritten model with the masked original, and raise on a difference.
+
+    Raises:
+        InputError: An argument does not fit, a loader is empty, a task's outputs do not exist.
+        TraceError: The model rejects the inputs.
+        LossError: A task's loss is not a finite scalar attached to the model.
+        UnsupportedOperatorError: An operator has no channel rule and `strict` is set.
+        InfeasibleBudgetError: The budget cannot be met; says what can.
+        VerificationError: The rewritten model differs. Please report it; nothing was changed.
+    """
+    # All that needs no run of the model is checked before minutes of work.
+    _check_model(model)
+    if not any(True for _ in model.parameters()):
+        raise InputError(
+            f"Expected a model with parameters to remove. {type(model).__name__} has none."
+        )
+    target = _checked_budget(ratio, budget)
+    limits = _checked_safety(safety)
+    protected = _checked_protect(protect)
+    named = check_tasks(tasks) if tasks is not None else {}
+    criterion = importance_by_name(importance) if isinstance(importance, str) else importance
+    duplicate(model)
+    # Tensors made in inference mode could neither be scored nor trained on.
+    with stages("Pruning") as stage, preserved_rng(), torch.inference_mode(False):
+        source = model_inputs(data, example_inputs, named, forward=forward, n_batches=n_batches)
+        stage("tracing the model")
+        owners = output_owners(model, named, source.example, forward=source.forward)
+        graph = trace(model, source.example, forward=source.forward, tasks=owners)
+        stage("finding which channels belong together")
+        groups = couple(graph, protect=protected, strict=strict)
+        stage("scoring every channel")
+        scores = score(
+            model,
+            groups,
+            named,
+            source.batches,
+            importance=criterion,
+            forward=source.forward,
+            n_batches=n_batches,
+            progress=lambda done: stage(f"scoring every channel, {source.count(done)}"),
+        )
+        stage("choosing channels")
+        plan = solve(groups, scores, target, safety=limits)
+        stage("rewriting and verifying")
+        smaller, verification = apply_and_verify(
+            model,
+            plan,
+            example_inputs=source.example,
+            forward=source.forward,
+            groups=groups,
+            verify=verify,
+        )
+    report = make_report(groups, scores, plan, target, verification)
+    return PruneResult(smaller, plan, report, groups, scores)
+
+
+def distill(
+    student: nn.Module,
+    *,
+    teacher: nn.Module,
+    tasks: Mapping[str, Task],
+    data: Iterable[Any],
+    plan: PruningPlan | None = None,
+    taps: Sequence[str] | None = None,
+    forward: Forward = call_batch,
+    settings: DistillSettings | None = None,
+) -> nn.Module:
+    """Train a pruned student on its tasks and on its frozen teacher's features.
+
+    The features of a pruned student are compared with the teacher's *kept* channels, known from
+    the plan, so no adapter stands between them. Task heads are not touched by the feature loss.
+    :func:`taskprune.distillation.distill` has more to set and returns the history as well.
+
+    Args:
+        student: The model to train, in place.
+        teacher: The original; it is left as it was.
+        tasks: The tasks whose losses are trained beside the features.
+        data: Training batches, gone through as often as `settings` asks for.
+        plan: The plan the student was made with; ``None`` for any other pair of models.
+        taps: Paths of the modules whose outputs are compared. Default: the last shared one of
+            every resolution.
+        forward: ``(model, batch) -> outputs``, for student and teacher alike.
+        settings: Length, learning rate, weights and the like.
+
+    Returns:
+        The student.
+    """
+    _check_model(student)
+    _check_model(teacher)
+    channel_map = {kept.name: kept.keep for kept in plan.activations} if plan else None
+    result = distill_features(
+        student,
+        teacher,
+        tasks=check_tasks(tasks),
+        data=data,
+        settings=settings or DistillSettings(),
+        channel_map=channel_map,
+        taps=taps,
+        forward=forward,
+    )
+    return result.student
+
+
+def _check_model(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"Expected a `torch.nn.Module` as the model. Found {type(model).__name__}."
+        )
+    check_bare(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise InputError(
+                f"Expected a model with values. `{name}` is on the meta device, which has shapes "
+                "only. Load its weights first: `model.to_empty(device=...)`, then "
+                "`model.load_state_dict(...)`."
+            )
+
+
+def _checked_budget(ratio: float | None, budget: Budget | None) -> Budget:
+    if (ratio is None) == (budget is None):
+        raise InputError(
+            "Say how much to remove: either `ratio=0.3` (fraction of the parameters removed) or "
+            f"`budget=Budget(...)`. Found {'neither' if ratio is None else 'both'}."
+        )
+    if ratio is not None:
+        return Budget.from_ratio(ratio)
+    if not isinstance(budget, Budget):
+        raise InputError(f"`budget` must be a `Budget(params=..., macs=...)`. Found {budget!r}.")
+    return budget
+
+
+def _checked_safety(safety: Safety | None) -> Safety:
+    if safety is not None and not isinstance(safety, Safety):
+        raise InputError(f"`safety` must be a `Safety(...)`. Found {safety!r}.")
+    return safety or Safety()
+
+
+def _checked_protect(protect: Any) -> tuple[str | type[nn.Module], ...]:
+    entries = (protect,) if isinstance(protect, str | type) else protect
+    try:
+        entries = tuple(entries)
+    except TypeError:
+        entries = (protect,)
+    for entry in entries:
+        is_module_type = isinstance(entry, type) and issubclass(entry, nn.Module)
+        if not isinstance(entry, str) and not is_module_type:
+            raise InputError(
+                "`protect` takes names or patterns of modules, or types of them, such as "
+                f"['decoder.*', nn.Linear]. Found {entry!r}."
+            )
+    return entries

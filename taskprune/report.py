@@ -1,0 +1,248 @@
+"""What a pruning run did, as a record: for print, for JSON, for a page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from taskprune.budget import Budget
+from taskprune.coupling.groups import CouplingGroups, FrozenGroup
+from taskprune.importance.scores import BLIND, ChannelScores
+from taskprune.plan import PruningPlan
+from taskprune.rewrite import VerificationReport
+
+if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderResult
+
+REASONS = {
+    "interface": "inputs and outputs of the model",
+    "literal": "sizes written as numbers in the code",
+    "attribute": "sizes the code computes in a way that cannot follow",
+    "structure": "dims that are not channels, or not of their own",
+    "unknown": "operators without a rule",
+    "user": "protected on request",
+}
+"""What each :data:`~taskprune.coupling.groups.FreezeKind` means to a reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLine:
+    """How much of what one task can reach goes.
+
+    Attributes:
+        task: Its name, or ``"all"`` where the criterion knows no tasks.
+        private_groups: Groups that only this task can reach.
+        shared_groups: Groups that it shares with others.
+        channels: Prunable channels in both.
+        dropped: How many of them go.
+        importance_removed: Share of the task's total score that goes with them, 0 to 1.
+    """
+
+    task: str
+    private_groups: int
+    shared_groups: int
+    channels: int
+    dropped: int
+    importance_removed: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLine:
+    """One prunable group and what it loses."""
+
+    name: str
+    n_channels: int
+    n_kept: int
+    tasks: tuple[str, ...]
+    conflict: float
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenLine:
+    """One frozen group and the first thing that froze it."""
+
+    name: str
+    n_channels: int
+    kind: str
+    detail: str
+    operator: str
+    module: str
+    source: str
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """All figures of a run.
+
+    Attributes:
+        budget: What was asked for, in words.
+        criterion: Name of the importance criterion.
+        calibration_batches: How many batches the scores come from.
+        costs: ``{"params" | "macs": (before, after)}``; MACs are of one sample.
+        tasks: A line per task.
+        groups: A line per prunable group.
+        frozen: A line per frozen group.
+        untraced: Parameters that the traced forwards never touched.
+        verification: Comparison with the masked original; ``None`` if it was switched off.
+    """
+
+    budget: str
+    criterion: str
+    calibration_batches: int
+    costs: Mapping[str, tuple[int, int]]
+    tasks: tuple[TaskLine, ...]
+    groups: tuple[GroupLine, ...]
+    frozen: tuple[FrozenLine, ...]
+    untraced: tuple[str, ...]
+    verification: VerificationReport | None
+
+    def to_json(self) -> str:
+        """Return the report as indented JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    def removed(self, cost: str) -> float:
+        """Return the fraction of a cost that was removed."""
+        before, after = self.costs[cost]
+        return 1 - after / before if before else 0.0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from (cost_table(self), task_table(self), frozen_table(self))
+        if self.verification is not None:
+            yield f"Verified: {self.verification}"
+
+
+def make_report(
+    groups: CouplingGroups,
+    scores: ChannelScores,
+    plan: PruningPlan,
+    budget: Budget,
+    verification: VerificationReport | None,
+) -> PruneReport:
+    """Gather the figures of one run."""
+    return PruneReport(
+        budget=str(budget),
+        criterion=scores.criterion,
+        calibration_batches=scores.n_batches,
+        costs={
+            "params": plan.costs["params"],
+            "macs": _per_sample(plan.costs["macs"], groups.batch_size),
+        },
+        tasks=tuple(_task_line(row, scores, plan) for row in range(len(scores.tasks))),
+        groups=tuple(
+            GroupLine(
+                name=d.name,
+                n_channels=d.n_channels,
+                n_kept=d.n_kept,
+                tasks=d.tasks,
+                conflict=float(scores.conflict[d.name].sum()) if d.name in scores.conflict else 0.0,
+            )
+            for d in plan.groups
+        ),
+        frozen=tuple(_frozen_line(group) for group in groups.frozen),
+        untraced=groups.untraced,
+        verification=verification,
+    )
+
+
+def _per_sample(pair: tuple[int, int], batch_size: int) -> tuple[int, int]:
+    return pair[0] // batch_size, pair[1] // batch_size
+
+
+def _task_line(row: int, scores: ChannelScores, plan: PruningPlan) -> TaskLine:
+    task = scores.tasks[row]
+    mine = [d for d in plan.groups if task in d.tasks or scores.tasks == BLIND]
+    total = sum(float(s[row].sum()) for s in scores.per_task.values())
+    removed = sum(
+        float(scores.per_task[name][row, list(dropped)].sum())
+        for name, dropped in plan.drop.items()
+    )
+    return TaskLine(
+        task=task,
+        private_groups=sum(d.tasks == (task,) for d in mine),
+        shared_groups=sum(len(d.tasks) > 1 for d in mine),
+        channels=sum(d.n_channels for d in mine),
+        dropped=sum(len(d.drop) for d in mine),
+        importance_removed=removed / total if total > 0 else 0.0,
+    )
+
+
+def _frozen_line(group: FrozenGroup) -> FrozenLine:
+    reason = group.reasons[0]
+    return FrozenLine(
+        name=group.name,
+        n_channels=group.n_channels,
+        kind=reason.kind,
+        detail=reason.detail,
+        operator=reason.operator,
+        module=reason.module,
+        source=reason.source,
+    )
+
+
+def cost_table(report: PruneReport) -> Table:
+    """Parameters and multiply-adds before and after."""
+    table = Table(title=f"Pruned to {report.budget} by {report.criterion}", title_justify="left")
+    for heading in ("", "before", "after", "removed"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    names = {"params": "parameters", "macs": "multiply-adds a sample"}
+    for cost, (before, after) in report.costs.items():
+        table.add_row(names[cost], f"{before:,}", f"{after:,}", f"{report.removed(cost):.2%}")
+    return table
+
+
+def task_table(report: PruneReport) -> Table:
+    """What each task can reach, and what of it goes."""
+    table = Table(title="Channels by task", title_justify="left")
+    for heading in ("task", "private groups", "shared groups", "channels", "dropped", "score lost"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for line in report.tasks:
+        counts = (line.private_groups, line.shared_groups)
+        # Criteria that know no tasks have neither kind.
+        private, shared = (str(n) if any(counts) else "-" for n in counts)
+        table.add_row(
+            line.task,
+            private,
+            shared,
+            str(line.channels),
+            str(line.dropped),
+            f"{line.importance_removed:.2%}",
+        )
+    return table
+
+
+def frozen_table(report: PruneReport) -> RenderableType:
+    """What had to stay, by reason."""
+    if not report.frozen and not report.untraced:
+        return "Nothing is frozen."
+    channels: Counter[str] = Counter()
+    count: Counter[str] = Counter()
+    first: dict[str, FrozenLine] = {}
+    for line in report.frozen:
+        channels[line.kind] += line.n_channels
+        count[line.kind] += 1
+        first.setdefault(line.kind, line)
+    table = Table(title="Frozen, and why", title_justify="left")
+    for heading in ("reason", "groups", "channels", "for example"):
+        table.add_column(heading, justify="right" if heading in ("groups", "channels") else "left")
+    for kind, meaning in REASONS.items():
+        if kind in first:
+            example = first[kind]
+            where = f" ({example.source})" if example.source else ""
+            table.add_row(meaning, str(count[kind]), str(channels[kind]), f"{example.name}{where}")
+    if report.untraced:
+        table.add_row("never reached", str(len(report.untraced)), "", report.untraced[0])
+    return table
+
+
+def render(report: PruneReport, width: int = 100) -> str:
+    """Return the report as plain text."""
+    console = Console(width=width, no_color=True, highlight=False)
+    with console.capture() as capture:
+        console.print(Group(report))
+    return capture.get().rstrip()

@@ -1,0 +1,16 @@
+"""Carrying out a plan: tensors, stored sizes, optimizer state, and the proof that it is right."""
+
+from taskprune.rewrite.apply import apply_and_verify, apply_plan, check_bare
+from taskprune.rewrite.comparison import OutputError
+from taskprune.rewrite.optimizer import remap_optimizer
+from taskprune.rewrite.verification import ExcludedGroup, VerificationReport
+
+__all__ = [
+    "ExcludedGroup",
+    "OutputError",
+    "VerificationReport",
+    "apply_and_verify",
+    "apply_plan",
+    "check_bare",
+    "remap_optimizer",
+]

@@ -1,0 +1,292 @@
+"""Running two models on the same inputs and measuring how far their outputs are apart."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.errors import TraceError, VerificationError
+from taskprune.forward import Forward
+from taskprune.graph.outputs import SINGLE, flatten_outputs
+from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
+from taskprune.rng import preserved_rng
+
+Context: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
+"""Makes a context for a model to run in."""
+
+TOLERANCE: Mapping[torch.dtype, float] = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 2e-2,
+    torch.bfloat16: 5e-2,
+}
+"""Largest error relative to the output's largest value, by the dtype both models run in.
+
+A masked and a pruned model add up the same numbers, with and without zeros between them, in another
+order. That moves a result by some 1e3 rounding steps in a deep network (a step is 2e-16, 1e-7, 1e-3
+and 8e-3); a channel missing or too many moves it by a few percent, which half precision hardly
+tells apart. That is why models are compared in float64 wherever they can run in it.
+"""
+
+DOUBLE_LIMIT = 2**28
+"""Models with more parameters than this (2 GiB in float64) are compared in their own dtype."""
+
+_NOT_FINITE = "has infinities or NaN in one model only"
+
+SMALLEST_SCALE = 1e-6
+"""An output that is smaller than this everywhere is compared by its absolute error over this."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputError:
+    """How far two versions of one output are apart.
+
+    Attributes:
+        path: Where it lies in the outputs, such as ``detection.boxes``; a lone one is ``output``.
+        max_abs: Largest absolute difference; for integers and booleans, between their values.
+        relative: The same over the largest absolute value of the expected output.
+        problem: What cannot be put in a number, such as another shape; empty if nothing.
+    """
+
+    path: str
+    max_abs: float
+    relative: float
+    problem: str = ""
+
+    def exceeds(self, tolerance: float) -> bool:
+        """Return whether the outputs count as different."""
+        return bool(self.problem) or not self.relative <= tolerance
+
+    @property
+    def is_nan(self) -> bool:
+        """Whether only one of the two holds an infinity or NaN somewhere."""
+        return self.problem == _NOT_FINITE
+
+    def __str__(self) -> str:
+        name = "the output" if self.path == SINGLE else f"output `{self.path}`"
+        measure = f"is off by {self.max_abs:.3g} ({self.relative:.2g} of its size)"
+        return f"{name} {self.problem or measure}"
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two models on the same inputs.
+
+    Attributes:
+        errors: One per output.
+        dtype: What both ran in, such as ``float64``.
+        tolerance: The relative error that goes as equal in this dtype.
+        only_expected_is_nan: The first model's outputs are not finite, the second's are.
+        repeated_choices: How many discrete choices met ties and were made to agree.
+    """
+
+    errors: tuple[OutputError, ...]
+    dtype: str
+    tolerance: float
+    only_expected_is_nan: bool
+    repeated_choices: int
+
+    @property
+    def wrong(self) -> tuple[OutputError, ...]:
+        """The outputs that differ."""
+        return tuple(error for error in self.errors if error.exceeds(self.tolerance))
+
+
+def cast_floats(value: Any, dtype: torch.dtype) -> Any:
+    """Return a copy of nested inputs with all floating-point tensors in ``dtype``."""
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype) if value.is_floating_point() else value.detach()
+    if isinstance(value, Mapping):
+        return _rebuilt_mapping(value, {k: cast_floats(v, dtype) for k, v in value.items()})
+    if isinstance(value, tuple | list):
+        items = [cast_floats(item, dtype) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changed = {
+            f.name: cast_floats(getattr(value, f.name), dtype)
+            for f in dataclasses.fields(value)
+            if f.init
+        }
+        return dataclasses.replace(value, **changed)
+    return value
+
+
+def _rebuilt_mapping(old: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    try:
+        return type(old)(items)  # type: ignore[call-arg]
+    except TypeError:
+        return items
+
+
+def compare(
+    make_expected: Callable[[], nn.Module],
+    make_found: Callable[[], nn.Module],
+    inputs: Any,
+    forward: Forward,
+    *,
+    around_expected: Context = nullcontext,
+) -> Comparison:
+    """Run two models on the same inputs, in float64 if the first can, and compare the outputs.
+
+    Where outputs differ, the second runs again with tied discrete choices made to agree.
+
+    Args:
+        make_expected: Makes a copy of the reference to run (and to spoil).
+        make_found: Makes a copy of the model in question.
+        inputs: The example inputs.
+        forward: ``(model, inputs) -> outputs``.
+        around_expected: Makes the context in which the reference runs.
+
+    Raises:
+        TraceError: The reference rejects the inputs.
+        VerificationError: The model in question fails.
+    """
+    choices = RecordedChoices()
+    wanted, dtype, coarsest = _run_reference(
+        make_expected, inputs, forward, around_expected, choices
+    )
+    tolerance = TOLERANCE[coarsest]
+    repeated = RepeatedChoices(choices, tolerance)
+    try:
+        got = run(make_found(), inputs, forward, dtype=dtype)
+        errors = output_errors(wanted, got)
+        if choices.indices and any(error.exceeds(tolerance) for error in errors):
+            got = run(make_found(), inputs, forward, dtype=dtype, around=(lambda _: repeated,))
+            errors = output_errors(wanted, got)
+    except Exception as error:
+        raise VerificationError(
+            f"The rewritten model fails on the example inputs: {type(error).__name__}: {error}. "
+            "Nothing was changed. The code uses a size that does not follow the pruning; protect "
+            "the module that raised (`protect=`) to go on, and please report the model."
+        ) from error
+    only_expected_is_nan = all_finite(got) and not all_finite(wanted)
+    return Comparison(
+        errors=errors,
+        dtype=str(coarsest).removeprefix("torch."),
+        tolerance=tolerance,
+        only_expected_is_nan=only_expected_is_nan,
+        repeated_choices=repeated.n_repeated,
+    )
+
+
+def _run_reference(
+    make: Callable[[], nn.Module],
+    inputs: Any,
+    forward: Forward,
+    around: Context,
+    choices: RecordedChoices,
+) -> tuple[dict[str, Tensor], torch.dtype | None, torch.dtype]:
+    """Return the outputs, the dtype asked for (``None``: the model's own), the coarsest in use."""
+    model = make()
+    dtypes = (torch.float64, None) if _runs_in_double(model) else (None,)
+    for dtype in dtypes:
+        choices.indices.clear()
+        try:
+            outputs = run(model, inputs, forward, dtype=dtype, around=(around, lambda _: choices))
+            return outputs, dtype, dtype or _coarsest(model)
+        except Exception as error:
+            # Some forwards insist on a dtype: they cast to float32, or make inputs themselves.
+            if dtype is None:
+                raise TraceError(
+                    f"The original model rejects the example inputs: {type(error).__name__}: "
+                    f"{error}. Pass inputs it takes, or `forward=lambda model, inputs: ...`."
+                ) from error
+            model = make()
+    raise AssertionError("unreachable: the last dtype either returns or raises")
+
+
+def _runs_in_double(model: nn.Module) -> bool:
+    parameters = [p for p in model.parameters() if p.is_floating_point()]
+    devices = {p.device.type for p in parameters}
+    return sum(p.numel() for p in parameters) <= DOUBLE_LIMIT and devices <= {"cpu", "cuda"}
+
+
+def _coarsest(model: nn.Module) -> torch.dtype:
+    """Return the least precise dtype among the parameters."""
+    # A model that had to stay in its own dtype computes in float32 somewhere, at best.
+    dtypes = {torch.float32, *(p.dtype for p in model.parameters() if p.dtype in TOLERANCE)}
+    return max(dtypes, key=lambda dtype: TOLERANCE[dtype])
+
+
+def run(
+    model: nn.Module,
+    inputs: Any,
+    forward: Forward,
+    *,
+    dtype: torch.dtype | None,
+    around: Sequence[Context] = (),
+) -> dict[str, Tensor]:
+    """Run ``model`` in eval mode, without gradients, from a fixed seed; the RNG is given back.
+
+    Args:
+        model: A model of one's own: it is put in eval mode and into ``dtype``.
+        inputs: The example inputs.
+        forward: ``(model, inputs) -> outputs``.
+        dtype: What to convert model and inputs to; ``None`` leaves both.
+        around: Make the contexts to run the forward in, from the converted model.
+    """
+    model.eval()
+    if dtype is not None:
+        model.to(dtype)
+        inputs = cast_floats(inputs, dtype)
+    with preserved_rng(), _default_dtype(dtype), torch.no_grad():
+        torch.manual_seed(0)
+        with ExitStack() as stack:
+            for context in around:
+                stack.enter_context(context(model))
+            outputs = forward(model, inputs)
+        return {path: tensor.clone() for path, tensor in flatten_outputs(outputs).items()}
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    # Tensors that a forward makes itself (grids, anchors) follow the default.
+    before = torch.get_default_dtype()
+    if dtype is not None:
+        torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def output_errors(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> tuple[OutputError, ...]:
+    """Compare two sets of outputs, path by path."""
+    errors = [_output_error(path, tensor, found.get(path)) for path, tensor in expected.items()]
+    nan = float("nan")
+    errors += [OutputError(path, nan, nan, "is new") for path in found if path not in expected]
+    return tuple(errors)
+
+
+def _output_error(path: str, expected: Tensor, found: Tensor | None) -> OutputError:
+    nan = float("nan")
+    if found is None:
+        return OutputError(path, nan, nan, "is gone")
+    if expected.shape != found.shape:
+        shapes = f"has shape {tuple(found.shape)} in place of {tuple(expected.shape)}"
+        return OutputError(path, nan, nan, shapes)
+    if not expected.numel():
+        return OutputError(path, 0.0, 0.0)
+    wide = torch.complex128 if expected.is_complex() or found.is_complex() else torch.float64
+    a, b = expected.to("cpu", wide), found.to("cpu", wide)
+    # Infinities and NaN are fine where both have the same.
+    same = (a == b) | (torch.isnan(a) & torch.isnan(b))
+    difference = torch.where(same, torch.zeros_like(a), a - b).abs()
+    if not torch.isfinite(difference).all():
+        return OutputError(path, nan, nan, _NOT_FINITE)
+    scale = torch.where(torch.isfinite(a), a, torch.zeros_like(a)).abs().max().item()
+    max_abs = difference.max().item()
+    return OutputError(path, max_abs, max_abs / max(scale, SMALLEST_SCALE))
+
+
+def all_finite(outputs: Mapping[str, Tensor]) -> bool:
+    """Return whether no output holds an infinity or NaN."""
+    return all(bool(torch.isfinite(tensor).all()) for tensor in outputs.values())

@@ -1,0 +1,33 @@
+"""Permuting the channels of a group: the oracle that holds across any statistic."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from taskprune.coupling.groups import CouplingGroup, IntArray
+from taskprune.rewrite.surgery import duplicate, named_tensors
+
+
+def channel_order(group: CouplingGroup, seed: int) -> IntArray:
+    """Return a random order of the group's channels that leaves none where it was."""
+    rng = np.random.default_rng(seed)
+    # Shifting a random order by one along itself is one long cycle: it has no fixed point.
+    cycle = rng.permutation(group.n_channels)
+    order = np.empty_like(cycle)
+    order[cycle] = np.roll(cycle, 1)
+    return order.astype(np.int64)
+
+
+def permuted_copy(model: nn.Module, group: CouplingGroup, order: IntArray) -> nn.Module:
+    """Return a copy where channel ``order[c]`` stands in the place of channel ``c``, everywhere."""
+    permuted = duplicate(model)
+    tensors = named_tensors(permuted)
+    for member in group.members:
+        tensor = tensors[member.name]
+        positions = np.arange(tensor.shape[member.dim])
+        positions[member.index.ravel()] = member.index[order].ravel()
+        index = torch.from_numpy(positions).to(tensor.device)
+        tensor.data = tensor.data.index_select(member.dim, index)
+    return permuted

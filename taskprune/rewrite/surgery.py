@@ -1,0 +1,238 @@
+"""Cutting tensors and storing integers, with an undo log."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from taskprune.errors import InputError, PlanMismatchError
+from taskprune.plan import AttributeChange, KeptEntries, PruningPlan
+from taskprune.replace import ModuleReplacement, replace_modules
+from taskprune.rewrite.descriptive import true_attributes
+
+
+class UndoLog:
+    """What to call, last first, to give a model back as it was."""
+
+    def __init__(self) -> None:
+        self._steps: list[Callable[[], None]] = []
+
+    def add(self, step: Callable[[], None]) -> None:
+        """Remember how to take back a change that was just made."""
+        self._steps.append(step)
+
+    def roll_back(self) -> None:
+        """Take back every change."""
+        while self._steps:
+            self._steps.pop()()
+
+
+def cut(model: nn.Module, plan: PruningPlan, undo: UndoLog) -> None:
+    """Carry out a plan that fits on ``model`` itself and remember how to take it back."""
+    with torch.no_grad():
+        shrink_tensors(named_tensors(model), plan.tensors, undo)
+    store_attributes(model, plan.attributes, undo)
+    describe_truthfully(model, plan.attributes, {kept.name for kept in plan.tensors}, undo)
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters, then all buffers, tied ones under their first name only.
+
+    Raises:
+        InputError: A parameter of a lazy module has no shape yet.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        if is_lazy(tensor):
+            raise InputError(
+                f"`{name}` has no shape yet (lazy module). Run the model once on an example first."
+            )
+    return tensors
+
+
+def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each parameter and buffer."""
+    return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """Return a deep copy.
+
+    Raises:
+        InputError: The model holds something that cannot be copied.
+    """
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise InputError(
+            f"Expected a model that `copy.deepcopy` can copy. {type(error).__name__}: {error}. "
+            "Remove what the last forward left in the model (tensors with a gradient history, open "
+            "files), or rewrite it in place: `inplace=True, verify=False`."
+        ) from error
+
+
+def replaced_copy(model: nn.Module, replacements: Iterable[ModuleReplacement]) -> nn.Module:
+    """Return a deep copy in which the replacements are in place.
+
+    Raises:
+        InputError: The model holds something that cannot be copied.
+        PlanMismatchError: The model has nothing to replace where it should.
+    """
+    replaced = duplicate(model)
+    replace_modules(replaced, replacements)
+    return replaced
+
+
+def kept_entries_by_name(tensors: Iterable[KeptEntries]) -> dict[str, list[KeptEntries]]:
+    """Gather the dims of each tensor that shrink."""
+    by_name: dict[str, list[KeptEntries]] = {}
+    for kept in tensors:
+        by_name.setdefault(kept.name, []).append(kept)
+    return by_name
+
+
+def select(tensor: Tensor, kept: Iterable[KeptEntries]) -> Tensor:
+    """Return a copy of ``tensor`` with the kept entries only, in the same memory format."""
+    small = tensor
+    for entries in kept:
+        index = torch.tensor(entries.keep, dtype=torch.int64, device=tensor.device)
+        small = small.index_select(entries.dim, index)
+    return small.contiguous(memory_format=memory_format(tensor))
+
+
+def memory_format(tensor: Tensor) -> torch.memory_format:
+    """Return the format to keep: channels last where the tensor has it, else contiguous."""
+    if not tensor.is_contiguous():
+        for n_dims, layout in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+            if tensor.ndim == n_dims and tensor.is_contiguous(memory_format=layout):
+                return layout
+    return torch.contiguous_format
+
+
+def shrink_tensors(
+    tensors: Mapping[str, Tensor], kept: Iterable[KeptEntries], undo: UndoLog
+) -> None:
+    """Replace the data of each named tensor by its kept entries.
+
+    The tensor objects stay, so ties between modules, references of optimizers, subclasses and
+    hooks survive. A gradient is cut along.
+    """
+    for name, dims in kept_entries_by_name(kept).items():
+        tensor = tensors[name]
+        if tensor.layout is not torch.strided:
+            raise InputError(
+                f"Expected dense tensors. `{name}` has layout {tensor.layout}; convert it first."
+            )
+        grad = tensor.grad if tensor.is_leaf else None
+        undo.add(_restorer(tensor, tensor.data, grad))
+        _set(
+            tensor, select(tensor.data, dims), None if grad is None else select(grad.detach(), dims)
+        )
+
+
+def _restorer(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Callable[[], None]:
+    return lambda: _set(tensor, data, grad)
+
+
+def _set(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
+    # A gradient must fit the data at all times, so it goes first and comes last.
+    if tensor.is_leaf:
+        tensor.grad = None
+    tensor.data = data
+    if grad is not None:
+        tensor.grad = grad
+
+
+def store_attributes(model: nn.Module, changes: Iterable[AttributeChange], undo: UndoLog) -> None:
+    """Store the plan's integers in their modules.
+
+    Raises:
+        PlanMismatchError: A module or attribute does not exist, or holds something else.
+    """
+    for change in changes:
+        where = f"`{change.module or type(model).__name__}`, path {list(change.path)}"
+        try:
+            module = model.get_submodule(change.module)
+            old = getattr(module, str(change.path[0]))
+            new = _replaced(old, change.path[1:], change.value)
+        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            raise PlanMismatchError(
+                f"The plan stores {change.value} in {where}, which this model lacks: {error}. "
+                "Build the model with the arguments of the original."
+            ) from error
+        _store(module, str(change.path[0]), new, undo)
+
+
+def describe_truthfully(
+    model: nn.Module, changes: Iterable[AttributeChange], names: Iterable[str], undo: UndoLog
+) -> None:
+    """Set what standard modules say of their sizes (``out_channels`` …) by their tensors.
+
+    Args:
+        model: The rewritten model.
+        changes: The plan's attributes, which are left alone.
+        names: The tensors that shrank.
+        undo: Takes note of each change.
+    """
+    planned = {(change.module, change.path[0]) for change in changes}
+    owners = _owners(model)
+    tensors = named_tensors(model)
+    modules = {path for name in names for path in owners[id(tensors[name])]}
+    for path in sorted(modules):
+        module = model.get_submodule(path)
+        for name, value in true_attributes(module).items():
+            if (path, name) not in planned and getattr(module, name, value) != value:
+                _store(module, name, value, undo)
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    """Map each tensor's id to the paths of all modules that hold it."""
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        held = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+        for tensor in held:
+            # A parametrised weight lives in `module.parametrizations.weight`; the module that
+            # describes its size is the one above.
+            owners.setdefault(id(tensor), []).append(path.split(".parametrizations.")[0])
+    return owners
+
+
+def _store(module: nn.Module, name: str, value: Any, undo: UndoLog) -> None:
+    had_own = name in vars(module)
+    old = vars(module).get(name)
+
+    def restore() -> None:
+        if had_own:
+            setattr(module, name, old)
+        else:
+            with suppress(AttributeError):
+                delattr(module, name)
+
+    setattr(module, name, value)
+    undo.add(restore)
+
+
+def _replaced(old: Any, path: tuple[str | int, ...], value: int) -> Any:
+    """Return ``old`` with the integer at ``path`` replaced; containers are copied, not changed."""
+    if not path:
+        if not isinstance(old, int) or isinstance(old, bool):
+            raise TypeError(f"expected an integer there, found {old!r}")
+        return value
+    key, rest = path[0], path[1:]
+    if isinstance(old, tuple):
+        items = list(old)
+        items[int(key)] = _replaced(items[int(key)], rest, value)
+        return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
+    changed = copy.copy(old)
+    if isinstance(old, list | Mapping):
+        changed[key] = _replaced(changed[key], rest, value)
+    else:
+        # A configuration object, perhaps a frozen dataclass.
+        object.__setattr__(changed, str(key), _replaced(getattr(old, str(key)), rest, value))
+    return changed

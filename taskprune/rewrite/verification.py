@@ -1,0 +1,261 @@
+"""Is the rewritten model right? Measured, not assumed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from taskprune.coupling.groups import CouplingGroups
+from taskprune.errors import VerificationError
+from taskprune.forward import Forward
+from taskprune.plan import GroupDecision, PruningPlan, build_plan
+from taskprune.rewrite.comparison import Comparison, OutputError, compare
+from taskprune.rewrite.masking import kept_statistics, reading_dims, zero_dropped
+from taskprune.rewrite.norms import HANDLED_OPERATORS
+from taskprune.rewrite.permutation import channel_order, permuted_copy
+from taskprune.rewrite.surgery import UndoLog, cut, duplicate, replaced_copy
+
+Oracle: TypeAlias = Literal["masked", "permutation", "shapes"]
+
+PERMUTED_GROUPS = 16
+"""At most so many groups are checked by permutation; each takes one forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExcludedGroup:
+    """A group that the masked original says nothing about, and how it was checked."""
+
+    name: str
+    reason: str
+    checked_by: Literal["permutation", "shapes"]
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationReport:
+    """What comparing the rewritten model with the original has shown.
+
+    Attributes:
+        oracle: ``masked``: outputs equal those of the original with the removed channels silenced.
+            ``permutation``: part of the groups cannot be checked that way (see ``excluded``) and
+            were permuted in the original, whose outputs did not move. ``shapes``: for those groups
+            it is only known that the model runs and its outputs have the right shapes.
+        dtype: What both models were run in.
+        tolerance: Largest relative error let through.
+        outputs: The measured error of each output.
+        excluded: Groups outside the masked comparison.
+        repeated_choices: How many top-k, sort or arg-max calls met ties and were made to agree.
+    """
+
+    oracle: Oracle
+    dtype: str
+    tolerance: float
+    outputs: tuple[OutputError, ...]
+    excluded: tuple[ExcludedGroup, ...] = ()
+    repeated_choices: int = 0
+
+    @property
+    def max_relative_error(self) -> float:
+        """The largest relative error among the outputs compared; 0 if none were."""
+        return max((error.relative for error in self.outputs), default=0.0)
+
+    def __str__(self) -> str:
+        n_outputs = len(self.outputs)
+        compared = (
+            f"{n_outputs} output{'' if n_outputs == 1 else 's'} compared with the masked original, "
+            f"largest relative error {self.max_relative_error:.1e} ({self.dtype})"
+        )
+        if not self.excluded:
+            return compared
+        names = ", ".join(group.name for group in self.excluded[:3])
+        more = f" and {len(self.excluded) - 3} more" if len(self.excluded) > 3 else ""
+        return f"{compared}; by {self.excluded[0].checked_by} only: {names}{more}"
+
+
+def verify_against_masked(
+    original: nn.Module,
+    smaller: nn.Module,
+    plan: PruningPlan,
+    *,
+    inputs: Any,
+    forward: Forward,
+    groups: CouplingGroups | None = None,
+) -> VerificationReport:
+    """Compare a rewritten model with the masked original; neither is changed.
+
+    Both run as copies, in eval mode and, wherever the model can, in float64.
+
+    Raises:
+        TraceError: The original itself rejects the inputs.
+        VerificationError: The rewritten model fails or differs.
+    """
+    if plan.replacements:
+        _check_replacements(original, plan, inputs, forward)
+    measured = _against_masked(original, smaller, plan, inputs, forward)
+    if measured.only_expected_is_nan and groups is not None:
+        # A zeroed channel that is divided by its own size, as in weight normalisation. It is
+        # enough that nothing reads it, where parameters do the reading.
+        readers = reading_dims(groups)
+        unread = _against_masked(original, smaller, plan, inputs, forward, only=readers)
+        measured = measured if unread.wrong else unread
+    if not measured.wrong:
+        return _report("masked", measured)
+    crossed = _crossed(plan, everything=measured.only_expected_is_nan)
+    if not crossed or any(error.problem for error in measured.wrong if not error.is_nan):
+        raise _difference(measured)
+    if groups is None:
+        excluded = tuple(
+            ExcludedGroup(name, f"{reason}; pass `groups=` to check it by permutation", "shapes")
+            for name, reason in crossed.items()
+        )
+        return _report("shapes", measured, excluded)
+    return _verify_in_parts(original, plan, groups, crossed, inputs, forward)
+
+
+def _check_replacements(
+    original: nn.Module, plan: PruningPlan, inputs: Any, forward: Forward
+) -> None:
+    """Check that the original computes the same with its modules replaced, nothing pruned.
+
+    Padding is computed like any other position (``torch.backends.mha.set_fastpath_enabled``).
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        measured = compare(
+            lambda: duplicate(original),
+            lambda: replaced_copy(original, plan.replacements),
+            inputs,
+            forward,
+        )
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    if measured.wrong:
+        raise VerificationError(
+            f"Modules that cannot shrink as written ({plan.replacements[0].path}, "
+            f"{len(plan.replacements)} in all) were replaced by equal ones, but {measured.wrong[0]}"
+            f" ({measured.dtype}, tolerance {measured.tolerance:g}). Nothing was changed. Please "
+            "report the model."
+        )
+
+
+def _against_masked(
+    original: nn.Module,
+    smaller: nn.Module,
+    plan: PruningPlan,
+    inputs: Any,
+    forward: Forward,
+    *,
+    only: Collection[tuple[str, int]] | None = None,
+) -> Comparison:
+    return compare(
+        lambda: zero_dropped(original, plan, only=only),
+        lambda: duplicate(smaller),
+        inputs,
+        forward,
+        around_expected=lambda masked: kept_statistics(masked, plan),
+    )
+
+
+def _verify_in_parts(
+    original: nn.Module,
+    plan: PruningPlan,
+    groups: CouplingGroups,
+    crossed: Mapping[str, str],
+    inputs: Any,
+    forward: Forward,
+) -> VerificationReport:
+    """Check the groups without a crossing by masking, the others by permutation."""
+    rest = {n: np.asarray(drop) for n, drop in plan.drop.items() if n not in crossed}
+    part = build_plan(groups, rest)
+    smaller = replaced_copy(original, part.replacements)
+    cut(smaller, part, UndoLog())
+    measured = _against_masked(original, smaller, part, inputs, forward)
+    if measured.wrong:
+        raise _difference(measured)
+    sampled = list(crossed)[:: -(-len(crossed) // PERMUTED_GROUPS)]
+    for seed, name in enumerate(sampled):
+        check_permutation(original, groups, name, inputs=inputs, forward=forward, seed=seed)
+    excluded = tuple(
+        ExcludedGroup(name, reason, "permutation" if name in sampled else "shapes")
+        for name, reason in crossed.items()
+    )
+    return _report("permutation", measured, excluded)
+
+
+def check_permutation(
+    model: nn.Module,
+    groups: CouplingGroups,
+    name: str,
+    *,
+    inputs: Any,
+    forward: Forward,
+    seed: int = 0,
+) -> Comparison:
+    """Permute one group's channels in all of its members and compare outputs.
+
+    Raises:
+        VerificationError: An output moved: an entry is missing from the group, or one too many.
+    """
+    group = groups[name]
+    order = channel_order(group, seed)
+    moved = compare(
+        lambda: replaced_copy(model, groups.replacements),
+        lambda: permuted_copy(replaced_copy(model, groups.replacements), group, order),
+        inputs,
+        forward,
+    )
+    if moved.wrong:
+        raise VerificationError(
+            f"Permuting the channels of group `{name}` in all of its tensors must leave the "
+            f"outputs where they are, but {moved.wrong[0]} ({moved.dtype}, tolerance "
+            f"{moved.tolerance:g}). Nothing was changed. Protect the group (`protect=`) to go on, "
+            "and please report the model."
+        )
+    return moved
+
+
+def _crossed(plan: PruningPlan, *, everything: bool) -> dict[str, str]:
+    """Map each pruned group that masking may be wrong for to the reason.
+
+    Args:
+        plan: The plan.
+        everything: The masked original is not finite (a division by a zeroed norm, say), so it
+            says nothing about any group.
+    """
+    pruned: list[GroupDecision] = [decision for decision in plan.groups if decision.drop]
+    if everything:
+        return {d.name: "zeroing channels makes the original's outputs NaN" for d in pruned}
+    crossings = {
+        d.name: [c for c in d.crossed_by if not any(known in c for known in HANDLED_OPERATORS)]
+        for d in pruned
+    }
+    return {name: f"crossed by {found[0]}" for name, found in crossings.items() if found}
+
+
+def _report(
+    oracle: Oracle, measured: Comparison, excluded: tuple[ExcludedGroup, ...] = ()
+) -> VerificationReport:
+    return VerificationReport(
+        oracle=oracle,
+        dtype=measured.dtype,
+        tolerance=measured.tolerance,
+        outputs=() if oracle == "shapes" else measured.errors,
+        excluded=excluded,
+        repeated_choices=measured.repeated_choices,
+    )
+
+
+def _difference(measured: Comparison) -> VerificationError:
+    worst = max(measured.wrong, key=lambda error: (bool(error.problem), error.relative))
+    return VerificationError(
+        f"The rewritten model must equal the original whose removed channels are zeroed, but "
+        f"{worst} ({measured.dtype}, tolerance {measured.tolerance:g}; "
+        f"{len(measured.wrong)} of {len(measured.errors)} outputs differ). Nothing was changed. "
+        "Prune again with part of the model protected (`protect=`) to find the module, and please "
+        "report it."
+    )

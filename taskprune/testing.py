@@ -1,0 +1,209 @@
+"""Oracles: what must hold for every model, every group and every plan, without golden files.
+
+For tests of your own channel rules, criteria and models::
+
+    model = randomise_(MyNet(), seed=0)
+    groups = couple(trace(model, x))
+    for group in groups:
+        assert_permutation_invariant(model, groups, group.name, x)
+    assert_masked_equals_pruned(model, build_plan(groups, random_drop(groups, 0.4, seed=0)), x)
+
+All of them raise ``AssertionError`` (or what the stage itself raises) and change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from taskprune.cost import count_macs, count_params, measure_macs, measure_params
+from taskprune.coupling.groups import CouplingGroups, IntArray
+from taskprune.errors import VerificationError
+from taskprune.forward import Forward, call_inputs
+from taskprune.plan import PruningPlan, build_plan
+from taskprune.rewrite import VerificationReport, apply_and_verify, apply_plan
+from taskprune.rewrite.comparison import output_errors, run
+from taskprune.rewrite.masking import masked_copy
+from taskprune.rewrite.permutation import channel_order, permuted_copy
+from taskprune.rewrite.surgery import duplicate, named_tensors, replaced_copy
+from taskprune.rewrite.verification import check_permutation
+
+__all__ = [
+    "assert_cost_is_exact",
+    "assert_identity_plan",
+    "assert_masked_equals_pruned",
+    "assert_permutation_invariant",
+    "masked_model",
+    "permuted_model",
+    "random_drop",
+    "randomise_",
+]
+
+
+def randomise_(model: nn.Module, seed: int) -> nn.Module:
+    """Give every parameter and norm statistic a random value, in place; return the model.
+
+    Fresh models hide mistakes: with a norm's scale 1, shift 0, mean 0 and variance 1, an entry
+    that was left out of a group makes no difference. Matrices and kernels are drawn so that signals
+    keep their size; scales around 1, shifts and means around 0, variances between 0.5 and 1.5, and
+    all of them differ from channel to channel.
+
+    Args:
+        model: Any model. Integer buffers stay, and so do float buffers that no norm owns.
+        seed: Two calls with one seed give equal values.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: torch.Tensor) -> torch.Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if tensor.ndim >= 2:
+                fan_in = math.prod(tensor.shape[1:])
+                values = normal(tensor) / math.sqrt(max(1, fan_in))
+            elif name.endswith("bias"):
+                values = 0.3 * normal(tensor)
+            else:
+                values = 1 + 0.3 * normal(tensor)
+            tensor.copy_(values)
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.copy_(0.3 * normal(buffer))
+            elif name.endswith("running_var"):
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+    return model
+
+
+def random_drop(groups: CouplingGroups, ratio: float, seed: int) -> dict[str, IntArray]:
+    """Choose about ``ratio`` of the channels of every group at random; at least one stays.
+
+    Returns:
+        ``{group name: channels to drop, ascending}``, for :func:`taskprune.plan.build_plan`.
+    """
+    rng = np.random.default_rng(seed)
+    drop: dict[str, IntArray] = {}
+    for group in groups:
+        n_drop = min(group.n_channels - 1, max(1, round(ratio * group.n_channels)))
+        if ratio > 0 and n_drop > 0:
+            chosen = rng.choice(group.n_channels, n_drop, replace=False)
+            drop[group.name] = np.sort(chosen).astype(np.int64)
+    return drop
+
+
+def masked_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
+    """Return a copy of ``model`` whose removed channels are zero and do not count.
+
+    All entries that the plan removes are zeroed; layer, group and RMS norms take their statistics
+    over the kept channels. It has the original's shapes and the pruned model's outputs.
+    """
+    return masked_copy(model, plan)
+
+
+def permuted_model(model: nn.Module, groups: CouplingGroups, group: str, seed: int) -> nn.Module:
+    """Return a copy of ``model`` with one group's channels in another order, in all its members."""
+    replaced = replaced_copy(model, groups.replacements)
+    return permuted_copy(replaced, groups[group], channel_order(groups[group], seed))
+
+
+def assert_masked_equals_pruned(
+    model: nn.Module,
+    plan: PruningPlan,
+    inputs: Any,
+    *,
+    forward: Forward | None = None,
+    groups: CouplingGroups | None = None,
+) -> VerificationReport:
+    """Assert that applying the plan yields the masked original's outputs.
+
+    Args:
+        model: The original; randomise it first.
+        plan: The plan to apply.
+        inputs: The example inputs.
+        forward: ``(model, inputs) -> outputs``.
+        groups: Checks groups that the code's own statistics cross by permutation.
+
+    Returns:
+        What was measured, and how: see ``oracle`` and ``excluded``.
+    """
+    try:
+        report = apply_and_verify(
+            model, plan, example_inputs=inputs, forward=forward, groups=groups
+        )[1]
+    except VerificationError as error:
+        raise AssertionError(str(error)) from error
+    assert report is not None
+    return report
+
+
+def assert_permutation_invariant(
+    model: nn.Module,
+    groups: CouplingGroups,
+    group: str,
+    inputs: Any,
+    *,
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> float:
+    """Assert that reordering a group's channels in all members leaves the outputs where they were.
+
+    Returns:
+        The largest relative error. A right group gives about 1e-15 in float64, one with a missing
+        member moves the outputs visibly if the model was randomised.
+    """
+    try:
+        moved = check_permutation(
+            model, groups, group, inputs=inputs, forward=forward or call_inputs, seed=seed
+        )
+    except VerificationError as error:
+        raise AssertionError(str(error)) from error
+    return max((error.relative for error in moved.errors), default=0.0)
+
+
+def assert_identity_plan(
+    model: nn.Module, groups: CouplingGroups, inputs: Any, *, forward: Forward | None = None
+) -> None:
+    """Assert that the plan that drops nothing changes no tensor and no output, to the bit."""
+    same = apply_plan(model, build_plan(groups, {}), verify=False)
+    model = replaced_copy(model, groups.replacements)
+    before, after = named_tensors(model), named_tensors(same)
+    assert list(before) == list(after), "The empty plan changed the names of the tensors."
+    for name, tensor in before.items():
+        assert torch.equal(_bits(tensor), _bits(after[name])), f"The empty plan changed `{name}`."
+    call = forward or call_inputs
+    errors = output_errors(
+        run(duplicate(model), inputs, call, dtype=None), run(same, inputs, call, dtype=None)
+    )
+    moved = [error for error in errors if error.exceeds(0.0)]
+    assert not moved, f"The empty plan changed the outputs: {moved[0]}."
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    # NaN differs from itself; what it is stored as does not.
+    return tensor.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def assert_cost_is_exact(
+    model: nn.Module,
+    groups: CouplingGroups,
+    plan: PruningPlan,
+    inputs: Any,
+    *,
+    forward: Forward | None = None,
+) -> None:
+    """Assert that predicted parameters and multiply-adds equal those of the pruned model."""
+    smaller = apply_plan(model, plan, verify=False)
+    for version, kept, when in (
+        (model, groups.full_counts(), "before"),
+        (smaller, plan.kept, "after"),
+    ):
+        params, macs = count_params(groups, kept), count_macs(groups, kept)
+        assert params == measure_params(version), (
+            f"Predicted {params} parameters {when} pruning. Found {measure_params(version)}."
+        )
+        measured = measure_macs(version, inputs, forward=forward)
+        assert macs == measured, f"Predicted {macs} MACs {when} pruning. Found {measured}."
