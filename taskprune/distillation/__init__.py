@@ -1,0 +1,58 @@
+"""Distillation: train a student on its tasks and on its frozen teacher's features.
+
+Knows nothing of pruning but an optional map from student channels to teacher channels.
+"""
+
+from taskprune.distillation.alignment import Alignment, make_adapter, make_alignment
+from taskprune.distillation.batchnorm import recalibrate_batchnorm
+from taskprune.distillation.default_taps import default_taps
+from taskprune.distillation.history import Callback, StepRecord
+from taskprune.distillation.losses import (
+    FeatureLoss,
+    attention_transfer,
+    channel_free,
+    cosine,
+    cwd,
+    mse,
+    pkd,
+)
+from taskprune.distillation.schedule import Ramp, Schedule
+from taskprune.distillation.settings import DistillSettings, OutputLoss
+from taskprune.distillation.taps import (
+    FeatureRecorder,
+    Tap,
+    TapSelector,
+    resolve_taps,
+    tapped,
+)
+from taskprune.distillation.trainer import DistillResult, distill
+from taskprune.distillation.validation import Validation
+
+__all__ = [
+    "Alignment",
+    "Callback",
+    "DistillResult",
+    "DistillSettings",
+    "FeatureLoss",
+    "FeatureRecorder",
+    "OutputLoss",
+    "Ramp",
+    "Schedule",
+    "StepRecord",
+    "Tap",
+    "TapSelector",
+    "Validation",
+    "attention_transfer",
+    "channel_free",
+    "cosine",
+    "cwd",
+    "default_taps",
+    "distill",
+    "make_adapter",
+    "make_alignment",
+    "mse",
+    "pkd",
+    "recalibrate_batchnorm",
+    "resolve_taps",
+    "tapped",
+]

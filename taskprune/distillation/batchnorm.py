@@ -1,0 +1,78 @@
+"""Re-estimate the statistics of batch normalisation, the cheapest repair after pruning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from taskprune.errors import InputError
+from taskprune.forward import Forward, call_batch
+
+
+def recalibrate_batchnorm(
+    model: nn.Module,
+    data: Iterable[Any],
+    *,
+    forward: Forward = call_batch,
+    n_batches: int = 50,
+) -> int:
+    """Replace running means and variances by averages over batches of data.
+
+    Removing channels shifts what the layers behind them see, so the stored statistics no longer
+    fit. Only the normalisation layers run in training mode (dropout and the like stay off); no
+    parameter changes and training flags are given back. If a forward pass fails, so are the old
+    statistics.
+
+    Args:
+        model: Changed in place: the buffers of its batch normalisation layers.
+        data: Batches.
+        forward: ``(model, batch) -> outputs``.
+        n_batches: How many batches to use at most.
+
+    Returns:
+        How many layers have new statistics.
+
+    Raises:
+        InputError: No batch to look at.
+    """
+    if n_batches < 1:
+        raise InputError(f"`n_batches` must be at least 1. Found {n_batches}.")
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]
+    if not layers:
+        return 0
+    modes = {module: module.training for module in model.modules()}
+    momenta = [layer.momentum for layer in layers]
+    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+    before = [buffer.clone() for buffer in buffers]
+    done = 0
+    try:
+        model.eval()
+        for layer in layers:
+            layer.reset_running_stats()
+            layer.momentum = None  # the plain average over batches
+            layer.train()
+        with torch.no_grad():
+            for batch in islice(data, n_batches):
+                forward(model, batch)
+                done += 1
+        if not done:
+            raise InputError("`data` holds no batch to estimate statistics from.")
+    except BaseException:
+        for buffer, old in zip(buffers, before, strict=True):
+            buffer.copy_(old)
+        raise
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for module, mode in modes.items():
+            module.training = mode
+    return len(layers)

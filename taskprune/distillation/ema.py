@@ -1,0 +1,50 @@
+"""A running average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """Exponential moving average of parameters and floating-point buffers.
+
+    ``average += (1 - d) * (weight - average)`` with ``d = min(decay, (1 + n) / (10 + n))`` at the
+    n-th update, so that the first weights do not linger.
+
+    Args:
+        model: The model to follow; its present weights are the first average.
+        decay: Between 0 and 1.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self._live = floating_tensors(model)
+        self.average = {name: t.detach().clone() for name, t in self._live.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer step number ``step`` (from 1)."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(list(self.average.values()), list(self._live.values()), 1.0 - decay)
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the average from saved tensors."""
+        for name, tensor in self.average.items():
+            tensor.copy_(tensors[name])
+
+    @torch.no_grad()
+    def copy_to_model(self) -> None:
+        """Give the model its averaged weights."""
+        for name, tensor in self._live.items():
+            tensor.copy_(self.average[name])
+
+
+def floating_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and floating-point buffers by name, shared ones once."""
+    tensors: dict[str, Tensor] = dict(model.named_parameters())
+    tensors.update({name: b for name, b in model.named_buffers() if b.is_floating_point()})
+    return tensors

@@ -1,0 +1,117 @@
+"""The training loop: from the start or from a checkpoint to the end."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from taskprune.distillation.batches import Position, endless
+from taskprune.distillation.ema import WeightAverage
+from taskprune.distillation.history import HistoryLog, StepRecord
+from taskprune.distillation.progress import training_progress
+from taskprune.distillation.run_checkpoint import (
+    FILE_NAME,
+    RunParts,
+    RunState,
+    load_tensors,
+    read_state,
+    save_run,
+)
+from taskprune.distillation.settings import DistillSettings
+from taskprune.distillation.stepper import Run, Stepper
+from taskprune.errors import InputError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+HISTORY_NAME = "history.jsonl"
+
+
+def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
+    """Train to the end, from the start or from the run's checkpoint; return the history."""
+    settings = run.settings
+    optimizer = _optimizer(run.objective, settings)
+    average = None
+    if settings.ema_decay is not None:
+        average = WeightAverage(run.objective.student, settings.ema_decay)
+    parts = RunParts(run.objective, optimizer, average)
+    state = RunState(0, Position(), run.identity)
+    path = None
+    if settings.directory is not None:
+        folder = Path(settings.directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / FILE_NAME
+        if path.exists():
+            state = read_state(path, run.identity)
+            load_tensors(path, parts)
+    stepper = Stepper(run, accelerator, parts)
+    stepper.load_loss_scale(state.loss_scale)
+    is_main = accelerator.is_main_process
+    log = HistoryLog(path.with_name(HISTORY_NAME) if path and is_main else None, step=state.step)
+    run.objective.train()
+    with (
+        closing(_batches(run, accelerator, state.position)) as batches,
+        training_progress(
+            settings.console, steps=run.n_steps, done=state.step, visible=is_main
+        ) as show,
+    ):
+        for step in range(state.step, run.n_steps):
+            record, position = stepper.step(step, batches)
+            for callback in settings.callbacks:
+                measured = callback(record, run.objective.student) or {}
+                record = replace(record, measured={**record.measured, **measured})
+            log.append(record)
+            show(record)
+            is_due = record.step % settings.checkpoint_every == 0 or record.step == run.n_steps
+            if path is not None and is_due:
+                log.flush()
+                if is_main:
+                    scale = stepper.loss_scale()
+                    save_run(path, parts, RunState(record.step, position, run.identity, scale))
+                accelerator.wait_for_everyone()
+    log.flush()
+    if average is not None:
+        average.copy_to_model()
+    return tuple(log.records)
+
+
+def _optimizer(objective: nn.Module, settings: DistillSettings) -> AdamW:
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    return AdamW(
+        [
+            {
+                "params": [p for p in trained if p.dim() > 1],
+                "weight_decay": settings.weight_decay,
+            },
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+        ],
+        lr=settings.learning_rate,
+    )
+
+
+def _batches(
+    run: Run, accelerator: Accelerator, start: Position
+) -> Generator[tuple[Position, Any], None, None]:
+    from accelerate.utils import send_to_device
+
+    data: Any = run.data
+    source = data
+    if accelerator.num_processes > 1:
+        if not isinstance(data, torch.utils.data.DataLoader):
+            raise InputError(
+                "Training on several processes splits a `torch.utils.data.DataLoader`. Found "
+                f"{type(data).__name__}."
+            )
+        data = accelerator.prepare_data_loader(data)
+    batches = endless(
+        data, seed=run.settings.seed, process=accelerator.process_index, start=start, source=source
+    )
+    for position, batch in batches:
+        yield position, send_to_device(batch, accelerator.device)

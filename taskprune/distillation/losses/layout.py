@@ -1,0 +1,72 @@
+"""The layouts of features, and which losses look at single channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
+
+import torch
+from torch import Tensor
+
+from taskprune.errors import InputError
+
+FeatureLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``(student, teacher) -> scalar``, on maps ``[B, C, H, W]`` or tokens ``[B, N, C]``."""
+
+_Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
+
+
+def channel_rows(features: Tensor) -> Tensor:
+    """Return features as ``[B, C, P]`` in at least float32, ``P`` counting positions.
+
+    Args:
+        features: A map ``[B, C, H, W]`` or tokens ``[B, N, C]``.
+
+    Raises:
+        InputError: The tensor has another number of dims.
+    """
+    if features.dim() not in (3, 4):
+        raise InputError(
+            "Feature losses compare maps [B, C, H, W] or tokens [B, N, C]. Found shape "
+            f"{tuple(features.shape)}. Tap another module, or write your own feature loss."
+        )
+    rows = features.flatten(2) if features.dim() == 4 else features.transpose(1, 2)
+    # Reductions over equal values in another memory layout differ in the last bit.
+    return at_least_float32(rows.contiguous())
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, or as it is if it is more precise.
+
+    Sums over a whole map overflow float16 and lose most of bfloat16's eight bits.
+    """
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def paired_rows(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Return both as ``[B, C, P]``; for losses that compare channel by channel.
+
+    Raises:
+        InputError: The shapes differ.
+    """
+    if student.shape != teacher.shape:
+        raise InputError(
+            f"This loss compares channel by channel. Found student features of shape "
+            f"{tuple(student.shape)} and teacher features of shape {tuple(teacher.shape)}. Align "
+            "them first (`taskprune.distillation.make_alignment`), or use `attention_transfer`."
+        )
+    return channel_rows(student), channel_rows(teacher)
+
+
+def channel_free(loss: _Loss) -> _Loss:
+    """Mark a feature loss that needs no equal channel counts, so that it gets no adapter."""
+    loss.compares_channels = False  # type: ignore[attr-defined]
+    return loss
+
+
+def compares_channels(loss: Callable[..., Any]) -> bool:
+    """Whether student and teacher need the same channels for this loss."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    return bool(getattr(loss, "compares_channels", True))

@@ -1,0 +1,150 @@
+"""One forward pass of the student with its feature losses, and the sum that is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.distillation.alignment import Alignment
+from taskprune.distillation.losses import FeatureLoss
+from taskprune.distillation.losses.layout import at_least_float32
+from taskprune.distillation.settings import OutputLoss
+from taskprune.distillation.taps import FeatureRecorder
+from taskprune.errors import LossError, TrainingError
+from taskprune.forward import Forward
+from taskprune.tasks import Task
+
+
+class StudentObjective(nn.Module):
+    """The student with its alignments as one module.
+
+    One module, because distributed training and autocast take hold of a module's ``forward``:
+    adapters then are synchronised like the student's own parameters, and the user's ``forward``
+    still gets the student itself.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        alignments: Sequence[Alignment],
+        *,
+        recorder: FeatureRecorder,
+        forward: Forward,
+        feature_loss: FeatureLoss,
+    ) -> None:
+        super().__init__()
+        self.student = student
+        self.alignments = nn.ModuleList(alignments)
+        self._recorder = recorder
+        self._call = forward
+        self._feature_loss = feature_loss
+
+    def forward(
+        self, batch: Any, teacher_features: Mapping[str, Tensor]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Return ``(outputs, {tap label: feature loss})``; no losses without teacher features."""
+        if not teacher_features:
+            return self._call(self.student, batch), {}
+        outputs, features = self._recorder.run(lambda: self._call(self.student, batch))
+        losses: dict[str, Tensor] = {}
+        for module in self.alignments:
+            assert isinstance(module, Alignment)
+            teacher = teacher_features[module.label]
+            with torch.autocast(device_type=teacher.device.type, enabled=False):
+                student, target = module(features[module.label], teacher)
+                losses[module.label] = self._feature_loss(student, target)
+        return outputs, losses
+
+
+@dataclass(frozen=True)
+class BatchLosses:
+    """The losses on one batch, still on the device.
+
+    Attributes:
+        tasks: Per task that has labels in the batch.
+        features: Per tap.
+        outputs: Per output loss.
+        task_weights: Per task.
+        feature_weight: Of all feature losses.
+    """
+
+    tasks: Mapping[str, Tensor]
+    features: Mapping[str, Tensor]
+    outputs: Mapping[str, Tensor]
+    task_weights: Mapping[str, float]
+    feature_weight: float
+
+    def total(self) -> Tensor:
+        """Return ``sum_t weight_t * task_t + gamma * sum_l feature_l + sum_o output_o``.
+
+        Raises:
+            TrainingError: There is no loss at all.
+        """
+        terms = [self.task_weights[name] * loss for name, loss in self.tasks.items()]
+        terms += [self.feature_weight * loss for loss in self.features.values()]
+        terms += self.outputs.values()
+        if not terms:
+            raise TrainingError(
+                "There is nothing to learn from this batch: no task has labels in it and neither "
+                "features nor outputs are compared. Add taps, or leave such batches out."
+            )
+        scalars = [at_least_float32(term).reshape(()) for term in terms]
+        return sum(scalars[1:], start=scalars[0])
+
+    def by_kind(self) -> dict[str, Mapping[str, Tensor]]:
+        """Return the unweighted losses by the word that names their kind."""
+        return {"task": self.tasks, "feature": self.features, "output": self.outputs}
+
+    def detached(self) -> BatchLosses:
+        """Return the losses without the graph that led to them."""
+
+        def cut(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            return {name: loss.detach() for name, loss in losses.items()}
+
+        return replace(
+            self, tasks=cut(self.tasks), features=cut(self.features), outputs=cut(self.outputs)
+        )
+
+
+def task_losses(tasks: Mapping[str, Task], outputs: Any, batch: Any) -> dict[str, Tensor]:
+    """Return the loss of every task that has labels in the batch.
+
+    Raises:
+        LossError: A loss is no scalar tensor that depends on the student.
+    """
+    losses = {name: task.loss(outputs, batch) for name, task in tasks.items()}
+    return {
+        name: _checked(f"the loss of task `{name}`", loss)
+        for name, loss in losses.items()
+        if loss is not None
+    }
+
+
+def output_losses(
+    losses: Mapping[str, OutputLoss], student: Any, teacher: Any
+) -> dict[str, Tensor]:
+    """Return the losses between both models' outputs.
+
+    Raises:
+        LossError: A loss is no scalar tensor that depends on the student.
+    """
+    return {
+        name: _checked(f"output loss `{name}`", loss(student, teacher))
+        for name, loss in losses.items()
+    }
+
+
+def _checked(what: str, loss: object) -> Tensor:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise LossError(f"Expected {what} to be a scalar tensor. Found {found}.")
+    if not loss.requires_grad:
+        raise LossError(
+            f"Expected {what} to depend on a trainable parameter of the student in training mode. "
+            "It does not: is an output detached, or are all parameters behind it frozen?"
+        )
+    return loss

@@ -1,0 +1,184 @@
+"""Save and load a training run: one safetensors file, replaced in one go.
+
+Tensors are the student's parameters and buffers, the alignments' (adapters), AdamW's state and the
+weight average. What is not a tensor (step, position in the data, loss scale, what the run is) is
+JSON in the file's header, so there is no second file that could be older or newer. Nothing is
+pickled. The learning rate is a function of the step, and every generator is set from the seed and
+the position (``batches.py``), so neither has state to save.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from taskprune.distillation.batches import Position
+from taskprune.distillation.ema import WeightAverage
+from taskprune.errors import CheckpointError
+
+FILE_NAME = "checkpoint.safetensors"
+FORMAT = "taskprune.distillation/1"
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """The objects whose state makes up a run, alive."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    average: WeightAverage | None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What is not a tensor.
+
+    Attributes:
+        step: Optimizer steps done.
+        position: The first batch not used yet.
+        identity: What the run is; must be equal for it to go on.
+        loss_scale: State of float16's loss scaling, if used.
+    """
+
+    step: int
+    position: Position
+    identity: Mapping[str, Any]
+    loss_scale: Mapping[str, Any] | None = None
+
+
+def save_run(path: Path, parts: RunParts, state: RunState) -> None:
+    """Write the checkpoint; killed at any moment, the old or the new file is there, whole."""
+    header = {
+        "format": FORMAT,
+        "step": state.step,
+        "epoch": state.position.epoch,
+        "batch": state.position.batch,
+        "identity": state.identity,
+        "loss_scale": state.loss_scale,
+    }
+    temporary = path.with_name(path.name + ".partial")
+    # Copies, because a tensor that shares memory with another cannot be written.
+    tensors = {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in _tensors(parts).items()
+    }
+    save_file(tensors, temporary, metadata={"taskprune": json.dumps(header)})
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_state(path: Path, identity: Mapping[str, Any]) -> RunState:
+    """Read what is not a tensor and check that the checkpoint belongs to this run.
+
+    Raises:
+        CheckpointError: The file is damaged, something else, or of another run.
+    """
+    with _opened(path) as file:
+        metadata = file.metadata() or {}
+    try:
+        header = json.loads(metadata["taskprune"])
+        if header["format"] != FORMAT:
+            raise CheckpointError(
+                f"`{path}` has the format {header['format']!r}. Expected {FORMAT!r}: delete it, or "
+                "read it with the version of taskprune that wrote it."
+            )
+        state = RunState(
+            step=header["step"],
+            position=Position(header["epoch"], header["batch"]),
+            identity=header["identity"],
+            loss_scale=header["loss_scale"],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"`{path}` is no checkpoint of a distillation run. Choose another `directory`."
+        ) from error
+    expected = json.loads(json.dumps(identity))
+    different = [key for key in expected if state.identity.get(key) != expected[key]]
+    if different:
+        key = different[0]
+        raise CheckpointError(
+            f"`{path}` belongs to another run: `{key}` was {_short(state.identity.get(key))} and "
+            f"now is {_short(expected[key])}. Choose another `directory`, or delete the file to "
+            "start anew."
+        )
+    return state
+
+
+def load_tensors(path: Path, parts: RunParts) -> None:
+    """Give the run's objects their saved state; they are untouched where an error is raised.
+
+    Raises:
+        CheckpointError: A tensor is missing or has another shape.
+    """
+    live = _tensors(parts)
+    with _opened(path) as file:
+        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    for name, tensor in live.items():
+        if name not in saved or saved[name].shape != tensor.shape:
+            found = tuple(saved[name].shape) if name in saved else "none"
+            raise CheckpointError(
+                f"`{path}`: expected a tensor `{name}` of shape {tuple(tensor.shape)}. Found "
+                f"{found}."
+            )
+    with torch.no_grad():
+        for name, tensor in live.items():
+            if not name.startswith("optimizer/"):
+                tensor.copy_(saved[name])
+    _load_optimizer(parts, saved)
+
+
+def _tensors(parts: RunParts) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = {}
+    for name, parameter in parts.model.named_parameters():
+        tensors[f"model/{name}"] = parameter
+        for key, value in parts.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{name}/{key}"] = value
+    for name, buffer in parts.model.named_buffers():
+        tensors[f"model/{name}"] = buffer
+    if parts.average is not None:
+        for name, tensor in parts.average.average.items():
+            tensors[f"average/{name}"] = tensor
+    return tensors
+
+
+def _load_optimizer(parts: RunParts, saved: Mapping[str, Tensor]) -> None:
+    names = {parameter: name for name, parameter in parts.model.named_parameters()}
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for entry, tensor in saved.items():
+        if entry.startswith("optimizer/"):
+            name, _, key = entry.removeprefix("optimizer/").rpartition("/")
+            by_parameter.setdefault(name, {})[key] = tensor
+    ordered = [p for group in parts.optimizer.param_groups for p in group["params"]]
+    state = {
+        number: by_parameter[names[parameter]]
+        for number, parameter in enumerate(ordered)
+        if names[parameter] in by_parameter
+    }
+    # Through the optimizer's own loader: it knows which entries belong on the parameter's device.
+    parts.optimizer.load_state_dict({**parts.optimizer.state_dict(), "state": state})
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"`{path}` cannot be read as a checkpoint ({error}): cut off, or another kind of file. "
+            "Delete it to start anew."
+        ) from error
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,171 @@
+"""How to distil: everything about the run that is not the models, the tasks or the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from rich.console import Console
+from torch import Tensor
+
+from taskprune.distillation.history import Callback
+from taskprune.distillation.losses import FeatureLoss, pkd
+from taskprune.distillation.schedule import Constant, Schedule, WarmupCosine
+from taskprune.errors import InputError
+
+DEFAULT_EPOCHS = 10
+
+OutputLoss: TypeAlias = Callable[[Any, Any], Tensor]
+"""``(student outputs, teacher outputs) -> scalar``, the student's from training mode."""
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """Settings of :func:`taskprune.distillation.distill`.
+
+    Attributes:
+        steps: Optimizer steps to make.
+        epochs: Passes through the data instead of ``steps``; the data must have a length. With
+            neither, 10 epochs.
+        learning_rate: Peak of AdamW's learning rate; linear warmup, then cosine to a hundredth.
+        warmup: Part of the steps spent rising.
+        weight_decay: Of tensors with two dims or more; biases and norms have none.
+        gradient_clip: Largest gradient norm; ``math.inf`` clips nothing.
+        accumulation: Batches per optimizer step; their losses are averaged.
+        ema_decay: The student ends with a running average of its weights, of this decay.
+        feature_loss: Compares aligned features of a tap, see ``taskprune.distillation.losses``.
+        feature_weight: Factor of the sum of feature losses; a :data:`Schedule` changes it by step.
+        output_losses: Compare outputs as well, by name, each with weight 1; needs no labels.
+        mixed_precision: ``"fp16"`` or ``"bf16"`` autocast; feature losses stay in float32.
+        cpu: Stay on the CPU even where Accelerate finds an accelerator.
+        seed: Of the order of the data and every random choice in training.
+        directory: Holds ``checkpoint.safetensors`` and ``history.jsonl``. A run that finds its own
+            checkpoint there goes on from it. ``None``: nothing is written.
+        checkpoint_every: Steps between checkpoints.
+        callbacks: Called after each step, in every process, with ``(StepRecord, student)``; figures
+            they return join the history.
+        console: Where progress is shown. ``None``: standard error, if that is a terminal.
+    """
+
+    steps: int | None = None
+    epochs: int | None = None
+    learning_rate: float = 3e-4
+    warmup: float = 0.05
+    weight_decay: float = 1e-4
+    gradient_clip: float = 10.0
+    accumulation: int = 1
+    ema_decay: float | None = None
+    feature_loss: FeatureLoss = pkd
+    feature_weight: float | Schedule = 1.0
+    output_losses: Mapping[str, OutputLoss] = field(default_factory=dict)
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    cpu: bool = False
+    seed: int = 0
+    directory: str | Path | None = None
+    checkpoint_every: int = 500
+    callbacks: tuple[Callback, ...] = ()
+    console: Console | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.epochs is not None:
+            raise InputError(
+                f"Give `steps` or `epochs`. Found both: {self.steps} and {self.epochs}."
+            )
+        for name in ("steps", "epochs", "accumulation", "checkpoint_every"):
+            _check(name, getattr(self, name), _is_count, "a whole number of at least 1")
+        for name in ("learning_rate", "gradient_clip"):
+            _check(name, getattr(self, name), lambda x: x > 0, "a positive number")
+        for name in ("weight_decay", "seed"):
+            _check(name, getattr(self, name), lambda x: x >= 0, "at least 0")
+        _check("warmup", self.warmup, lambda x: 0 <= x <= 1, "between 0 and 1")
+        _check("ema_decay", self.ema_decay, lambda x: 0 < x < 1, "between 0 and 1, or None")
+        if not callable(self.feature_weight):
+            _check(
+                "feature_weight",
+                self.feature_weight,
+                lambda x: math.isfinite(x) and x >= 0,
+                "a number of at least 0, or a function of the step",
+            )
+        if self.mixed_precision not in ("no", "fp16", "bf16"):
+            raise InputError(
+                f"`mixed_precision` must be 'no', 'fp16' or 'bf16'. Found {self.mixed_precision!r}."
+            )
+
+    def n_steps(self, data: Any, *, n_processes: int = 1) -> int:
+        """Return the number of optimizer steps on this data, split between processes.
+
+        Raises:
+            InputError: The length is set in epochs and the data has none, or too few batches.
+        """
+        if self.steps is not None:
+            return self.steps
+        epochs = self.epochs if self.epochs is not None else DEFAULT_EPOCHS
+        try:
+            n_batches = -(-len(data) // n_processes)
+        except TypeError:
+            raise InputError(
+                f"{epochs} epochs cannot be counted in steps: the data has no length. Give "
+                "`steps`, or data with `__len__` such as a list or a DataLoader."
+            ) from None
+        steps = epochs * n_batches // self.accumulation
+        if steps < 1:
+            raise InputError(
+                f"{epochs} epochs of {n_batches} batches are less than one step of "
+                f"{self.accumulation} batches."
+            )
+        return steps
+
+    def learning_rates(self, n_steps: int) -> WarmupCosine:
+        """Return the learning rate as a function of the step."""
+        return WarmupCosine(
+            self.learning_rate,
+            n_steps,
+            warmup=round(self.warmup * n_steps),
+            floor=self.learning_rate / 100,
+        )
+
+    @property
+    def feature_weights(self) -> Schedule:
+        """The weight of the feature losses as a function of the step."""
+        if callable(self.feature_weight):
+            return self.feature_weight
+        return Constant(self.feature_weight)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what must agree for a run to go on from another's checkpoint."""
+        return {
+            "learning_rate": self.learning_rate,
+            "warmup": self.warmup,
+            "weight_decay": self.weight_decay,
+            "gradient_clip": self.gradient_clip,
+            "accumulation": self.accumulation,
+            "ema_decay": self.ema_decay,
+            "feature_loss": _name(self.feature_loss),
+            "feature_weight": _name(self.feature_weights),
+            "output_losses": {name: _name(loss) for name, loss in self.output_losses.items()},
+            "mixed_precision": self.mixed_precision,
+            "seed": self.seed,
+        }
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _check(name: str, value: Any, holds: Callable[[Any], bool], expected: str) -> None:
+    if value is not None and not holds(value):
+        raise InputError(f"`DistillSettings.{name}` must be {expected}. Found {value!r}.")
+
+
+def _name(function: Any) -> str:
+    """Name a callable without its memory address, the same in every process."""
+    if isinstance(function, partial):
+        return f"{_name(function.func)}{sorted(function.keywords.items())}"
+    if hasattr(function, "__qualname__"):
+        return f"{function.__module__}.{function.__qualname__}"
+    shown = repr(function)
+    return type(function).__qualname__ if " at 0x" in shown else shown

@@ -1,0 +1,192 @@
+"""One optimizer step: teacher, student, losses, gradient, and what to do when it fails."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.distillation.batches import Position
+from taskprune.distillation.history import StepRecord
+from taskprune.distillation.objective import (
+    BatchLosses,
+    StudentObjective,
+    output_losses,
+    task_losses,
+)
+from taskprune.distillation.run_checkpoint import RunParts
+from taskprune.distillation.settings import DistillSettings
+from taskprune.distillation.taps import FeatureRecorder
+from taskprune.errors import TrainingError
+from taskprune.forward import Forward
+from taskprune.tasks import Task
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything a run needs, checked and on its device.
+
+    Attributes:
+        objective: The student with its alignments.
+        teacher: In eval mode.
+        teacher_recorder: Reads the teacher's taps.
+        tasks: Losses and weights.
+        data: The batches.
+        forward: ``(model, batch) -> outputs``.
+        settings: The user's settings.
+        n_steps: Optimizer steps in all.
+        identity: What must agree for a run to go on.
+    """
+
+    objective: StudentObjective
+    teacher: nn.Module
+    teacher_recorder: FeatureRecorder
+    tasks: Mapping[str, Task]
+    data: Iterable[Any]
+    forward: Forward
+    settings: DistillSettings
+    n_steps: int
+    identity: Mapping[str, Any]
+
+
+class Stepper:
+    """Makes one optimizer step after another."""
+
+    def __init__(self, run: Run, accelerator: Accelerator, parts: RunParts) -> None:
+        self._run = run
+        self._accelerator = accelerator
+        self._average = parts.average
+        self._parameters = [p for p in parts.model.parameters() if p.requires_grad]
+        self._rates = run.settings.learning_rates(run.n_steps)
+        self._feature_weights = run.settings.feature_weights
+        # A forward pass that ends in NaN has already spoilt the running statistics.
+        self._buffers = _Snapshot(run.objective.student.buffers())
+        self._model, self._optimizer = accelerator.prepare(parts.model, parts.optimizer)
+
+    def step(
+        self, step: int, batches: Iterator[tuple[Position, Any]]
+    ) -> tuple[StepRecord, Position]:
+        """Make step number ``step`` (from 0); return its record and where the data goes on."""
+        rate = self._rates(step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._buffers.take()
+        gamma = self._feature_weights(step)
+        done: list[tuple[Position, BatchLosses]] = []
+        try:
+            for _ in range(self._run.settings.accumulation):
+                position, batch = next(batches)
+                with self._accelerator.accumulate(self._model):
+                    losses = self._losses(batch, gamma)
+                    self._accelerator.backward(losses.total())
+                done.append((position, losses.detached()))
+            norm = self._accelerator.clip_grad_norm_(
+                self._parameters, self._run.settings.gradient_clip
+            )
+            record = self._record(step, rate, done, norm)
+        except BaseException:
+            self._buffers.restore()
+            raise
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._average is not None:
+            self._average.update(step + 1)
+        last = done[-1][0]
+        return record, Position(last.epoch, last.batch + 1)
+
+    def loss_scale(self) -> dict[str, Any] | None:
+        """Return the state of float16's loss scaling."""
+        scaler = self._accelerator.scaler
+        return None if scaler is None else dict(scaler.state_dict())
+
+    def load_loss_scale(self, state: Mapping[str, Any] | None) -> None:
+        """Set the state of float16's loss scaling."""
+        if state is not None and self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(dict(state))
+
+    def _losses(self, batch: Any, gamma: float) -> BatchLosses:
+        run = self._run
+        wanted: Any = None
+        features: dict[str, Tensor] = {}
+        follows_features = bool(run.teacher_recorder.taps) and gamma > 0
+        if follows_features or run.settings.output_losses:
+            with torch.no_grad(), self._accelerator.autocast():
+                wanted, features = run.teacher_recorder.run(lambda: run.forward(run.teacher, batch))
+        outputs, losses = self._model(batch, features if follows_features else {})
+        return BatchLosses(
+            tasks=task_losses(run.tasks, outputs, batch),
+            features=losses,
+            outputs=output_losses(run.settings.output_losses, outputs, wanted),
+            task_weights={name: task.weight for name, task in run.tasks.items()},
+            feature_weight=gamma,
+        )
+
+    def _record(
+        self, step: int, rate: float, done: list[tuple[Position, BatchLosses]], norm: Tensor
+    ) -> StepRecord:
+        named = [
+            (number, kind, name, loss)
+            for number, (_, losses) in enumerate(done)
+            for kind, group in losses.by_kind().items()
+            for name, loss in group.items()
+        ]
+        values = [loss for *_, loss in named] + [losses.total() for _, losses in done] + [norm]
+        # The only wait for the device in a step; its backward pass is already under way.
+        numbers = torch.stack([value.detach().float().reshape(()) for value in values]).tolist()
+        seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        for (number, kind, name, _), value in zip(named, numbers, strict=False):
+            if not math.isfinite(value):
+                raise _not_finite(step, done[number][0], f"the {kind} loss `{name}`", value)
+            seen[kind][name].append(value)
+        if not math.isfinite(numbers[-1]) and self._accelerator.scaler is None:
+            raise _not_finite(step, done[-1][0], "the gradient norm", numbers[-1])
+        means = {
+            kind: {name: sum(values) / len(values) for name, values in group.items()}
+            for kind, group in seen.items()
+        }
+        return StepRecord(
+            step=step + 1,
+            epoch=done[-1][0].epoch,
+            learning_rate=rate,
+            loss=sum(numbers[len(named) : -1]) / len(done),
+            tasks=means.get("task", {}),
+            features=means.get("feature", {}),
+            outputs=means.get("output", {}),
+            gradient_norm=numbers[-1],
+        )
+
+
+class _Snapshot:
+    """Remembers tensors; one kernel per dtype instead of one per tensor."""
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self._live: dict[torch.dtype, list[Tensor]] = defaultdict(list)
+        for tensor in tensors:
+            self._live[tensor.dtype].append(tensor)
+        self._copies = {kind: [t.clone() for t in live] for kind, live in self._live.items()}
+
+    @torch.no_grad()
+    def take(self) -> None:
+        for kind, live in self._live.items():
+            torch._foreach_copy_(self._copies[kind], live)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for kind, live in self._live.items():
+            torch._foreach_copy_(live, self._copies[kind])
+
+
+def _not_finite(step: int, position: Position, what: str, value: float) -> TrainingError:
+    return TrainingError(
+        f"Step {step + 1}: {what} is {value} in batch {position.batch} of epoch {position.epoch}. "
+        "The student keeps the weights from before this step. Look at that batch's labels, or "
+        "lower the learning rate."
+    )

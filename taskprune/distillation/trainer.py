@@ -1,0 +1,259 @@
+"""Train a student on its tasks and on its frozen teacher's features."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.distillation.accelerator import accelerated
+from taskprune.distillation.alignment import Alignment, make_alignment
+from taskprune.distillation.batches import check_data, preserved_generators, seed_generators
+from taskprune.distillation.default_taps import default_taps
+from taskprune.distillation.history import StepRecord
+from taskprune.distillation.loop import train
+from taskprune.distillation.losses.layout import compares_channels
+from taskprune.distillation.objective import StudentObjective
+from taskprune.distillation.settings import DistillSettings
+from taskprune.distillation.stepper import Run
+from taskprune.distillation.taps import FeatureRecorder, Tap, TapSelector, resolve_taps, tapped
+from taskprune.errors import InputError
+from taskprune.forward import Forward, call_batch
+from taskprune.rng import preserved_rng
+from taskprune.tasks import Task, check_tasks
+
+
+@dataclass(frozen=True)
+class DistillResult:
+    """What :func:`distill` returns.
+
+    Attributes:
+        student: The student that was handed in, trained.
+        history: One record per optimizer step, also of steps before the run was resumed.
+        taps: The features that were compared.
+    """
+
+    student: nn.Module
+    history: tuple[StepRecord, ...]
+    taps: tuple[Tap, ...]
+
+
+def distill(
+    student: nn.Module,
+    teacher: nn.Module,
+    *,
+    tasks: Mapping[str, Task],
+    data: Iterable[Any],
+    settings: DistillSettings | None = None,
+    channel_map: Mapping[str, Sequence[int]] | None = None,
+    taps: Sequence[TapSelector] | None = None,
+    forward: Forward = call_batch,
+) -> DistillResult:
+    r"""Minimise :math:`\sum_t w_t L_t + \gamma \sum_l D(s_l, t_l[keep_l]) + \sum_o L_o`.
+
+    These are the task losses, the feature losses and, where ``settings`` has any, output losses.
+
+    The teacher runs in eval mode without gradients on the same batch; the student in training
+    mode. Each step costs one forward pass of the teacher and one forward and backward pass of the
+    student per batch, and one read-back of the losses from the device. A task whose loss is
+    ``None`` has no labels in the batch and is left out.
+
+    The student is trained in place and given back on its own device, with its own training flags
+    and without gradients. The teacher, the generators and the data's generators are left as they
+    were. With ``settings.directory`` the run can be killed at any moment: the same call goes on
+    from the last checkpoint and, on the CPU, ends with the very weights of a run never stopped.
+    Started by ``accelerate launch`` on several processes, a DataLoader is split between them; the
+    history then shows the main process's losses.
+
+    Args:
+        student: The model to train.
+        teacher: The model whose features it follows; must share no parameter with the student.
+        tasks: Task losses (and weights) beside the features.
+        data: A DataLoader, a list of batches or another iterable that can be gone through again.
+            Its order follows from ``settings.seed``, see ``taskprune.distillation.batches``.
+        settings: Length, learning rate, weights and the like.
+        channel_map: Per module path, the teacher's channel that each student channel is. Paths
+            that are not tapped are ignored.
+        taps: Modules whose outputs are compared: paths, patterns, types or :class:`Tap`. An empty
+            sequence compares none (plain training). ``None``: :func:`default_taps`.
+        forward: ``(model, batch) -> outputs``, for both models.
+
+    Raises:
+        InputError: The arguments do not fit each other; nothing was changed.
+        LossError: A loss of a task or of outputs is no scalar that depends on the student.
+        TrainingError: A loss or gradient became NaN or infinite. The student keeps the weights
+            and buffers from before that step.
+        CheckpointError: The checkpoint in ``settings.directory`` is damaged or of another run.
+        MissingDependencyError: Accelerate is not installed.
+    """
+    settings = settings or DistillSettings()
+    tasks = check_tasks(tasks)
+    check_data(data)
+    _check_models(student, teacher)
+    with ExitStack() as stack:
+        stack.enter_context(preserved_rng())
+        stack.enter_context(preserved_generators(data))
+        accelerator = stack.enter_context(accelerated(settings))
+        n_steps = settings.n_steps(data, n_processes=accelerator.num_processes)
+        stack.enter_context(_borrowed(student))
+        seed_generators(settings.seed)
+        teacher = stack.enter_context(_frozen(teacher, accelerator.device))
+        student.to(accelerator.device)
+        example = _example(data, accelerator.device)
+        chosen = _taps(teacher, example, taps, forward)
+        teacher_recorder = stack.enter_context(tapped(teacher, chosen))
+        recorder = stack.enter_context(tapped(student, chosen))
+        alignments = _alignments(
+            (student, recorder),
+            (teacher, teacher_recorder),
+            example=example,
+            channel_map=channel_map or {},
+            forward=forward,
+            settings=settings,
+        )
+        objective = StudentObjective(
+            student,
+            alignments,
+            recorder=recorder,
+            forward=forward,
+            feature_loss=settings.feature_loss,
+        )
+        run = Run(
+            objective=objective,
+            teacher=teacher,
+            teacher_recorder=teacher_recorder,
+            tasks=tasks,
+            data=data,
+            forward=forward,
+            settings=settings,
+            n_steps=n_steps,
+            identity=_identity(
+                objective, alignments, tasks=tasks, settings=settings, n_steps=n_steps
+            ),
+        )
+        history = train(run, accelerator)
+    return DistillResult(student, history, chosen)
+
+
+def _check_models(student: nn.Module, teacher: nn.Module) -> None:
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, nn.Module):
+            raise InputError(f"`{name}` must be a `torch.nn.Module`. Found {type(model).__name__}.")
+    if not any(parameter.requires_grad for parameter in student.parameters()):
+        raise InputError("The student has no parameter that requires a gradient.")
+    pointers = {p.data_ptr() for p in teacher.parameters() if p.numel()}
+    for name, parameter in student.named_parameters():
+        if parameter.numel() and parameter.data_ptr() in pointers:
+            raise InputError(
+                f"Student and teacher share the memory of `{name}`: training one would change the "
+                "other. Hand in copies, `copy.deepcopy(model)`."
+            )
+
+
+@contextmanager
+def _borrowed(student: nn.Module) -> Iterator[None]:
+    """Give the student back on its device, with its training flags and without gradients."""
+    modes = {module: module.training for module in student.modules()}
+    device = next(student.parameters()).device
+    try:
+        yield
+    finally:
+        student.zero_grad(set_to_none=True)
+        student.to(device)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+@contextmanager
+def _frozen(teacher: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Provide the teacher in eval mode on a device; a copy, if it lives on another."""
+    if any(tensor.device != device for tensor in _tensors(teacher)):
+        yield deepcopy(teacher).to(device).eval()
+        return
+    modes = {module: module.training for module in teacher.modules()}
+    teacher.eval()
+    try:
+        yield teacher
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _tensors(model: nn.Module) -> Iterator[Tensor]:
+    yield from model.parameters()
+    yield from model.buffers()
+
+
+def _example(data: Iterable[Any], device: torch.device) -> Any:
+    from accelerate.utils import send_to_device
+
+    for batch in data:
+        return send_to_device(batch, device)
+    raise InputError("`data` holds no batch. Expected at least one.")
+
+
+def _taps(
+    teacher: nn.Module, example: Any, taps: Sequence[TapSelector] | None, forward: Forward
+) -> tuple[Tap, ...]:
+    if taps is None:
+        return default_taps(teacher, example, forward=forward)
+    if isinstance(taps, str):
+        raise InputError(f"`taps` must be a sequence of selectors. Found the string {taps!r}.")
+    return resolve_taps(teacher, taps)
+
+
+def _alignments(
+    student: tuple[nn.Module, FeatureRecorder],
+    teacher: tuple[nn.Module, FeatureRecorder],
+    *,
+    example: Any,
+    channel_map: Mapping[str, Sequence[int]],
+    forward: Forward,
+    settings: DistillSettings,
+) -> list[Alignment]:
+    """Run both models once, in eval mode, and see how their features fit together."""
+    model, recorder = student
+    if not recorder.taps:
+        return []
+    model.eval()
+    with torch.no_grad():
+        _, seen = recorder.run(lambda: forward(model, example))
+        _, wanted = teacher[1].run(lambda: forward(teacher[0], example))
+    return [
+        make_alignment(
+            tap,
+            seen[tap.label],
+            wanted[tap.label],
+            keep=channel_map.get(tap.module),
+            compares_channels=compares_channels(settings.feature_loss),
+        )
+        for tap in recorder.taps
+    ]
+
+
+def _identity(
+    objective: StudentObjective,
+    alignments: Sequence[Alignment],
+    *,
+    tasks: Mapping[str, Task],
+    settings: DistillSettings,
+    n_steps: int,
+) -> dict[str, Any]:
+    tensors = [*objective.named_parameters(), *objective.named_buffers()]
+    return {
+        "n_steps": n_steps,
+        "shapes": {name: list(tensor.shape) for name, tensor in tensors},
+        "tasks": {name: task.weight for name, task in tasks.items()},
+        "taps": [module.label for module in alignments],
+        "channels": [
+            None if module.keep is None else zlib.crc32(str(module.keep.tolist()).encode())
+            for module in alignments
+        ],
+        **settings.identity(),
+    }

@@ -1,0 +1,66 @@
+"""Measure task metrics now and then while training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskprune.distillation.history import StepRecord
+from taskprune.errors import InputError
+from taskprune.forward import Forward, call_batch
+from taskprune.tasks import Task
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A callback that puts every task's metric into the history as ``"validation/<task>"``.
+
+    Example:
+        >>> DistillSettings(steps=1000, callbacks=(Validation(tasks, held_out, every=200),))
+
+    Attributes:
+        tasks: Those without a metric are left out.
+        data: Validation batches; they are moved to the student's device.
+        every: Steps between measurements.
+        forward: ``(model, batch) -> outputs``.
+    """
+
+    tasks: Mapping[str, Task]
+    data: Iterable[Any]
+    every: int
+    forward: Forward = call_batch
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or all(task.metric is None for task in self.tasks.values()):
+            raise InputError(
+                "`Validation` needs `every` of at least 1 and a task with a metric. Found "
+                f"every={self.every} and tasks {list(self.tasks)}."
+            )
+
+    def __call__(self, record: StepRecord, student: nn.Module) -> dict[str, float]:
+        """Measure, if it is time; the student's training flags are given back."""
+        if record.step % self.every:
+            return {}
+        from accelerate.utils import send_to_device  # there, since a run is on
+
+        device = next(student.parameters()).device
+        metrics = {n: t.metric for n, t in self.tasks.items() if t.metric is not None}
+        modes = {module: module.training for module in student.modules()}
+        try:
+            student.eval()
+            for metric in metrics.values():
+                metric.reset()
+            with torch.no_grad():
+                for stored in self.data:
+                    batch = send_to_device(stored, device)
+                    outputs = self.forward(student, batch)
+                    for metric in metrics.values():
+                        metric.update(outputs, batch)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return {f"validation/{name}": metric.compute() for name, metric in metrics.items()}
