@@ -1,0 +1,337 @@
+"""The main job from end to end: prune and distil a trained driving net, and show what it cost.
+
+Everything goes through taskprune's front door, like any customer's model would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, Subset
+
+import taskprune
+from taskprune.cost import LatencyReport, measure_latency
+from taskprune.cost.measured import evaluating
+from taskprune.driving.batch import DrivingBatch
+from taskprune.driving.data import BDD100K, Cached, RoadScenes, loader, standard_augment
+from taskprune.driving.evaluation import evaluate
+from taskprune.driving.nets import FEATURE_MODULES, PanopticDrivingNet
+from taskprune.driving.pictures import side_by_side
+from taskprune.driving.tasks import driving_tasks, forward
+from taskprune.driving.teacher import TEACHER_SIZE, fit_teacher, load_teacher
+from taskprune.errors import InputError, MissingDependencyError
+from taskprune.graph import flatten_outputs
+
+Metrics = Mapping[str, Mapping[str, float]]
+"""``{task: {metric: value}}``."""
+
+HEADLINES = {"detection": ("map50", "recall"), "drivable": ("miou",), "lane": ("iou", "accuracy")}
+"""What the table shows of each task: the paper's columns."""
+
+BATCH_SIZE = 8
+ROUND_TO = 16
+"""Kept channels are multiples of this where possible: kernels work on blocks of channels."""
+
+LATENCY_REPEATS = 100
+N_CALIBRATION = 128
+N_VALIDATION = 160
+N_TRAINING = 4096
+"""Numbers of images: scores, metrics, distillation (of embedded scenes)."""
+
+EXTRA = ("accelerate", "faster_coco_eval", "matplotlib", "PIL")
+"""Packages of the extra ``driving`` that the demo needs, sooner or later."""
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """What ``taskprune demo`` can be told.
+
+    Attributes:
+        data: Root of a data set in BDD100K's layout; ``None`` for embedded scenes.
+        teacher: Weights of a trained net of any scale. Default: the bundled ones; with `data`, a
+            copy of them fine-tuned on its train split (kept in `out` for the next run).
+        ratio: Fraction of the parameters to remove.
+        steps: Distillation steps.
+        out: Folder for pictures, report and checkpoint.
+        seed: Seed of scenes and data order.
+
+    Raises:
+        InputError: A number is out of range.
+    """
+
+    data: Path | None = None
+    teacher: Path | None = None
+    ratio: float = 0.327
+    steps: int = 150
+    out: Path = Path("runs/demo")
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        taskprune.Budget.from_ratio(self.ratio)
+        for name, least in (("steps", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(
+                    f"`{name}` must be a whole number of at least {least}. Found "
+                    f"{getattr(self, name)}."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class DemoData:
+    """The three uses of data: no image of one is seen in another's."""
+
+    calibration: DataLoader[DrivingBatch]
+    training: DataLoader[DrivingBatch]
+    validation: DataLoader[DrivingBatch]
+
+
+@dataclass(frozen=True, eq=False)
+class DemoResult:
+    """What the demo measured.
+
+    Attributes:
+        metrics: ``{"teacher" | "pruned" | "distilled": metrics}``.
+        prune: The result of :func:`taskprune.prune`; its model is the distilled student.
+        latency: Of teacher and student, measured in turn, batch 1.
+        checkpoint_error: Largest output difference of the reloaded checkpoint (0 expected).
+    """
+
+    metrics: Mapping[str, Metrics]
+    prune: taskprune.PruneResult
+    latency: Mapping[str, LatencyReport]
+    checkpoint_error: float
+
+
+def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
+    """Run the job, show each step's result on `console` and write the files of `settings.out`.
+
+    Raises:
+        InputError: The folder cannot be made.
+        DataError: The data set is missing or damaged.
+        CheckpointError: The teacher's weights are missing or damaged.
+        MissingDependencyError: The extra ``driving`` is not installed.
+    """
+    _check_installed()
+    _make_folder(settings.out)
+    torch.manual_seed(settings.seed)
+    tasks = driving_tasks()
+    data = _data(settings)
+    teacher = _teacher(settings, console)
+
+    console.rule("1 · the teacher")
+    metrics = {"teacher": _measured(teacher, data, "teacher", console)}
+    console.print(metric_table(metrics))
+
+    console.rule(f"2 · prune {settings.ratio:.1%} of the parameters")
+    result = taskprune.prune(
+        teacher,
+        tasks,
+        settings.ratio,
+        data=data.calibration,
+        forward=forward,
+        safety=taskprune.Safety(round_to=ROUND_TO),
+    )
+    console.print(result.report)
+    metrics["pruned"] = _measured(result.model, data, "pruned net", console)
+    console.print(metric_table(metrics))
+
+    console.rule("3 · distil")
+    student = taskprune.distill(
+        result.model,
+        teacher=teacher,
+        tasks=tasks,
+        data=data.training,
+        plan=result.plan,
+        taps=FEATURE_MODULES,
+        forward=forward,
+        settings=taskprune.DistillSettings(steps=settings.steps, seed=settings.seed),
+    )
+    metrics["distilled"] = _measured(student, data, "distilled net", console)
+
+    console.rule("4 · what it cost, and what it brought")
+    console.print(metric_table(metrics))
+    sample = next(iter(data.validation))
+    with console.status("Timing teacher and student in turn …"), _one_thread():
+        latency = measure_latency(
+            {"teacher": teacher, "student": student}, (sample.images[:1],), repeats=LATENCY_REPEATS
+        )
+    console.print(size_table(result, latency))
+    taskprune.save_checkpoint(settings.out / "student.safetensors", student, result.plan)
+    original = PanopticDrivingNet(teacher.config, num_classes=teacher.detection.num_classes)
+    reloaded = taskprune.load_checkpoint(settings.out / "student.safetensors", original)
+    checkpoint_error = _difference(student, reloaded, sample)
+    side_by_side({"teacher": teacher, "student": student}, sample, settings.out / "predictions.png")
+    demo = DemoResult(metrics, result, latency, checkpoint_error)
+    (settings.out / "report.json").write_text(to_json(demo, settings), encoding="utf-8")
+    console.print(
+        f"Written to [bold]{escape(str(settings.out))}[/]: predictions.png, report.json, "
+        "student.safetensors. The student read back from it differs from the one in memory by "
+        f"{checkpoint_error:.1e}."
+    )
+    return demo
+
+
+def _check_installed() -> None:
+    """Refuse now what would fail after minutes."""
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(
+            f"The demo needs {', '.join(missing)}. Install what is missing with "
+            '`pip install "taskprune[driving]"`.'
+        )
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"Expected a folder to write to at `{path}`. Making it failed: {error}. Choose another "
+            "with `--out`."
+        ) from error
+
+
+def _measured(model: nn.Module, data: DemoData, name: str, console: Console) -> Metrics:
+    with console.status(f"Measuring the {name} on unseen images …"):
+        return evaluate(model, data.validation)
+
+
+def _teacher(settings: DemoSettings, console: Console) -> PanopticDrivingNet:
+    if settings.teacher is not None or settings.data is None:
+        return load_teacher(settings.teacher)
+    console.print(
+        f"The bundled teacher is fine-tuned on [bold]{escape(str(settings.data))}[/] first, which "
+        f"takes some minutes; the next run finds it in [bold]{escape(str(settings.out))}[/]."
+    )
+    return fit_teacher(settings.data, out=settings.out, console=console)
+
+
+def _data(settings: DemoSettings) -> DemoData:
+    calibration: Dataset[Any]
+    training: Dataset[Any]
+    validation: Dataset[Any]
+    if settings.data is None:
+        training = RoadScenes(N_TRAINING, seed=settings.seed + 1)
+        calibration = RoadScenes(N_CALIBRATION, seed=settings.seed + 2)
+        validation = RoadScenes(N_VALIDATION, seed=settings.seed + 3)
+    else:
+        training = Cached(BDD100K(settings.data, "train", size=TEACHER_SIZE))
+        step = max(1, len(training) // N_CALIBRATION)
+        calibration = Subset(training, range(0, len(training), step))
+        validation = BDD100K(settings.data, "val", size=TEACHER_SIZE)
+    return DemoData(
+        calibration=loader(calibration, batch_size=BATCH_SIZE, shuffle=False, seed=settings.seed),
+        training=loader(
+            training,
+            batch_size=BATCH_SIZE,
+            shuffle=True,
+            seed=settings.seed,
+            augment=standard_augment(),
+        ),
+        validation=loader(validation, batch_size=BATCH_SIZE, shuffle=False, seed=settings.seed),
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Time on one core: at these sizes, threads wait for each other more than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.no_grad()
+def _difference(first: nn.Module, second: nn.Module, sample: DrivingBatch) -> float:
+    """Return the largest absolute difference of any output, in eval mode."""
+    with evaluating(first), evaluating(second):
+        a, b = flatten_outputs(first(sample.images)), flatten_outputs(second(sample.images))
+    return max(float((a[path] - b[path]).abs().max()) for path in a)
+
+
+def metric_table(metrics: Mapping[str, Metrics]) -> Table:
+    """A row per model, the headline metrics of each task as columns, changes in points."""
+    title = "Unseen images, in points" + (", and the change" if len(metrics) > 1 else "")
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    for task, names in HEADLINES.items():
+        for name in names:
+            table.add_column(f"{task}\n{name}", justify="right")
+    reference = metrics["teacher"]
+    for model, values in metrics.items():
+        cells = []
+        for task, names in HEADLINES.items():
+            for name in names:
+                value, start = 100 * values[task][name], 100 * reference[task][name]
+                if math.isnan(value):
+                    cells.append("no labels")
+                elif model == "teacher":
+                    cells.append(f"{value:.1f}")
+                else:
+                    cells.append(f"{value:.1f} {value - start:+.1f}")
+        table.add_row(model, *cells)
+    return table
+
+
+def size_table(result: taskprune.PruneResult, latency: Mapping[str, LatencyReport]) -> Table:
+    """Parameters, multiply-adds and measured latency of teacher and student."""
+    table = Table(title="Size and speed (batch 1, one thread, both in turn)", title_justify="left")
+    for heading in ("", "parameters", "multiply-adds", "latency, median (quartiles)"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for row, model in enumerate(("teacher", "student")):
+        time = latency[model]
+        table.add_row(
+            model,
+            f"{result.report.costs['params'][row]:,}",
+            f"{result.report.costs['macs'][row]:,}",
+            str(time),
+        )
+    speedup = latency["teacher"].median_ms / latency["student"].median_ms
+    table.caption = (
+        f"{result.report.removed('params'):.1%} fewer parameters, "
+        f"{result.report.removed('macs'):.1%} fewer multiply-adds, {speedup:.2f}× as fast"
+    )
+    return table
+
+
+def to_json(demo: DemoResult, settings: DemoSettings) -> str:
+    """Return everything the demo measured as indented JSON."""
+    report = json.loads(demo.prune.report.to_json())
+    return json.dumps(
+        {
+            "settings": {
+                "data": settings.data.name if settings.data else "embedded scenes",
+                "ratio": settings.ratio,
+                "steps": settings.steps,
+                "seed": settings.seed,
+                "torch": torch.__version__,
+                "threads": torch.get_num_threads(),
+            },
+            "metrics": {
+                model: {
+                    # JSON has no NaN: tasks without labels have no value.
+                    task: {k: None if math.isnan(v) else v for k, v in values.items()}
+                    for task, values in metrics.items()
+                }
+                for model, metrics in demo.metrics.items()
+            },
+            "latency_ms": {name: asdict(report) for name, report in demo.latency.items()},
+            "checkpoint_error": demo.checkpoint_error,
+            "prune": report,
+        },
+        indent=2,
+    )

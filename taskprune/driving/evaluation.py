@@ -1,0 +1,54 @@
+"""Measure a driving net on labelled images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from rich.table import Table
+from torch import nn
+
+from taskprune.cost.measured import evaluating
+from taskprune.driving.batch import DrivingBatch
+from taskprune.driving.metrics import DetectionMetric, DrivableMetric, LaneMetric
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, loader: Iterable[DrivingBatch]) -> dict[str, dict[str, float]]:
+    """Run the model in eval mode over all batches and return every metric of each task.
+
+    The mode of each submodule is given back, also after an error.
+
+    Args:
+        model: Driving net, ``model(images)`` gives the three outputs.
+        loader: Batches; tasks without labels in all of them come out as NaN.
+
+    Returns:
+        ``{"detection": {"map50", ...}, "drivable": {"miou", ...}, "lane": {"iou", ...}}``, each
+        in 0..1.
+
+    Raises:
+        MissingDependencyError: The extra ``driving`` is not installed.
+    """
+    metrics: dict[str, DetectionMetric | DrivableMetric | LaneMetric] = {
+        "detection": DetectionMetric(),
+        "drivable": DrivableMetric(),
+        "lane": LaneMetric(),
+    }
+    device = next(model.parameters()).device
+    with evaluating(model):
+        for batch in loader:
+            moved = batch.to(device)
+            outputs = model(moved.images)
+            for metric in metrics.values():
+                metric.update(outputs, moved)
+    return {task: metric.summary() for task, metric in metrics.items()}
+
+
+def metrics_table(metrics: Mapping[str, Mapping[str, float]], *, title: str) -> Table:
+    """Return a table with a row a task and its metrics in points."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    for task, values in metrics.items():
+        cells = "  ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
+        table.add_row(task, cells)
+    return table

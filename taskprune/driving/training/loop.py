@@ -1,0 +1,196 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from taskprune.denormals import flushed_denormals
+from taskprune.driving.batch import DrivingBatch
+from taskprune.driving.data.loading import Augment
+from taskprune.driving.evaluation import evaluate
+from taskprune.driving.netfile import save_net
+from taskprune.driving.nets import PanopticDrivingNet
+from taskprune.driving.tasks import driving_tasks, forward
+from taskprune.driving.training.average import MovingAverage
+from taskprune.driving.training.settings import TrainSettings
+from taskprune.driving.training.state import Run, load_run, save_run
+from taskprune.driving.training.stream import training_batches
+from taskprune.driving.training.team import Team
+from taskprune.driving.training.watch import Watch
+from taskprune.errors import LossError, TrainingError
+from taskprune.rng import preserved_rng
+from taskprune.tasks import Task
+
+CHECKPOINT = "last.safetensors"
+NET = "net.safetensors"
+LOG = "log.jsonl"
+"""Files of a run's folder: state to resume from, averaged weights, log."""
+
+
+def train(
+    net: PanopticDrivingNet,
+    dataset: Dataset[Any],
+    *,
+    settings: TrainSettings,
+    out: Path,
+    validation: Iterable[DrivingBatch] | None = None,
+    augment: Augment | None = None,
+    resume: bool = False,
+    console: Console | None = None,
+) -> PanopticDrivingNet:
+    """Train a net on its three tasks and return the moving average of its weights.
+
+    AdamW on the sum of the task losses. Writes ``last.safetensors`` (to resume from),
+    ``net.safetensors`` (the result) and ``log.jsonl`` into `out`. On the CPU a run that was killed
+    and resumed ends with the same weights as one that was not, as long as `settings` counts steps.
+
+    Args:
+        net: Its weights are changed.
+        dataset: Training samples, map-style.
+        settings: The recipe.
+        out: Folder of the run; made if absent.
+        validation: Labelled batches for ``settings.validate_every``.
+        augment: ``(sample, generator) -> sample``.
+        resume: Go on from ``last.safetensors`` if it is there.
+        console: Where to show progress.
+
+    Returns:
+        The averaged net, in eval mode.
+
+    Raises:
+        TrainingError: A loss or gradient stopped being finite.
+        CheckpointError: The run in `out` cannot be resumed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    team = Team()
+    team.start_alike(net)
+    run = Run(
+        net, MovingAverage(net, decay=settings.average_decay), _optimizer(net, settings), settings
+    )
+    if resume and (out / CHECKPOINT).exists():
+        load_run(run, out / CHECKPOINT)
+    batches = training_batches(
+        dataset, settings=settings, first_step=run.step, team=team, augment=augment
+    )
+    watch = Watch(out / LOG, console=console, log_every=settings.log_every) if team.leads else None
+    net.train()
+    with (
+        preserved_rng(),
+        flushed_denormals(),
+        watch.running(run.step) if watch else nullcontext(),
+    ):
+        _go_through(run, batches, team=team, watch=watch, out=out, validation=validation)
+    net.eval()
+    return run.average.net
+
+
+def _go_through(
+    run: Run,
+    batches: Iterator[DrivingBatch],
+    *,
+    team: Team,
+    watch: Watch | None,
+    out: Path,
+    validation: Iterable[DrivingBatch] | None,
+) -> None:
+    """Do all steps that are left; the process with a `watch` records, saves and validates."""
+    settings, tasks = run.settings, driving_tasks()
+    started = time.monotonic() - run.elapsed_s
+    while (progress := settings.progress(run.step, run.elapsed_s)) < 1:
+        lr = settings.learning_rate(progress)
+        losses, norm = _step(run, next(batches), tasks, lr=lr, team=team)
+        # Only here does the clock move on, in all processes at once: they must stop together.
+        run.elapsed_s = team.leaders(time.monotonic() - started)
+        if watch is None:
+            continue
+        progress = settings.progress(run.step, run.elapsed_s)
+        values = {"lr": lr, "gradient_norm": norm}
+        watch.step(run.step, losses=losses, progress=progress, values=values)
+        is_over = progress >= 1
+        if is_over or run.step % settings.save_every == 0:
+            save_run(run, out / CHECKPOINT)
+            save_net(run.average.net, out / NET)
+        if validation is not None and (is_over or run.step % settings.validate_every == 0):
+            watch.validated(run.step, evaluate(run.average.net, validation))
+
+
+def _step(
+    run: Run, batch: DrivingBatch, tasks: Mapping[str, Task], *, lr: float, team: Team
+) -> tuple[dict[str, float], float]:
+    """Do one optimizer step; return each task's loss and the gradient's norm before clipping."""
+    settings = run.settings
+    # Denoising draws from torch's global state: the same numbers however often the run stopped.
+    torch.manual_seed((settings.seed << 40) + run.step * team.size + team.rank)
+    device = next(run.net.parameters()).device
+    batch = batch.to(device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bfloat16):
+        outputs = forward(run.net, batch)
+    losses = _losses(outputs, batch, tasks, step=run.step)
+    run.optimizer.zero_grad()
+    if losses:
+        total = torch.stack([tasks[name].weight * loss for name, loss in losses.items()]).sum()
+        torch.autograd.backward(total)
+    team.average_gradients(run.net)
+    norm = float(nn.utils.clip_grad_norm_(run.net.parameters(), settings.clip_norm))
+    if not norm < float("inf"):
+        raise TrainingError(
+            f"Gradients must be finite. Found norm {norm} at step {run.step}. Lower `lr` or resume "
+            "from the last checkpoint with another seed."
+        )
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    run.optimizer.step()
+    run.average.update(run.net)
+    run.step += 1
+    return {name: float(loss.detach()) for name, loss in losses.items()}, norm
+
+
+def _losses(
+    outputs: Any, batch: DrivingBatch, tasks: Mapping[str, Task], *, step: int
+) -> dict[str, Tensor]:
+    """Return the losses of the tasks that the batch has labels for, all finite."""
+    losses: dict[str, Tensor] = {}
+    for name, task in tasks.items():
+        try:
+            loss = task.loss(outputs, batch)
+        except LossError as error:
+            raise TrainingError(
+                f"The loss of task `{name}` failed at step {step}: {error}"
+            ) from error
+        if loss is None:
+            continue
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"The loss of task `{name}` must be finite. Found {float(loss.detach())} at step "
+                f"{step}. Lower `lr`, or check the labels of this task."
+            )
+        losses[name] = loss
+    return losses
+
+
+def _optimizer(net: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW that decays the weights of convolutions and linear layers and nothing else."""
+    layers = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    decayed = [m.weight for m in net.modules() if isinstance(m, layers)]
+    known = {id(p) for p in decayed}
+    rest = [p for p in net.parameters() if id(p) not in known]
+    return torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": rest, "weight_decay": 0.0},
+        ],
+        lr=settings.lr,
+        # Not fused: the fused step reads memory in order and so mixes up weights, gradients and
+        # moments that differ in layout, without a word.
+        foreach=True,
+    )
