@@ -1,0 +1,24 @@
+"""Shared by all tests; its place makes ``zoo`` and ``stock`` importable everywhere."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+# The suite runs on all cores already. Kernels that each ask for all of them again, here and in the
+# processes that tests start, would wait for one another most of the time.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def _processor_as_found() -> Iterator[None]:
+    """Every test doubles as one for side effects on the processor's floating-point mode."""
+    yield
+    flushed = bool((torch.tensor([1e-39]) * 1.0 == 0).item())
+    if flushed:
+        torch.set_flush_denormal(False)
+    assert not flushed, "denormal numbers are flushed to zero after this test"

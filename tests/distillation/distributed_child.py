@@ -1,0 +1,62 @@
+"""Run by the distributed test as one of two processes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from distill_toys import Scenes, make_net, make_tasks, state
+from safetensors.torch import save_file
+from torch import nn
+from torch.utils.data import DataLoader
+
+from taskprune.distillation import DistillSettings, StepRecord, distill, mse
+from taskprune.distillation.history import Callback
+
+
+class Interrupted(BaseException):
+    """Stands for Ctrl-C."""
+
+
+def interrupt(record: StepRecord, student: nn.Module) -> None:
+    if record.step == 7:
+        raise Interrupted
+
+
+def train(
+    *callbacks: Callback, batch_size: int, shuffle: bool, directory: Path | None = None
+) -> nn.Module:
+    """Train a student of another width, so that an adapter has to be synchronised as well."""
+    student = make_net(1, width=4)
+    data = DataLoader(Scenes(12, augment=shuffle), batch_size=batch_size, shuffle=shuffle)
+    distill(
+        student,
+        make_net(0),
+        tasks=make_tasks(),
+        data=data,
+        taps=["stem", "stage"],
+        settings=DistillSettings(
+            epochs=3,
+            learning_rate=1e-2,
+            feature_loss=mse,  # a mean over samples, so that halves of a batch add up
+            cpu=True,
+            directory=directory,
+            checkpoint_every=2,
+            callbacks=callbacks,
+        ),
+    )
+    assert getattr(data.sampler, "generator", None) is None
+    return student
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    folder, rank = Path(sys.argv[1]), sys.argv[2]
+    save_file(state(train(batch_size=2, shuffle=False)), folder / f"split_{rank}.safetensors")
+    save_file(state(train(batch_size=2, shuffle=True)), folder / f"whole_{rank}.safetensors")
+    try:
+        train(interrupt, batch_size=2, shuffle=True, directory=folder / "run")
+    except Interrupted:
+        resumed = train(batch_size=2, shuffle=True, directory=folder / "run")
+        save_file(state(resumed), folder / f"resumed_{rank}.safetensors")

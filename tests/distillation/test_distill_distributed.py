@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from distill_toys import same_state, state
+from distributed_child import train
+from safetensors.torch import load_file
+from torch import Tensor
+
+CHILD = Path(__file__).with_name("distributed_child.py")
+
+
+def launch(folder: Path, *, n_processes: int) -> None:
+    """Start the child as `accelerate launch` would, and wait for all processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    root = Path(__file__).parents[2]
+    shared = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+        "ACCELERATE_USE_CPU": "true",
+        "WORLD_SIZE": str(n_processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(CHILD), str(folder), str(rank)],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(n_processes)
+    ]
+    try:
+        for process in processes:
+            output, _ = process.communicate(timeout=180)
+            assert process.returncode == 0, output
+    finally:
+        for process in processes:
+            process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_two_processes_train_one_student(tmp_path: Path) -> None:
+    launch(tmp_path, n_processes=2)
+
+    def saved(name: str, rank: int) -> dict[str, Tensor]:
+        return load_file(tmp_path / f"{name}_{rank}.safetensors")
+
+    for name in ("split", "whole", "resumed"):
+        assert same_state(saved(name, 0), saved(name, 1))
+    assert same_state(saved("resumed", 0), saved("whole", 0))
+    alone = state(train(batch_size=4, shuffle=False))
+    for name, tensor in saved("split", 0).items():
+        torch.testing.assert_close(tensor, alone[name], atol=1e-6, rtol=1e-5)

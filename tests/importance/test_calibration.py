@@ -1,0 +1,237 @@
+"""Scoring borrows the model and gives it back; bad losses and data are refused by name."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hand_made import (
+    Batch,
+    TwoTaskNet,
+    batches,
+    first_loss,
+    second_loss,
+    two_task_groups,
+    two_task_net,
+    two_tasks,
+)
+from torch import Tensor, nn
+
+from taskprune.errors import InputError, LossError, PlanMismatchError, TraceError
+from taskprune.importance import score
+from taskprune.importance.calibration import for_each_batch
+from taskprune.importance.scores import Evidence
+from taskprune.tasks import Task
+
+
+def snapshot(net: nn.Module) -> dict[str, Any]:
+    return {
+        "training": [m.training for m in net.modules()],
+        "requires_grad": [p.requires_grad for p in net.parameters()],
+        "grad": [None if p.grad is None else p.grad.clone() for p in net.parameters()],
+        "state": {k: v.clone() for k, v in net.state_dict().items()},
+        "hooks": [len(m._forward_hooks) for m in net.modules()],
+        "attributes": [sorted(vars(m)) for m in net.modules()],
+        "torch rng": torch.get_rng_state(),
+        "python rng": random.getstate(),
+        "numpy rng": np.random.get_state(legacy=False)["state"]["key"].tolist(),  # noqa: NPY002
+    }
+
+
+def assert_same(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, Tensor):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    elif isinstance(one, dict):
+        assert_same(list(one), list(other))
+        assert_same(list(one.values()), list(other.values()))
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_same(a, b)
+    else:
+        assert one == other
+
+
+def prepared() -> nn.Module:
+    """A net with a mixture of flags: partly frozen, partly in training, with gradients."""
+    net = two_task_net()
+    net.train()
+    net.norm.eval()
+    net.stem.weight.requires_grad_(False)
+    net.norm.weight.grad = torch.full_like(net.norm.weight, 2.0)
+    return net
+
+
+def failing(outputs: Any, batch: Any) -> Tensor:
+    raise RuntimeError("no such label")
+
+
+CRITERIA = ("task_taylor", "taylor", "cosprune", "magnitude", "random")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_scoring_leaves_no_trace_in_the_model(criterion: str) -> None:
+    net = prepared()
+    before = snapshot(net)
+
+    def noisy(model: nn.Module, batch: Batch) -> Any:
+        random.random()
+        np.random.rand()  # noqa: NPY002
+        torch.rand(1)
+        return model(batch[0])
+
+    score(net, two_task_groups(net), two_tasks(), batches(), importance=criterion, forward=noisy)
+    assert_same(snapshot(net), before)
+
+
+@pytest.mark.parametrize("criterion", ["task_taylor", "taylor", "cosprune"])
+def test_a_failing_loss_leaves_no_trace_in_the_model(criterion: str) -> None:
+    net = prepared()
+    before = snapshot(net)
+    tasks = two_tasks() | {"second": Task(failing)}
+    with pytest.raises(LossError):
+        score(net, two_task_groups(net), tasks, batches(), importance=criterion)
+    assert_same(snapshot(net), before)
+
+
+def test_frozen_parameters_are_scored_as_well() -> None:
+    net, frozen = two_task_net(), two_task_net()
+    for parameter in frozen.parameters():
+        parameter.requires_grad_(False)
+    groups = two_task_groups(net)
+    one, other = (score(n, groups, two_tasks(), batches()) for n in (net, frozen))
+    assert_same(one.total, other.total)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_a_surrounding_no_grad_does_not_matter(context: Callable[[], Any]) -> None:
+    net = two_task_net()
+    groups, data = two_task_groups(net), batches()
+    expected = score(net, groups, two_tasks(), data)
+    with context():
+        found = score(net, groups, two_tasks(), data)
+    assert_same(found.total, expected.total)
+
+
+def test_a_forward_that_caches_tensors_is_scored_on_every_batch() -> None:
+    class Caching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net: TwoTaskNet = two_task_net()
+            self.cache: dict[str, Tensor] = {}
+
+        def forward(self, x: Tensor) -> Any:
+            if "bias" not in self.cache:
+                self.cache["bias"] = self.net.norm.bias * 1.0
+                self.last = self.cache["bias"]
+            outputs = self.net(x)
+            outputs["second"] = outputs["second"] + self.cache["bias"].mean()
+            return outputs
+
+    model = Caching()
+    seen: list[int] = []
+    rounds = for_each_batch(
+        model,
+        dict(model.named_parameters()),
+        Evidence(two_tasks(), batches(3)),
+        lambda batch: seen.extend(found.task for found in batch),
+    )
+    assert rounds == 3
+    assert seen == [0, 1] * 3
+    assert model.cache == {}
+    assert not hasattr(model, "last")
+
+
+def second(loss: Callable[[Any, Any], Any]) -> dict[str, Task]:
+    return {"first": Task(first_loss), "second": Task(loss)}
+
+
+BAD_LOSSES: dict[str, tuple[Callable[[Any, Any], Any], str]] = {
+    "a number": (lambda o, b: second_loss(o, b).item(), r"a float: return the tensor itself"),
+    "a map": (lambda o, _: o["second"], r"shape \(2, 1, 8, 8\): reduce it"),
+    "nan": (lambda o, b: second_loss(o, b) * float("nan"), r"it is nan: check"),
+    "detached": (lambda o, b: second_loss(o, b).detach(), r"without a gradient"),
+    "raising": (failing, r"RuntimeError: no such label"),
+    "elsewhere": (
+        lambda _o, _b: torch.ones((), requires_grad=True) * 2,
+        r"does not depend on any parameter",
+    ),
+    "unlabelled": (lambda _o, _b: None, r"returned None"),
+}
+
+
+@pytest.mark.parametrize(("loss", "message"), BAD_LOSSES.values(), ids=BAD_LOSSES)
+def test_a_bad_loss_is_refused_with_the_name_of_its_task(
+    loss: Callable[[Any, Any], Any], message: str
+) -> None:
+    net = two_task_net()
+    with pytest.raises(LossError, match=rf"(?s)`second`.*{message}"):
+        score(net, two_task_groups(net), second(loss), batches())
+
+
+def test_an_infinite_slope_is_refused() -> None:
+    net = two_task_net()
+    with pytest.raises(LossError, match=r"gradient of task `second` is not finite.*batch 1"):
+        score(
+            net,
+            two_task_groups(net),
+            second(lambda outputs, _: (outputs["second"] * 0).sum().abs().sqrt()),
+            batches(),
+        )
+
+
+def test_the_message_says_which_batch() -> None:
+    net, data = two_task_net(), batches(4)
+
+    def loss(outputs: Any, batch: Any) -> Tensor:
+        return second_loss(outputs, batch) * (float("inf") if batch is data[2] else 1.0)
+
+    with pytest.raises(LossError, match="batch 3"):
+        score(net, two_task_groups(net), second(loss), data)
+
+
+def test_a_batch_that_the_model_rejects_is_named() -> None:
+    net = two_task_net()
+    data = [batches(1)[0], (torch.rand(2, 5, 8, 8), {})]
+    with pytest.raises(TraceError, match=r"batch 2 \(a tuple\).*RuntimeError") as caught:
+        score(net, two_task_groups(net), two_tasks(), data)
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+@pytest.mark.parametrize("data", [None, [], iter(())], ids=["none", "list", "iterator"])
+def test_no_data_is_refused(data: Any) -> None:
+    net = two_task_net()
+    with pytest.raises(InputError, match=r"at least one calibration batch.*`data=`"):
+        score(net, two_task_groups(net), two_tasks(), data)
+
+
+def test_no_tasks_are_refused_by_criteria_that_need_them() -> None:
+    net = two_task_net()
+    with pytest.raises(InputError, match=r"needs the tasks' losses.*magnitude"):
+        score(net, two_task_groups(net), data=batches())
+
+
+def test_groups_of_another_model_are_refused() -> None:
+    with pytest.raises(PlanMismatchError, match="that this model does not have"):
+        score(nn.Linear(3, 3), two_task_groups(two_task_net()), two_tasks(), batches())
+
+
+def test_only_as_many_batches_as_asked_for_are_drawn() -> None:
+    net, drawn = two_task_net(), []
+
+    def loader() -> Iterator[Batch]:
+        for batch in batches(5):
+            drawn.append(batch)
+            yield batch
+
+    done: list[int] = []
+    found = score(
+        net, two_task_groups(net), two_tasks(), loader(), n_batches=2, progress=done.append
+    )
+    assert found.n_batches == len(drawn) == 2
+    assert done == [1, 2]

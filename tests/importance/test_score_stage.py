@@ -1,0 +1,160 @@
+"""The stage ``score``: names, plain functions, and what is refused."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any
+
+import pytest
+import torch
+from hand_made import TRUNK, batches, two_task_groups, two_task_net, two_tasks
+from torch import Tensor, nn
+
+from taskprune.coupling.groups import CouplingGroups
+from taskprune.errors import InputError
+from taskprune.importance import (
+    ChannelScores,
+    Evidence,
+    MagnitudeImportance,
+    RandomImportance,
+    importance_by_name,
+    importance_names,
+    registry,
+    score,
+)
+
+NET = two_task_net()
+GROUPS = two_task_groups(NET)
+
+
+@pytest.mark.parametrize("name", importance_names())
+def test_every_named_criterion_scores_every_channel(name: str) -> None:
+    found = score(NET, GROUPS, two_tasks(), batches(2), importance=name)
+    assert found.criterion == name
+    for group in GROUPS:
+        assert found.total[group.name].shape == (group.n_channels,)
+        assert found.per_task[group.name].shape == (len(found.tasks), group.n_channels)
+        assert found.total[group.name].dtype == torch.float64
+        assert torch.isfinite(found.total[group.name]).all()
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(InputError, match=r"`tailor`.*task_taylor, taylor, magnitude"):
+        importance_by_name("tailor")
+
+
+def test_installed_packages_can_offer_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = EntryPoint(
+        name="seeded", value="taskprune.importance:RandomImportance", group=registry.ENTRY_POINTS
+    )
+
+    def offered(*, group: str) -> EntryPoints:
+        assert group == "taskprune.importance"
+        return EntryPoints([point])
+
+    monkeypatch.setattr(registry, "entry_points", offered)
+    assert importance_by_name("seeded") == RandomImportance()
+    assert importance_names()[-1] == "seeded"
+
+
+def test_a_plain_function_is_a_criterion() -> None:
+    def first_first(model: nn.Module, groups: CouplingGroups, evidence: Evidence) -> Any:
+        return {g.name: torch.arange(g.n_channels) for g in groups}
+
+    found = score(NET, GROUPS, importance=first_first)
+    assert found.criterion == "first_first"
+    assert found.tasks == ("all",)
+    assert found.total[TRUNK].tolist() == list(range(8))
+    assert found.total[TRUNK].dtype == torch.float64
+
+
+def test_rows_of_a_plain_function_are_tasks_and_are_averaged() -> None:
+    def rows(model: nn.Module, groups: CouplingGroups, evidence: Evidence) -> Any:
+        return {
+            g.name: torch.stack([torch.ones(g.n_channels), torch.zeros(g.n_channels)])
+            for g in groups
+        }
+
+    found = score(NET, GROUPS, two_tasks(), batches(1), importance=rows)
+    assert found.tasks == ("first", "second")
+    assert found.total[TRUNK].tolist() == [0.5] * 8
+
+
+def returning(value: Any) -> Any:
+    return lambda _model, _groups, _evidence: value
+
+
+def some(replaced: Any) -> dict[str, Any]:
+    return {g.name: torch.ones(g.n_channels) for g in GROUPS} | {TRUNK: replaced}
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "nothing": (None, "must return `ChannelScores` or a mapping"),
+    "too few": (some(torch.ones(7)), r"shape \(1, 7\).*Expected \(1, 8\)"),
+    "nan": (some(torch.full((8,), float("nan"))), r"not finite.*protect"),
+    "infinite": (some(torch.full((8,), float("inf"))), "not finite"),
+    "a list": (some([1.0] * 8), "must return tensors"),
+    "a group missing": ({TRUNK: torch.ones(8)}, "no scores for group `first.0`"),
+    "three rows": ({g.name: torch.ones(3, g.n_channels) for g in GROUPS}, "3 rows.*2 tasks"),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), BAD.values(), ids=BAD)
+def test_bad_scores_are_refused(value: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score(NET, GROUPS, two_tasks(), batches(1), importance=returning(value))
+
+
+def test_a_record_with_a_wrong_shape_is_refused() -> None:
+    found = score(NET, GROUPS, importance="magnitude")
+    bad = ChannelScores("bad", ("one", "two"), found.per_task, found.total)
+    with pytest.raises(InputError, match=r"Expected \(2, 8\)"):
+        score(NET, GROUPS, importance=returning(bad))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"importance": 3}, "name of a criterion"), ({"n_batches": 0}, "at least 1")],
+)
+def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        score(NET, GROUPS, two_tasks(), batches(1), **arguments)
+
+
+def test_magnitude_is_the_norm_over_all_parameter_entries_of_a_channel() -> None:
+    found = score(NET, GROUPS, importance=MagnitudeImportance())
+    group = GROUPS[TRUNK]
+    for channel in range(group.n_channels):
+        total = 0.0
+        for name, parameter in NET.named_parameters():
+            mask = torch.zeros_like(parameter)
+            for member in group.members:
+                if member.name == name:
+                    mask.select(member.dim, int(member.index[channel, 0])).fill_(1)
+            total += float((parameter.detach() * mask).square().sum())
+        assert float(found.total[TRUNK][channel]) == pytest.approx(total**0.5, rel=1e-6)
+
+
+def test_random_scores_depend_on_the_seed_alone() -> None:
+    one, same, other = (
+        score(NET, GROUPS, importance=RandomImportance(seed)).total[TRUNK] for seed in (3, 3, 4)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_cosprune_is_one_for_equal_and_minus_one_for_opposite_tasks() -> None:
+    tasks = two_tasks()
+    loss = tasks["second"].loss
+
+    def opposite(outputs: Any, batch: Any) -> Tensor:
+        value = loss(outputs, batch)
+        assert value is not None
+        return -value
+
+    for other, cosine in ((loss, 1.0), (opposite, -1.0)):
+        pair = {"one": tasks["second"], "two": type(tasks["second"])(other)}
+        found = score(NET, GROUPS, pair, batches(2), importance="cosprune")
+        torch.testing.assert_close(
+            found.total[TRUNK], torch.full((8,), cosine, dtype=torch.float64), rtol=1e-5, atol=0
+        )
