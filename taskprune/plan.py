@@ -16,7 +16,9 @@ import numpy as np
 
 from taskprune.coupling.groups import CouplingGroups, IntArray, TensorSlice
 from taskprune.errors import InputError, PlanMismatchError
+from taskprune.explanation import Explanation, explain
 from taskprune.plan_tables import numbers_in, plan_summary, plan_table, plan_text, ranges_text
+from taskprune.rationale import FrozenDecision, GroupRationale, Saving, TaskShare
 from taskprune.replace import ModuleReplacement
 
 if TYPE_CHECKING:
@@ -57,13 +59,26 @@ class AttributeChange:
 
 @dataclass(frozen=True, slots=True)
 class GroupDecision:
-    """What happens to one coupling group: ``drop`` holds channel numbers, ascending."""
+    """What happens to one coupling group.
+
+    Attributes:
+        name: The group's name.
+        n_channels: How many channels it has.
+        drop: Channel numbers that go, ascending.
+        tasks: Tasks that they can reach.
+        crossed_by: What computes a statistic across them, see
+            :class:`~taskprune.coupling.CouplingGroup`.
+        made_by: Parameters and buffers whose entries make the channels.
+        read_by: Parameters and buffers whose entries read them.
+    """
 
     name: str
     n_channels: int
     drop: tuple[int, ...]
     tasks: tuple[str, ...] = ()
     crossed_by: tuple[str, ...] = ()
+    made_by: tuple[str, ...] = ()
+    read_by: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_ascending(self.drop, self.n_channels, f"`drop` of group `{self.name}`")
@@ -88,6 +103,8 @@ class PruningPlan:
         costs: Figures such as ``params`` and ``macs`` as ``{name: (before, after)}``.
         replacements: Modules that cannot shrink as they are written and are replaced by something
             equal before anything is pruned, whether or not it loses channels.
+        frozen: Groups that stay whole, and why.
+        rationale: Why each group loses what it loses: a record per group and round of solving.
     """
 
     groups: tuple[GroupDecision, ...]
@@ -97,6 +114,8 @@ class PruningPlan:
     shapes: Mapping[str, tuple[int, ...]]
     costs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     replacements: tuple[ModuleReplacement, ...] = ()
+    frozen: tuple[FrozenDecision, ...] = ()
+    rationale: tuple[GroupRationale, ...] = ()
 
     @property
     def kept(self) -> dict[str, int]:
@@ -129,6 +148,20 @@ class PruningPlan:
         """Return one line: how many channels go, and what that saves."""
         return plan_summary(self)
 
+    def explain(self, subject: str) -> Explanation:
+        """Say what happens to one module and why: print the answer, or take its fields.
+
+        Which of its channels go, whose importance and what conflict they carry, what their going
+        saves, which limit holds the rest, and what froze those that cannot go.
+
+        Args:
+            subject: Path of a module, name of a parameter or buffer, or name of a group.
+
+        Raises:
+            InputError: The plan knows nothing of that name; suggests close ones.
+        """
+        return explain(self, subject)
+
     def to_json(self) -> str:
         """Return the plan as JSON text.
 
@@ -143,6 +176,8 @@ class PruningPlan:
             "shapes": [[name, *shape] for name, shape in self.shapes.items()],
             "costs": [[name, *pair] for name, pair in self.costs.items()],
             "replacements": [asdict(replacement) for replacement in self.replacements],
+            "frozen": [asdict(group) for group in self.frozen],
+            "rationale": [asdict(why) for why in self.rationale],
         }
         parts = [f'"format": {FORMAT}']
         for key, lines in records.items():
@@ -169,8 +204,9 @@ class PruningPlan:
                 attributes=tuple(AttributeChange(**_from_dict(d)) for d in data["attributes"]),
                 shapes={name: tuple(shape) for name, *shape in data["shapes"]},
                 costs={name: (before, after) for name, before, after in data["costs"]},
-                # Plans of the first release have none.
-                replacements=tuple(ModuleReplacement(**r) for r in data.get("replacements", ())),
+                replacements=tuple(ModuleReplacement(**r) for r in data["replacements"]),
+                frozen=tuple(FrozenDecision(**_from_dict(f)) for f in data["frozen"]),
+                rationale=tuple(_rationale_from(r) for r in data["rationale"]),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
@@ -220,6 +256,7 @@ def build_plan(
     groups: CouplingGroups,
     drop: Mapping[str, IntArray],
     costs: Mapping[str, tuple[int, int]] | None = None,
+    rationale: tuple[GroupRationale, ...] = (),
 ) -> PruningPlan:
     """Work out what a choice of channels means for every tensor, activation and attribute.
 
@@ -227,6 +264,7 @@ def build_plan(
         groups: The model's coupling groups.
         drop: ``{group name: channel numbers to remove}``; groups left out lose none.
         costs: Figures to carry along, see :class:`PruningPlan`.
+        rationale: Reasons to carry along.
 
     Raises:
         InputError: An unknown group, a channel out of range, or a group that would lose all.
@@ -240,6 +278,8 @@ def build_plan(
             drop=tuple(dropped.get(group.name, np.empty(0, np.int64)).tolist()),
             tasks=tuple(sorted(group.tasks)),
             crossed_by=group.crossed_by,
+            made_by=_names(m for m in group.members if m.produces),
+            read_by=_names(m for m in group.members if not m.produces),
         )
         for group in groups
     )
@@ -268,7 +308,13 @@ def build_plan(
         shapes=dict(groups.shapes),
         costs=dict(costs or {}),
         replacements=groups.replacements,
+        frozen=tuple(FrozenDecision.of(group) for group in groups.frozen),
+        rationale=rationale,
     )
+
+
+def _names(slices: Iterable[TensorSlice]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entries.name for entries in slices))
 
 
 def _checked_drop(groups: CouplingGroups, name: str, channels: IntArray) -> IntArray:
@@ -346,6 +392,8 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
             if name in first.costs and first.costs[name][1] == before
         },
         replacements=tuple(dict.fromkeys((*first.replacements, *second.replacements))),
+        frozen=second.frozen,
+        rationale=(*first.rationale, *second.rationale),
     )
 
 
@@ -386,6 +434,17 @@ def _composed_groups(
 
 def _as_dict(record: GroupDecision | KeptEntries) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__slots__}
+
+
+def _rationale_from(record: dict[str, Any]) -> GroupRationale:
+    return GroupRationale(
+        **{
+            **record,
+            "shares": tuple(TaskShare(**share) for share in record["shares"]),
+            "savings": tuple(Saving(**saving) for saving in record["savings"]),
+            "conflict": tuple(record["conflict"]),
+        }
+    )
 
 
 def _from_dict(record: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 WIDTH = 100
 """Columns of a plan as text."""
 
-_COST_NAMES = {"params": "parameters", "macs": "multiply-adds"}
+COST_NAMES = {"params": "parameters", "macs": "multiply-adds"}
+"""Costs as a reader calls them."""
 
 
 def plan_summary(plan: PruningPlan) -> str:
@@ -30,7 +31,7 @@ def plan_summary(plan: PruningPlan) -> str:
     ]
     for cost, (before, after) in plan.costs.items():
         saved = f" (-{1 - after / before:.1%})" if before else ""
-        parts.append(f"{_COST_NAMES.get(cost, cost)} {before:,} to {after:,}{saved}")
+        parts.append(f"{COST_NAMES.get(cost, cost)} {before:,} to {after:,}{saved}")
     return "; ".join(parts)
 
 

@@ -28,6 +28,7 @@ from taskprune.coupling.groups import CouplingGroups, FrozenGroup, IntArray
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
 from taskprune.plan import PruningPlan, build_plan
+from taskprune.rationale import make_rationale
 from taskprune.safety import Removable, Safety, bound_limits, removable
 
 FloatArray = NDArray[np.float64]
@@ -119,12 +120,14 @@ def solve(
         if n
     }
     kept = search.full - search.removed
-    for bound in bound_limits(groups, scores, safety, dict(zip(names, kept.tolist(), strict=True))):
+    bounds = bound_limits(groups, scores, safety, dict(zip(names, kept.tolist(), strict=True)))
+    for bound in bounds:
         _log.info("`%s` keeps %d channels: held by %s", bound.group, bound.n_kept, bound.limit)
     costs = {
         name: (model.value(), model.value(kept)) for name, model in sorted(search.models.items())
     }
-    return build_plan(groups, drop, {"params": costs["params"], "macs": costs["macs"]})
+    rationale = make_rationale(groups, scores, drop, {b.group: b.limit for b in bounds})
+    return build_plan(groups, drop, {"params": costs["params"], "macs": costs["macs"]}, rationale)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

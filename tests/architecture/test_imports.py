@@ -16,7 +16,7 @@ LAYERS = (
     ("forward", "tasks", "progress", "inputs", "replace"),
     ("graph",),
     ("coupling",),
-    ("importance", "cost", "plan", "plan_tables"),
+    ("importance", "cost", "rationale", "explanation", "plan", "plan_tables"),
     ("budget", "safety", "solver", "rewrite"),
     ("checkpoint", "report"),
     ("api",),
