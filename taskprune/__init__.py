@@ -16,6 +16,7 @@ from taskprune.plan import PruningPlan
 from taskprune.rewrite import apply_plan
 from taskprune.safety import Safety
 from taskprune.solver import solve
+from taskprune.task_removal import DropTaskResult, drop_task
 from taskprune.tasks import Metric, Task
 from taskprune.version import __version__
 
@@ -25,6 +26,7 @@ __all__ = [
     "CouplingGroup",
     "CouplingGroups",
     "DistillSettings",
+    "DropTaskResult",
     "Evidence",
     "Importance",
     "Metric",
@@ -39,6 +41,7 @@ __all__ = [
     "channel_rule",
     "couple",
     "distill",
+    "drop_task",
     "load_checkpoint",
     "prune",
     "save_checkpoint",

@@ -57,3 +57,7 @@ class TrainingError(TaskPruneError):
 
 class MissingDependencyError(TaskPruneError, ImportError):
     """An optional dependency is needed; the message names the extra that installs it."""
+
+
+class AbsentValueError(TaskPruneError):
+    """A model without one of its tasks needed a value that only that task computed."""

@@ -9,30 +9,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from taskprune.errors import PlanMismatchError
+from taskprune.replace import dropping
 from taskprune.replace.attention import PrunableMultiheadAttention
+from taskprune.replace.record import ModuleReplacement
 
 ATTENTION = "multihead_attention"
 """The kind of a ``torch.nn.MultiheadAttention`` that becomes `PrunableMultiheadAttention`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModuleReplacement:
-    """One module and what takes its place.
-
-    Attributes:
-        path: Its path in the model; of several paths of one module the first.
-        kind: What takes its place: :data:`ATTENTION`.
-    """
-
-    path: str
-    kind: str
 
 
 def find_replacements(model: nn.Module) -> tuple[ModuleReplacement, ...]:
@@ -75,12 +63,30 @@ def replace_modules(
     Raises:
         PlanMismatchError: The model has nothing to replace at such a path. It is unchanged.
     """
+    replacements = tuple(replacements)
+    undo: list[Callable[[], None]] = []
+
+    def give_back() -> None:
+        while undo:
+            undo.pop()()
+
+    try:
+        dropping.take_out(model, (r for r in replacements if r.kind in dropping.KINDS), undo)
+        _swap(model, [r for r in replacements if r.kind not in dropping.KINDS], undo)
+    except BaseException:
+        give_back()
+        raise
+    return give_back
+
+
+def _swap(
+    model: nn.Module, replacements: Iterable[ModuleReplacement], undo: list[Callable[[], None]]
+) -> None:
     substitutes: dict[int, nn.Module] = {}
     for replacement in replacements:
         module = _module_at(model, replacement)
         if not isinstance(module, PrunableMultiheadAttention):
             substitutes[id(module)] = PrunableMultiheadAttention.from_torch(module)
-    undo: list[Callable[[], None]] = []
     for parent in list(model.modules()) if substitutes else ():
         for name, child in parent._modules.items():
             if id(child) in substitutes:
@@ -89,12 +95,6 @@ def replace_modules(
         if isinstance(parent, nn.TransformerEncoder) and parent.use_nested_tensor:
             undo.append(_putter(vars(parent), "use_nested_tensor", parent.use_nested_tensor))
             parent.use_nested_tensor = False
-
-    def give_back() -> None:
-        while undo:
-            undo.pop()()
-
-    return give_back
 
 
 @contextmanager
@@ -112,7 +112,7 @@ def replaced_modules(
 def split_parameters(
     model: nn.Module, replacements: Iterable[ModuleReplacement]
 ) -> dict[str, list[tuple[str, slice]]]:
-    """Return where the parameters of modules go that get replaced.
+    """Return where the parameters of modules go that get replaced; those of dropped tasks nowhere.
 
     Args:
         model: The original; modules in it that are replaced already have nothing to split.
@@ -124,8 +124,13 @@ def split_parameters(
     Raises:
         PlanMismatchError: The model has nothing to replace at such a path.
     """
-    moves: dict[str, list[tuple[str, slice]]] = {}
+    replacements = tuple(replacements)
+    moves: dict[str, list[tuple[str, slice]]] = {
+        name: [] for name in dropping.names_taken(model, replacements)
+    }
     for replacement in replacements:
+        if replacement.kind in dropping.KINDS:
+            continue
         module = _module_at(model, replacement)
         if isinstance(module, PrunableMultiheadAttention):
             continue
@@ -141,7 +146,7 @@ def _module_at(model: nn.Module, replacement: ModuleReplacement) -> Any:
     if replacement.kind != ATTENTION:
         raise PlanMismatchError(
             f"The plan replaces `{replacement.path}` by {replacement.kind!r}, which this version "
-            f"of taskprune does not know. It knows {ATTENTION!r}."
+            f"of taskprune does not know. It knows {sorted({ATTENTION, *dropping.KINDS})}."
         )
     try:
         module = model.get_submodule(replacement.path)

@@ -19,7 +19,7 @@ LAYERS = (
     ("importance", "cost", "rationale", "explanation", "plan", "plan_tables"),
     ("budget", "safety", "solver", "rewrite"),
     ("checkpoint", "report"),
-    ("api",),
+    ("api", "task_removal"),
 )
 CORE = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 DISTILLATION_MAY_IMPORT = {"distillation", "errors", "forward", "tasks", "progress", "rng"}
