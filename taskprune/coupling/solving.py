@@ -20,12 +20,14 @@ from taskprune.coupling.rules.attention import keep_default_scale
 from taskprune.coupling.standard_sizes import add_standard_sizes
 from taskprune.coupling.units import Column, UnitTable
 from taskprune.errors import InputError, UnsupportedOperatorError
+from taskprune.garbage import collection_paused
 from taskprune.graph.reach import references
 from taskprune.graph.records import ModelGraph, TensorValue
 
 Protected = str | type[nn.Module]
 
 
+@collection_paused()
 def couple(
     graph: ModelGraph,
     *,

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from taskprune.graph.contentless import contentless_result
 from taskprune.graph.float_uses import has_float, report_float_uses
 from taskprune.graph.recorder import Recorder, caller, source_line
 from taskprune.graph.records import Call, Operation
@@ -138,7 +139,11 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 recorder.tensor_guard.about_to_write(tensor)
         arguments = {name: recorder.record_argument(v) for name, v in named.items()}
         mutates = tuple(recorder.number(t) for t in written)
-        result = func(*args, **kwargs)
+        result = None
+        if recorder.tensor_guard is None:
+            result = contentless_result(func, named)
+        if result is None:
+            result = func(*args, **kwargs)
         returned = result if isinstance(result, tuple | list) else (result,)
         if torch.Tag.inplace_view in func.tags:
             # Same memory, other dims: from now on, the object is another value.

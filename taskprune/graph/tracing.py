@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from taskprune.errors import InputError, TaskPruneError, TraceError
 from taskprune.forward import Forward, call_inputs
+from taskprune.garbage import collection_paused
 from taskprune.graph.borrow import TensorGuard, borrowed, trace_attributes
 from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.outputs import flatten_outputs, resolve_paths
@@ -146,6 +147,7 @@ class _Session:
             stack.enter_context(torch.no_grad())
             stack.enter_context(recorder.watching_modules())
             if not real:
+                stack.enter_context(collection_paused())  # a real run may need the memory back
                 stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(DispatchMode(recorder, functions))
             stack.enter_context(functions)

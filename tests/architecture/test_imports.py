@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "taskprune"
 
 # A module may import from its own layer and those before it.
 LAYERS = (
-    ("version", "errors", "rng", "denormals"),
+    ("version", "errors", "rng", "denormals", "garbage"),
     ("forward", "tasks", "progress", "inputs", "replace"),
     ("graph",),
     ("coupling",),
