@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from operator import length_hint
 from typing import Any
 
@@ -15,6 +15,33 @@ from torch.utils.data import Dataset, IterableDataset
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch, call_inputs
 from taskprune.tasks import Task
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TaskBatch:
+    """A batch from a task's own loader: it has labels of that task alone."""
+
+    task: str
+    batch: Any
+
+
+def task_batches(
+    loaders: Mapping[str, Iterable[Any]], n_batches: int | None = None
+) -> Iterator[TaskBatch]:
+    """Go through each task's own loader in turn, a batch of each, until all are at their end.
+
+    Args:
+        loaders: ``{task: batches}``.
+        n_batches: How many of each loader at most.
+    """
+    waiting = {task: iter(islice(loader, n_batches)) for task, loader in loaders.items()}
+    while waiting:
+        for task in tuple(waiting):
+            for batch in waiting[task]:
+                yield TaskBatch(task, batch)
+                break
+            else:
+                del waiting[task]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,31 +1,55 @@
 """Importance criteria: what each task would lose with a channel."""
 
+from taskprune.importance.bn_scale import BatchNormScaleImportance
 from taskprune.importance.conflict import CosineConflict, EffectConflict
 from taskprune.importance.cosprune import CosPruneImportance
+from taskprune.importance.disparse import DisparseImportance
+from taskprune.importance.fisher import FisherImportance
+from taskprune.importance.fpgm import FpgmImportance
+from taskprune.importance.group_fisher import GroupFisherImportance
+from taskprune.importance.isomorphic import IsomorphicImportance
+from taskprune.importance.lamp import LampImportance
 from taskprune.importance.magnitude import MagnitudeImportance
+from taskprune.importance.obd import ObdImportance
 from taskprune.importance.owners import output_owners
 from taskprune.importance.random import RandomImportance
 from taskprune.importance.registry import importance_by_name, importance_names
 from taskprune.importance.scores import ChannelScores, Evidence, Importance
 from taskprune.importance.scoring import score
-from taskprune.importance.task_taylor import TaskTaylorImportance, as_they_are, by_mean_loss
+from taskprune.importance.task_taylor import (
+    TaskTaylorImportance,
+    as_they_are,
+    by_mean_loss,
+    by_tolerance,
+)
 from taskprune.importance.taylor import TaylorImportance
+from taskprune.importance.taylor_gate import TaylorGateImportance
 from taskprune.importance.torch_pruning_adapter import TorchPruningImportance
 
 __all__ = [
+    "BatchNormScaleImportance",
     "ChannelScores",
     "CosPruneImportance",
     "CosineConflict",
+    "DisparseImportance",
     "EffectConflict",
     "Evidence",
+    "FisherImportance",
+    "FpgmImportance",
+    "GroupFisherImportance",
     "Importance",
+    "IsomorphicImportance",
+    "LampImportance",
     "MagnitudeImportance",
+    "ObdImportance",
     "RandomImportance",
     "TaskTaylorImportance",
+    "TaylorGateImportance",
     "TaylorImportance",
     "TorchPruningImportance",
     "as_they_are",
     "by_mean_loss",
+    "by_tolerance",
     "importance_by_name",
     "importance_names",
     "output_owners",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from taskprune.errors import InputError, LossError, TaskPruneError, TraceError
 from taskprune.forward import Forward
 from taskprune.graph.borrow import borrowed
+from taskprune.importance.distributed import gathered, several_processes
 from taskprune.importance.scores import Evidence
+from taskprune.inputs import TaskBatch
 from taskprune.tasks import Task
 
 
@@ -26,35 +28,57 @@ class TaskGradients:
         loss: Its loss value.
         gradients: ``{parameter name: gradient of the loss}``; ``None`` where the loss does not
             depend on the parameter.
+        watched: Gradients of the tensors of :class:`Watch`, in its order.
     """
 
     task: int
     loss: float
     gradients: Mapping[str, Tensor | None]
+    watched: tuple[Tensor | None, ...] = ()
 
 
 Visitor = Callable[[Iterator[TaskGradients]], None]
 """Called once per batch with the gradients of each task that has labels in it, one at a time."""
 
 
+class Watch(Protocol):
+    """Tensors inside the forward to differentiate by as well."""
+
+    def recording(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Return a context in which the forward of one batch leaves its tensors here."""
+
+    @property
+    def tensors(self) -> Sequence[Tensor]:
+        """Those of the last forward."""
+
+
 def for_each_batch(
-    model: nn.Module, parameters: Mapping[str, Tensor], evidence: Evidence, visit: Visitor
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    evidence: Evidence,
+    visit: Visitor,
+    *,
+    interim: Callable[[], Tensor] | None = None,
+    watch: Watch | None = None,
 ) -> int:
     """Run the calibration batches and hand each task's gradients to ``visit``.
 
     The model runs in eval mode. Gradients are computed apart from ``.grad``; each task's are freed
     before the next task's are made unless ``visit`` keeps them. Training flags, ``requires_grad``
     (frozen parameters are scored as well), attributes that the forward stores in its modules and
-    the random generators are given back, also after an exception.
+    the random generators are given back, also after an exception. Under several processes each
+    runs its own batches; if one fails, all raise.
 
     Args:
         model: The model.
         parameters: Those to differentiate by, by name.
         evidence: Tasks, batches and how a batch reaches the model.
         visit: Consumes one batch.
+        interim: Returns the total scores so far, for ``evidence.settled``.
+        watch: Tensors inside the forward to differentiate by as well.
 
     Returns:
-        How many batches there were.
+        How many batches there were, in all processes together.
 
     Raises:
         InputError: There are no tasks or no batches.
@@ -68,17 +92,50 @@ def for_each_batch(
             "`tasks={'name': Task(loss=...)}` and `data=`, or choose a criterion that looks at "
             "weights alone, such as importance='magnitude'."
         )
-    seen: set[str] = set()
-    n_batches = 0
-    with differentiable(model):
-        for n_batches, batch in enumerate(evidence.batches, start=1):
-            # A forward that caches a tensor made from parameters would otherwise hold on to the
-            # graph of the first batch, which its backward has freed.
-            with borrowed(model):
-                losses = _losses(model, batch, n_batches, evidence)
-                seen.update(losses)
-                visit(_backwards(model, parameters, losses, n_batches, evidence.tasks))
-            evidence.progress(n_batches)
+    run = _Run()
+    try:
+        with differentiable(model):
+            for run.n_batches, batch in enumerate(evidence.batches, start=1):
+                # A forward that caches a tensor made from parameters would otherwise hold on to
+                # the graph of the first batch, which its backward has freed.
+                with borrowed(model):
+                    with watch.recording(model) if watch else nullcontext():
+                        losses = _losses(model, batch, run.n_batches, evidence)
+                    run.seen.update(losses)
+                    watched = tuple(watch.tensors) if watch else ()
+                    visit(_backwards(model, parameters, watched, losses, run.n_batches, evidence))
+                evidence.progress(run.n_batches)
+                if _is_settled(run.n_batches, evidence, interim):
+                    break
+    except Exception as error:
+        if several_processes():
+            # The others wait for this one where the sums are added up.
+            gathered(_Run(failure=f"{type(error).__name__}: {error}"))
+        raise
+    return _finished(gathered(run), evidence)
+
+
+def _is_settled(n_batches: int, evidence: Evidence, interim: Callable[[], Tensor] | None) -> bool:
+    if evidence.settled is None or interim is None:
+        return False
+    return evidence.settled(n_batches, interim())
+
+
+@dataclass
+class _Run:
+    """What one process did."""
+
+    n_batches: int = 0
+    seen: set[str] = field(default_factory=set)
+    failure: str = ""
+
+
+def _finished(runs: Sequence[_Run], evidence: Evidence) -> int:
+    for rank, run in enumerate(runs):
+        if run.failure:
+            raise LossError(f"Scoring failed in process {rank} of {len(runs)}: {run.failure}")
+    n_batches = sum(run.n_batches for run in runs)
+    seen = set[str]().union(*(run.seen for run in runs))
     if n_batches == 0:
         raise InputError(
             "Expected at least one calibration batch. Found none: pass `data=`, a loader or list "
@@ -132,9 +189,13 @@ def run_forward(model: nn.Module, batch: Any, forward: Forward, *, where: str) -
 
 def _losses(model: nn.Module, batch: Any, number: int, evidence: Evidence) -> dict[str, Tensor]:
     where = f"calibration batch {number}"
+    tasks = evidence.tasks
+    if isinstance(batch, TaskBatch):
+        tasks = {batch.task: tasks[batch.task]}
+        batch = batch.batch
     outputs = run_forward(model, batch, evidence.forward, where=where)
     losses: dict[str, Tensor] = {}
-    for name, task in evidence.tasks.items():
+    for name, task in tasks.items():
         loss = task_loss(name, task, outputs, batch, where=where)
         if loss is not None:
             losses[name] = loss
@@ -182,22 +243,31 @@ def task_loss(name: str, task: Task, outputs: Any, batch: Any, *, where: str) ->
 def _backwards(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
+    watched: tuple[Tensor, ...],
     losses: Mapping[str, Tensor],
     number: int,
-    tasks: Mapping[str, Task],
+    evidence: Evidence,
 ) -> Iterator[TaskGradients]:
-    rows = {name: row for row, name in enumerate(tasks)}
+    rows = {name: row for row, name in enumerate(evidence.tasks)}
+    inputs = (*parameters.values(), *watched)
     for name, loss in losses.items():
         try:
-            found = _gradients(loss, tuple(parameters.values()))
+            found = _gradients(loss, inputs)
             if all(gradient is None for gradient in found):
                 _check_attached(model, name, loss, number)
         except RuntimeError as error:
+            hint = (
+                " Pass `use_reentrant=False` to `torch.utils.checkpoint.checkpoint`."
+                if "use_reentrant" in str(error)
+                else ""
+            )
             raise LossError(
-                f"The backward of task `{name}` failed on calibration batch {number}: {error}"
+                f"The backward of task `{name}` failed on calibration batch {number}: {error}{hint}"
             ) from error
+        n_parameters = len(parameters)
+        gradients = dict(zip(parameters, found[:n_parameters], strict=True))
         yield TaskGradients(
-            rows[name], float(loss.detach()), dict(zip(parameters, found, strict=True))
+            rows[name], float(loss.detach()), gradients, tuple(found[n_parameters:])
         )
 
 

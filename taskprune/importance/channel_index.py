@@ -7,17 +7,20 @@ sums over channels are sums over the other dims followed by one ``index_add``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from taskprune.coupling.groups import CouplingGroups, IntArray
+from taskprune.coupling.groups import CouplingGroup, CouplingGroups, IntArray, TensorSlice
 from taskprune.errors import PlanMismatchError
 
 NO_CHANNEL = -1
+
+Members: TypeAlias = Iterable[TensorSlice]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -47,7 +50,15 @@ class ChannelIndex:
         axes: ``{parameter name: its dims that hold channels}``. Buffers are left out.
     """
 
-    def __init__(self, groups: CouplingGroups) -> None:
+    def __init__(
+        self, groups: CouplingGroups, members: Callable[[CouplingGroup], Members] | None = None
+    ) -> None:
+        """Number the channels.
+
+        Args:
+            groups: The coupling groups.
+            members: Picks the members of a group that count. Default: all.
+        """
         self.slices: dict[str, slice] = {}
         start = 0
         for group in groups:
@@ -56,16 +67,18 @@ class ChannelIndex:
         self.n_channels = start
         self.axes = {
             name: _axes(vectors, len(groups.shapes[name]))
-            for name, vectors in sorted(self._vectors(groups).items())
+            for name, vectors in sorted(self._vectors(groups, members).items())
         }
 
-    def _vectors(self, groups: CouplingGroups) -> dict[str, dict[int, IntArray]]:
+    def _vectors(
+        self, groups: CouplingGroups, members: Callable[[CouplingGroup], Members] | None
+    ) -> dict[str, dict[int, IntArray]]:
         vectors: dict[str, dict[int, IntArray]] = {}
         for group in groups:
             numbers = np.arange(
                 self.slices[group.name].start, self.slices[group.name].stop, dtype=np.int64
             )
-            for member in group.members:
+            for member in members(group) if members else group.members:
                 if member.name not in groups.parameter_names:
                     continue
                 size = groups.shapes[member.name][member.dim]

@@ -19,7 +19,7 @@ class Conflict(Protocol):
         """Whether it looks at ``TaskStatistics.gramian``."""
 
     def __call__(self, statistics: TaskStatistics, scale: Tensor, importance: Tensor, /) -> Tensor:
-        """Return the penalty in units of the score.
+        """Return the penalty of each pair of tasks, in units of the score.
 
         Args:
             statistics: Sums over the calibration batches.
@@ -27,7 +27,8 @@ class Conflict(Protocol):
             importance: The tasks' scores after aggregation. Shape ``[C]``.
 
         Returns:
-            At least 0. Shape ``[C]``.
+            At least 0; only entries above the diagonal of the first two dims. Their sum is the
+            penalty. Shape ``[T, T, C]``.
         """
 
 
@@ -46,7 +47,7 @@ class EffectConflict:
         """Return the penalty, see :class:`Conflict`."""
         jointly = statistics.n_labelled.clamp_min(1)
         factors = (2 * scale[:, None] * scale[None] / jointly).triu(diagonal=1)
-        return (factors[..., None] * statistics.opposition).sum((0, 1))
+        return factors[..., None] * statistics.opposition
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,10 @@ class CosineConflict:
 
     def __call__(self, statistics: TaskStatistics, _scale: Tensor, importance: Tensor, /) -> Tensor:
         """Return the penalty, see :class:`Conflict`."""
-        n_pairs = len(statistics.tasks) * (len(statistics.tasks) - 1) / 2
-        if n_pairs == 0:
-            return torch.zeros_like(importance)
         opposed = cosines(statistics).neg().clamp_min(0)
         upper = torch.ones(opposed.shape[:2], dtype=opposed.dtype).triu(diagonal=1)
-        return importance * (upper[..., None] * opposed).sum((0, 1)) / n_pairs
+        share = upper / upper.sum().clamp_min(1)
+        return importance * share[..., None] * opposed
 
 
 def cosines(statistics: TaskStatistics) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.importance.calibration import TaskGradients, for_each_batch
 from taskprune.importance.channel_index import ChannelIndex
-from taskprune.importance.scores import BLIND, ChannelScores, Evidence
+from taskprune.importance.distributed import summed
+from taskprune.importance.scores import ChannelScores, Evidence
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,11 @@ class CosPruneImportance:
         def visit(batch: Iterator[TaskGradients]) -> None:
             cosine_sum.add_(_mean_cosine(index, [dict(found.gradients) for found in batch]))
 
-        n_batches = for_each_batch(model, parameters, evidence, visit)
-        total = index.split(cosine_sum / n_batches)
-        return ChannelScores(
-            criterion="cosprune",
-            tasks=BLIND,
-            per_task={name: scores[None] for name, scores in total.items()},
-            total=total,
-            n_batches=n_batches,
+        n_batches = for_each_batch(
+            model, parameters, evidence, visit, interim=lambda: cosine_sum.clone()
         )
+        total = index.split(summed(cosine_sum) / n_batches)
+        return ChannelScores.of_all_tasks("cosprune", total, n_batches)
 
 
 def _mean_cosine(index: ChannelIndex, gradients: list[dict[str, Tensor | None]]) -> Tensor:

@@ -11,17 +11,18 @@ gradients is a function of a few sums over batches of its products.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import LossError
 from taskprune.importance.calibration import TaskGradients, for_each_batch
 from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.distributed import several_processes, summed
 from taskprune.importance.scores import Evidence
+from taskprune.tasks import Task
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,9 +36,11 @@ class TaskStatistics:
         n_labelled: In how many of them both tasks had labels. Shape ``[T, T]``, float64.
         mean_loss: Mean absolute loss of each task over its batches. Shape ``[T]``, float64.
         products: Sum over batches of ``s_t * s_u``. Shape ``[T, T, C]``, float64.
+        quartic: Sum over batches of ``s_t ** 4``, for standard errors. Shape ``[T, C]``, float64.
         opposition: Sum over batches of ``max(0, -s_t * s_u)``. Shape ``[T, T, C]``, float64.
         gramian: Inner products of the tasks' mean gradients on each channel's entries. Shape
             ``[T, T, C]``, float64; ``None`` unless asked for.
+        tolerances: ``Task.tolerance`` of each task.
     """
 
     index: ChannelIndex
@@ -46,26 +49,46 @@ class TaskStatistics:
     n_labelled: Tensor
     mean_loss: Tensor
     products: Tensor
+    quartic: Tensor
     opposition: Tensor
     gramian: Tensor | None = None
+    tolerances: tuple[float | None, ...] = ()
 
 
 def collect(
-    model: nn.Module, groups: CouplingGroups, evidence: Evidence, *, with_gramian: bool = False
+    model: nn.Module,
+    index: ChannelIndex,
+    evidence: Evidence,
+    *,
+    with_gramian: bool = False,
+    total: Callable[[TaskStatistics], Tensor] | None = None,
 ) -> TaskStatistics:
     """Run the calibration batches once and add up.
 
     Cost: one forward and T backwards per batch; memory of one extra set of gradients, with
-    ``with_gramian`` of T more.
+    ``with_gramian`` of T more. Under several processes the sums are those of all of them.
+
+    Args:
+        model: The model.
+        index: The channels, and which entries of each count.
+        evidence: Tasks and batches.
+        with_gramian: Keep the tasks' mean gradients as well.
+        total: Total scores from the statistics so far, for ``evidence.settled``.
 
     Raises:
         InputError, TraceError, LossError: See
             :func:`~taskprune.importance.calibration.for_each_batch`.
     """
-    index = ChannelIndex(groups)
     parameters = index.find(dict(model.named_parameters()))
-    sums = _Sums(index, tuple(evidence.tasks), parameters, with_gramian=with_gramian)
-    n_batches = for_each_batch(model, parameters, evidence, sums.add)
+    sums = _Sums(index, evidence.tasks, parameters, with_gramian=with_gramian)
+    n_batches = for_each_batch(
+        model,
+        parameters,
+        evidence,
+        sums.add,
+        interim=total and (lambda: total(sums.statistics(sums.batches))),
+    )
+    sums.reduce()
     return sums.statistics(n_batches)
 
 
@@ -75,12 +98,13 @@ class _Sums:
     def __init__(
         self,
         index: ChannelIndex,
-        tasks: tuple[str, ...],
+        tasks: Mapping[str, Task],
         parameters: dict[str, Tensor],
         *,
         with_gramian: bool,
     ) -> None:
-        self.index, self.tasks, self.parameters = index, tasks, parameters
+        self.index, self.tasks, self.parameters = index, tuple(tasks), parameters
+        self.tolerances = tuple(task.tolerance for task in tasks.values())
         first = next(iter(parameters.values()), torch.zeros(()))
         # Some accelerators have no float64; there the sums are kept on the host.
         self.device = first.device if first.device.type in ("cpu", "cuda") else torch.device("cpu")
@@ -91,6 +115,9 @@ class _Sums:
             (*shape, index.n_channels), dtype=torch.float64, device=self.device
         )
         self.opposition = torch.zeros_like(self.products)
+        self.quartic = torch.zeros(
+            (len(tasks), index.n_channels), dtype=torch.float64, device=self.device
+        )
         self.gradients: list[dict[str, Tensor]] | None = (
             [{} for _ in tasks] if with_gramian else None
         )
@@ -112,6 +139,7 @@ class _Sums:
         products = effects[:, None] * effects[None]
         self.labelled += present[:, None] * present[None]
         self.products += products
+        self.quartic += products.diagonal(dim1=0, dim2=1).T.square()
         self.opposition += products.neg_().clamp_min_(0)
 
     def _effect(self, found: TaskGradients) -> Tensor:
@@ -129,17 +157,38 @@ class _Sums:
             )
         return effect
 
+    def reduce(self) -> None:
+        """Add up over processes; all of them go on with the same sums."""
+        self.labelled, self.loss = summed(self.labelled), summed(self.loss)
+        self.products, self.quartic = summed(self.products), summed(self.quartic)
+        self.opposition = summed(self.opposition)
+        if self.gradients is not None:
+            # A task may be unlabelled in one process: all take part with the same tensors.
+            self.gradients = (
+                [
+                    {
+                        name: summed(own[name] if name in own else torch.zeros_like(parameter))
+                        for name, parameter in self.parameters.items()
+                    }
+                    for own in self.gradients
+                ]
+                if several_processes()
+                else self.gradients
+            )
+
     def statistics(self, n_batches: int) -> TaskStatistics:
-        """Close the sums."""
+        """Return what the sums say so far."""
         return TaskStatistics(
             index=self.index,
             tasks=self.tasks,
             n_batches=n_batches,
             n_labelled=self.labelled,
-            mean_loss=self.loss / self.labelled.diagonal(),
+            mean_loss=self.loss / self.labelled.diagonal().clamp_min(1),
             products=self.products.cpu(),
+            quartic=self.quartic.cpu(),
             opposition=self.opposition.cpu(),
             gramian=None if self.gradients is None else self._gramian(self.gradients).cpu(),
+            tolerances=self.tolerances,
         )
 
     def _gramian(self, gradients: list[dict[str, Tensor]]) -> Tensor:
@@ -149,7 +198,7 @@ class _Sums:
                 shared = {name: row[name] * column[name] for name in row if name in column}
                 gramian[t, u] = gramian[u, t] = self.index.sums(shared, self.device) / (
                     self.labelled[t, t] * self.labelled[u, u]
-                ).to(self.device)
+                ).clamp_min(1).to(self.device)
         return gramian
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.importance.scores import BLIND, ChannelScores, Evidence
+from taskprune.importance.scores import ChannelScores, Evidence
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,4 @@ class RandomImportance:
             group.name: torch.rand(group.n_channels, generator=generator, dtype=torch.float64)
             for group in groups
         }
-        return ChannelScores(
-            criterion="random",
-            tasks=BLIND,
-            per_task={name: scores[None] for name, scores in total.items()},
-            total=total,
-        )
+        return ChannelScores.of_all_tasks("random", total)

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 
 from taskprune.errors import InputError
+from taskprune.importance.bn_scale import BatchNormScaleImportance
 from taskprune.importance.cosprune import CosPruneImportance
+from taskprune.importance.disparse import DisparseImportance
+from taskprune.importance.fisher import FisherImportance
+from taskprune.importance.fpgm import FpgmImportance
+from taskprune.importance.group_fisher import GroupFisherImportance
+from taskprune.importance.isomorphic import IsomorphicImportance
+from taskprune.importance.lamp import LampImportance
 from taskprune.importance.magnitude import MagnitudeImportance
+from taskprune.importance.obd import ObdImportance
 from taskprune.importance.random import RandomImportance
 from taskprune.importance.scores import Importance, ImportanceFactory
 from taskprune.importance.task_taylor import TaskTaylorImportance
 from taskprune.importance.taylor import TaylorImportance
+from taskprune.importance.taylor_gate import TaylorGateImportance
 
 ENTRY_POINTS = "taskprune.importance"
 """Entry point group: the name is the criterion's, the object a factory without arguments."""
@@ -19,7 +29,17 @@ BUILT_IN: dict[str, ImportanceFactory] = {
     "task_taylor": TaskTaylorImportance,
     "taylor": TaylorImportance,
     "magnitude": MagnitudeImportance,
+    "magnitude_l1": partial(MagnitudeImportance, p=1),
+    "bn_scale": BatchNormScaleImportance,
+    "lamp": LampImportance,
+    "fpgm": FpgmImportance,
+    "taylor_gate": TaylorGateImportance,
+    "fisher": FisherImportance,
+    "group_fisher": GroupFisherImportance,
+    "obd": ObdImportance,
     "cosprune": CosPruneImportance,
+    "disparse": DisparseImportance,
+    "isomorphic": IsomorphicImportance,
     "random": RandomImportance,
 }
 

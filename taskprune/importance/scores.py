@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
@@ -25,12 +26,15 @@ class Evidence:
         batches: Calibration batches; iterated once per call, never stored whole.
         forward: ``(model, batch) -> outputs``.
         progress: Called with (batches done) for display; does nothing by default.
+        settled: Called after each batch with (batches done, total scores so far, shape ``[C]``) by
+            criteria that know them; True ends the calibration. ``None``: all batches are used.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
     batches: Iterable[Any] = ()
     forward: Forward = call_batch
     progress: Callable[[int], None] = lambda _: None
+    settled: Callable[[int, Tensor], bool] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +50,14 @@ class ChannelScores:
             which channels go, after aggregation and penalties.
         conflict: ``{group: penalty}``, each of shape ``[n_channels]``; empty where the criterion
             has no such term.
-        n_batches: How many calibration batches were used.
+        n_batches: How many calibration batches were used, by all processes together.
+        pair_conflict: ``{group: penalty}`` by pair of tasks, each of shape
+            ``[n_pairs, n_channels]``, pairs in the order of
+            ``itertools.combinations(tasks, 2)``; they add up to ``conflict``. Empty where the
+            criterion has no such term.
+        standard_error: ``{group: error}`` of ``per_task`` over the batches, each of shape
+            ``[n_tasks, n_channels]``; empty where the criterion does not keep it, or a task was
+            seen in one batch only.
     """
 
     criterion: str
@@ -55,6 +66,29 @@ class ChannelScores:
     total: Mapping[str, Tensor]
     conflict: Mapping[str, Tensor] = field(default_factory=dict)
     n_batches: int = 0
+    pair_conflict: Mapping[str, Tensor] = field(default_factory=dict)
+    standard_error: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of_all_tasks(
+        cls, criterion: str, total: Mapping[str, Tensor], n_batches: int = 0
+    ) -> ChannelScores:
+        """Make the record of a criterion that does not tell tasks apart."""
+        return cls(
+            criterion=criterion,
+            tasks=BLIND,
+            per_task={name: scores[None] for name, scores in total.items()},
+            total=total,
+            n_batches=n_batches,
+        )
+
+
+def unscored_last(scores: Tensor, scored: Tensor) -> Tensor:
+    """Put the channels a criterion says nothing about above all others."""
+    if not bool(scored.any()):
+        return torch.zeros_like(scores)
+    highest = scores[scored].max()
+    return scores.where(scored, highest + highest.abs() + 1)
 
 
 class Importance(Protocol):

@@ -114,6 +114,8 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
     per_task: dict[str, Tensor] = {}
     total: dict[str, Tensor] = {}
     conflict: dict[str, Tensor] = {}
+    pair_conflict: dict[str, Tensor] = {}
+    standard_error: dict[str, Tensor] = {}
     for group in groups:
         name, n_channels = group.name, group.n_channels
         rows = _scores_of(found.per_task, name, found.criterion)
@@ -123,8 +125,23 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
         if name in found.conflict:
             penalty = _scores_of(found.conflict, name, found.criterion)
             conflict[name] = _fitting(penalty, (n_channels,), name, found.criterion)
+        if name in found.pair_conflict:
+            pairs = _scores_of(found.pair_conflict, name, found.criterion)
+            n_pairs = len(found.tasks) * (len(found.tasks) - 1) // 2
+            pair_conflict[name] = _fitting(pairs, (n_pairs, n_channels), name, found.criterion)
+        if name in found.standard_error:
+            errors = _scores_of(found.standard_error, name, found.criterion)
+            shape = (len(found.tasks), n_channels)
+            standard_error[name] = _fitting(errors, shape, name, found.criterion)
     return ChannelScores(
-        found.criterion, tuple(found.tasks), per_task, total, conflict, found.n_batches
+        found.criterion,
+        tuple(found.tasks),
+        per_task,
+        total,
+        conflict,
+        found.n_batches,
+        pair_conflict,
+        standard_error,
     )
 
 

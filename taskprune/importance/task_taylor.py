@@ -12,6 +12,7 @@ from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError, LossError
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
+from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.conflict import Conflict, EffectConflict
 from taskprune.importance.effects import TaskStatistics, collect
 from taskprune.importance.scores import ChannelScores, Evidence
@@ -45,7 +46,29 @@ def by_mean_loss(statistics: TaskStatistics) -> Tensor:
                 "not, so its effects cannot be put in relation to it. Return a loss that measures "
                 "the error, or pass TaskTaylorImportance(normalise=as_they_are)."
             )
+    # A task that was not seen yet has neither loss nor effects.
     return torch.where(silent, 1.0, 1 / statistics.mean_loss)
+
+
+def by_tolerance(statistics: TaskStatistics) -> Tensor:
+    """Divide each task's relative change of the loss by what the task may lose.
+
+    With ``Task.tolerance`` in place of a weight: a task with half the tolerance of another is
+    twice as loud. Multiplying a loss by a constant changes nothing, as with :func:`by_mean_loss`.
+    Ours.
+
+    Raises:
+        InputError: A task has no tolerance, or one of 0.
+        LossError: See :func:`by_mean_loss`.
+    """
+    for name, tolerance in zip(statistics.tasks, statistics.tolerances, strict=True):
+        if not tolerance:
+            raise InputError(
+                "`by_tolerance` needs what each task may lose, above 0. Found "
+                f"{tolerance!r} for task `{name}`: pass Task(tolerance=...), or use by_mean_loss."
+            )
+    allowed = torch.tensor(statistics.tolerances, dtype=torch.float64)
+    return by_mean_loss(statistics) / allowed
 
 
 def as_they_are(statistics: TaskStatistics) -> Tensor:
@@ -92,30 +115,73 @@ class TaskTaylorImportance:
             InputError, TraceError, LossError: See :func:`taskprune.score`.
         """
         penalised = self.conflict_weight > 0 and len(evidence.tasks) > 1
-        statistics = collect(
-            model, groups, evidence, with_gramian=penalised and self.conflict.needs_gramian
-        )
         weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
-        scale = weights * self.normalise(statistics)
-        per_task = per_task_importance(statistics, scale)
-        importance = self.aggregate(per_task)
-        conflict: dict[str, Tensor] = {}
-        total = importance
-        if penalised:
-            penalty = self.conflict(statistics, scale, importance)
-            conflict = statistics.index.split(penalty)
-            total = importance - self.conflict_weight * penalty
+        statistics = collect(
+            model,
+            ChannelIndex(groups),
+            evidence,
+            with_gramian=penalised and self.conflict.needs_gramian,
+            total=lambda so_far: self._parts(so_far, weights).total,
+        )
+        parts = self._parts(statistics, weights)
+        split = statistics.index.split
+        errors = standard_errors(statistics, parts.scale)
         return ChannelScores(
             criterion="task_taylor",
             tasks=statistics.tasks,
-            per_task=statistics.index.split(per_task),
-            total=statistics.index.split(total),
-            conflict=conflict,
+            per_task=split(parts.per_task),
+            total=split(parts.total),
+            conflict={} if parts.pairs is None else split(parts.pairs.sum(0)),
             n_batches=statistics.n_batches,
+            pair_conflict={} if parts.pairs is None else split(parts.pairs),
+            standard_error={} if errors is None else split(errors),
         )
+
+    def _parts(self, statistics: TaskStatistics, weights: Tensor) -> _Parts:
+        scale = weights * self.normalise(statistics)
+        per_task = per_task_importance(statistics, scale)
+        importance = self.aggregate(per_task)
+        n_tasks = len(statistics.tasks)
+        if self.conflict_weight == 0 or n_tasks == 1:
+            return _Parts(scale, per_task, importance, None)
+        above = torch.triu_indices(n_tasks, n_tasks, offset=1)
+        pairs = self.conflict(statistics, scale, importance)[above[0], above[1]]
+        return _Parts(scale, per_task, importance - self.conflict_weight * pairs.sum(0), pairs)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Parts:
+    """What the score is put together from.
+
+    Attributes:
+        scale: Factor of each task's effects. Shape ``[T]``.
+        per_task: Importance for each task. Shape ``[T, C]``.
+        total: The score. Shape ``[C]``.
+        pairs: Penalty by pair of tasks, ``None`` without one. Shape ``[T (T - 1) / 2, C]``.
+    """
+
+    scale: Tensor
+    per_task: Tensor
+    total: Tensor
+    pairs: Tensor | None
 
 
 def per_task_importance(statistics: TaskStatistics, scale: Tensor) -> Tensor:
     """Return each task's mean squared effect. Shape ``[T, C]``."""
     squares = statistics.products.diagonal(dim1=0, dim2=1).T  # [T, C]
-    return squares * (scale.square() / statistics.n_labelled.diagonal())[:, None]
+    labelled = statistics.n_labelled.diagonal().clamp_min(1)
+    return squares * (scale.square() / labelled)[:, None]
+
+
+def standard_errors(statistics: TaskStatistics, scale: Tensor) -> Tensor | None:
+    """Return the standard error of each task's mean squared effect over batches.
+
+    The factors are taken as given. ``None`` where a task was seen in fewer than two batches.
+    Shape ``[T, C]``.
+    """
+    n = statistics.n_labelled.diagonal()[:, None]
+    if bool((n < 2).any()):
+        return None
+    mean = statistics.products.diagonal(dim1=0, dim2=1).T / n
+    variance = (statistics.quartic / n - mean.square()).clamp_min(0) * n / (n - 1)
+    return scale.square()[:, None] * (variance / n).sqrt()

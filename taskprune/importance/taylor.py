@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.importance.effects import collect
-from taskprune.importance.scores import BLIND, ChannelScores, Evidence
+from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.effects import TaskStatistics, collect
+from taskprune.importance.scores import ChannelScores, Evidence
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,28 @@ class TaylorImportance:
         Raises:
             InputError, TraceError, LossError: See :func:`taskprune.score`.
         """
-        statistics = collect(model, groups, evidence)
-        weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
-        factors = weights[:, None] * weights[None]
+        return summed_loss_scores("taylor", model, ChannelIndex(groups), evidence)
+
+
+def summed_loss_scores(
+    criterion: str, model: nn.Module, index: ChannelIndex, evidence: Evidence
+) -> ChannelScores:
+    """Return the mean squared effect on the weighted sum of the losses.
+
+    Args:
+        criterion: Name for the record.
+        model: The model.
+        index: Which entries of each channel count.
+        evidence: Tasks and batches.
+    """
+    weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
+    factors = weights[:, None] * weights[None]
+
+    def total(statistics: TaskStatistics) -> Tensor:
         # The quadratic form is a square; rounding may take it a little below zero.
         running = (factors[..., None] * statistics.products).sum((0, 1)).clamp_min(0)
-        total = statistics.index.split(running / statistics.n_batches)
-        return ChannelScores(
-            criterion="taylor",
-            tasks=BLIND,
-            per_task={name: scores[None] for name, scores in total.items()},
-            total=total,
-            n_batches=statistics.n_batches,
-        )
+        return running / statistics.n_batches
+
+    statistics = collect(model, index, evidence, total=total)
+    scores = index.split(total(statistics))
+    return ChannelScores.of_all_tasks(criterion, scores, statistics.n_batches)

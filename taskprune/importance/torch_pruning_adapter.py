@@ -18,7 +18,8 @@ from taskprune.coupling.groups import CouplingGroup, CouplingGroups, IntArray, T
 from taskprune.errors import InputError
 from taskprune.graph.borrow import borrowed
 from taskprune.importance.calibration import TaskGradients, for_each_batch, run_forward
-from taskprune.importance.scores import BLIND, ChannelScores, Evidence
+from taskprune.importance.distributed import summed
+from taskprune.importance.scores import ChannelScores, Evidence
 
 Role = tuple[Callable[..., Any], int]
 """Torch-Pruning's pruning function of a module, and how often it repeats the indices."""
@@ -41,9 +42,10 @@ class TorchPruningImportance:
     indices. Criteria that read ``.grad`` find there the gradient of the sum of all tasks' losses,
     times their weights, averaged over the calibration batches; second-order ones that collect
     squared gradients are shown those of each batch; activations are averaged over the batches.
-    Channels of groups in which the criterion
-    scores no layer go last. Members that are not parameters of a convolution, linear, norm, PReLU
-    or embedding module are not shown to it. ``OBDCImportance`` hooks into a pruner of
+    Under several processes gradients are those of all batches; what a criterion collects by itself
+    (squared gradients, activations) is that of its own process. Channels of groups in which the
+    criterion scores no layer go last. Members that are not parameters of a convolution, linear,
+    norm, PReLU or embedding module are not shown to it. ``OBDCImportance`` hooks into a pruner of
     Torch-Pruning's, which there is none of, and is refused.
 
     Attributes:
@@ -89,12 +91,8 @@ class TorchPruningImportance:
                 group.name: self.criterion(torch_pruning_group(modules, group)) for group in groups
             }
         total = _with_unscored_last(found, groups)
-        return ChannelScores(
-            criterion=f"torch_pruning.{type(self.criterion).__name__}",
-            tasks=BLIND,
-            per_task={name: scores[None] for name, scores in total.items()},
-            total=total,
-            n_batches=n_batches,
+        return ChannelScores.of_all_tasks(
+            f"torch_pruning.{type(self.criterion).__name__}", total, n_batches
         )
 
     def _mean_gradients(
@@ -118,7 +116,7 @@ class TorchPruningImportance:
                 collect_batch(model)
 
         n_batches = for_each_batch(model, parameters, evidence, visit)
-        return {name: gradient / n_batches for name, gradient in mean.items()}, n_batches
+        return {name: summed(total) / n_batches for name, total in mean.items()}, n_batches
 
     def _mean_activations(
         self, model: nn.Module, evidence: Evidence
