@@ -178,7 +178,9 @@ def test_the_scale_of_a_loss_does_not_matter(task: str) -> None:
 
     plan = taskprune.prune(two_task_net(), tasks, 0.4, data=batches(3)).plan
     scaled = {**tasks, task: replace(tasks[task], loss=louder)}
-    assert taskprune.prune(two_task_net(), scaled, 0.4, data=batches(3)).plan == plan
+    found = taskprune.prune(two_task_net(), scaled, 0.4, data=batches(3)).plan
+    # The rationale holds the scores themselves, which rounding moves a little.
+    assert (found.drop, found.costs) == (plan.drop, plan.costs)
 
 
 def test_pruning_twice_composes() -> None:
