@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from taskprune.forward import Forward, call_batch
 from taskprune.graph import trace
 from taskprune.importance import Importance, importance_by_name, output_owners, score
 from taskprune.importance.scores import ChannelScores
-from taskprune.inputs import model_inputs
+from taskprune.inputs import ModelInputs, model_inputs
 from taskprune.plan import PruningPlan
 from taskprune.progress import stages
 from taskprune.report import PruneReport, make_report, render
@@ -65,7 +65,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     tasks: Mapping[str, Task] | None,
     ratio: float | None = None,
     *,
-    data: Iterable[Any] | None = None,
+    data: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
     example_inputs: Any = None,
     forward: Forward | None = None,
     budget: Budget | None = None,
@@ -73,6 +73,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     safety: Safety | None = None,
     protect: str | type[nn.Module] | Sequence[str | type[nn.Module]] = (),
     n_batches: int | None = None,
+    calibrate: Literal["all", "auto"] = "all",
     strict: bool = False,
     verify: bool = True,
 ) -> PruneResult:
@@ -88,7 +89,8 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
         ratio: Fraction of the parameters to remove. Never less goes, and more by at most 0.5 %, or
             by a part of one channel where the model has none so small. Give this or `budget`.
         data: Calibration batches, for example a ``DataLoader``; gone through once. A few hundred
-            samples suffice.
+            samples suffice. Tasks whose labels come from different data: a loader for each,
+            ``{task: loader}``.
         example_inputs: A tensor, a tuple of arguments or a dict of keywords; in place of `data`
             with a criterion that needs none.
         forward: ``(model, batch) -> outputs``, where the batch is not ``(inputs, targets)``, a
@@ -98,7 +100,9 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             Torch-Pruning's through ``TorchPruningImportance``.
         safety: Limits that hold whatever the scores say. Default: ``Safety()``.
         protect: Names, patterns or types of modules whose output channels must all stay.
-        n_batches: How many batches to score on. Default: all of them.
+        n_batches: How many batches to score on at most. Default: all of them.
+        calibrate: ``"auto"`` stops scoring as soon as the ranking of the channels is stable; the
+            report says how many batches it took.
         strict: Raise on the first operator without a channel rule in place of freezing it.
         verify: Compare the rewritten model with the masked original, and raise on a difference.
 
@@ -126,7 +130,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     with stages("Pruning") as stage, preserved_rng(), torch.inference_mode(False):
         source = model_inputs(data, example_inputs, named, forward=forward, n_batches=n_batches)
         stage("tracing the model")
-        owners = output_owners(model, named, source.example, forward=source.forward)
+        owners = _owners(model, named, source)
         graph = trace(model, source.example, forward=source.forward, tasks=owners)
         stage("finding which channels belong together")
         groups = couple(graph, protect=protected, strict=strict)
@@ -139,6 +143,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             importance=criterion,
             forward=source.forward,
             n_batches=n_batches,
+            calibrate=calibrate,
             progress=lambda done: stage(f"scoring every channel, {source.count(done)}"),
         )
         stage("choosing channels")
@@ -201,6 +206,17 @@ def distill(
         forward=forward,
     )
     return result.student
+
+
+def _owners(
+    model: nn.Module, tasks: Mapping[str, Task], source: ModelInputs
+) -> dict[str, tuple[str, ...]]:
+    if not source.task_examples:
+        return output_owners(model, tasks, source.example, forward=source.forward)
+    owners: dict[str, tuple[str, ...]] = {}
+    for name, batch in source.task_examples.items():
+        owners |= output_owners(model, {name: tasks[name]}, batch, forward=source.forward)
+    return {name: owners[name] for name in tasks}
 
 
 def _check_model(model: object) -> None:

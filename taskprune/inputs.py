@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from operator import length_hint
 from typing import Any
@@ -44,21 +44,47 @@ def task_batches(
                 del waiting[task]
 
 
+def check_loaders(
+    data: Mapping[str, Iterable[Any]], tasks: Mapping[str, Task]
+) -> Mapping[str, Iterable[Any]]:
+    """Return ``data`` if it holds batches for each of the tasks.
+
+    Raises:
+        InputError: The names are not those of the tasks, or something does not yield batches.
+    """
+    if set(data) != set(tasks):
+        raise InputError(
+            "`data` must yield batches, or be a dict with a loader for each task. Found one of "
+            f"{_names(data)}, and the tasks are {_names(tasks)}. A single batch goes into a list: "
+            "`[batch]`."
+        )
+    for loader in data.values():
+        _check_data(loader)
+    return data
+
+
+def _names(mapping: Mapping[Any, Any]) -> str:
+    return ", ".join(f"`{name}`" for name in mapping) or "none"
+
+
 @dataclass(frozen=True, eq=False)
 class ModelInputs:
     """What to run the model on.
 
     Attributes:
         example: What to trace and verify on: the first batch, or the example inputs.
-        batches: All batches, the first included; ``None`` without data.
+        batches: All batches, the first included, or those of each task's own loader by its name;
+            ``None`` without data.
         n_batches: How many of them will be used; 0 if that is not known.
         forward: How either reaches the model.
+        task_examples: The first batch of each task's own loader; empty where they share one.
     """
 
     example: Any
     batches: Iterable[Any] | None
     n_batches: int
     forward: Forward
+    task_examples: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self, done: int) -> str:
         """Say how many batches are done."""
@@ -66,7 +92,7 @@ class ModelInputs:
 
 
 def model_inputs(
-    data: Iterable[Any] | None,
+    data: Iterable[Any] | Mapping[str, Iterable[Any]] | None,
     example_inputs: Any,
     tasks: Mapping[str, Task],
     *,
@@ -76,7 +102,8 @@ def model_inputs(
     """Work out what to run a model on, and refuse what cannot be right.
 
     Args:
-        data: Calibration batches; gone through once, by whoever iterates over the result.
+        data: Calibration batches; gone through once, by whoever iterates over the result. Or a
+            loader for each task by its name.
         example_inputs: In place of `data`: a tensor, a tuple of arguments or a dict of keywords.
         tasks: The tasks by name.
         forward: ``(model, batch) -> outputs``. Default: the convention for either form.
@@ -102,6 +129,8 @@ def model_inputs(
         return ModelInputs(example_inputs, None, 0, forward or call_inputs)
     if n_batches is not None and not (isinstance(n_batches, int) and n_batches >= 1):
         raise InputError(f"`n_batches` must be at least 1, or None for all. Found {n_batches!r}.")
+    if isinstance(data, Mapping):
+        return _own_loaders(check_loaders(data, tasks), forward or call_batch, n_batches)
     _check_data(data)
     # One pass only: an iterator has no second, and a shuffling loader would draw anew.
     remaining = iter(data)
@@ -111,6 +140,22 @@ def model_inputs(
     raise InputError(
         "`data` holds no batch. Expected at least one. Is the loader empty, or an iterator that "
         "was gone through before?"
+    )
+
+
+def _own_loaders(
+    loaders: Mapping[str, Iterable[Any]], forward: Forward, n_batches: int | None
+) -> ModelInputs:
+    parts = {
+        task: model_inputs(own, None, {}, n_batches=n_batches) for task, own in loaders.items()
+    }
+    examples = {task: part.example for task, part in parts.items()}
+    return ModelInputs(
+        example=next(iter(examples.values())),
+        batches={task: part.batches or () for task, part in parts.items()},
+        n_batches=sum(part.n_batches for part in parts.values()),
+        forward=forward,
+        task_examples=examples,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +12,25 @@ from torch import Tensor, nn
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
+from taskprune.importance.distributed import several_processes
 from taskprune.importance.registry import importance_by_name
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence, Importance
+from taskprune.importance.stability import RankingStability
+from taskprune.inputs import check_loaders, task_batches
 from taskprune.replace import replaced_modules
 from taskprune.tasks import Task, check_tasks
 
 
-def score(
+def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
     model: nn.Module,
     groups: CouplingGroups,
     tasks: Mapping[str, Task] | None = None,
-    data: Iterable[Any] | None = None,
+    data: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
     *,
     importance: str | Importance = "task_taylor",
     forward: Forward = call_batch,
     n_batches: int | None = None,
+    calibrate: Literal["all", "auto"] = "all",
     progress: Callable[[int], None] | None = None,
 ) -> ChannelScores:
     """Score every channel of every group; a lower score goes first.
@@ -35,10 +39,15 @@ def score(
         model: The traced model; it is left exactly as it was.
         groups: Its coupling groups.
         tasks: The tasks by name; not needed by criteria that look at weights alone.
-        data: Calibration batches with labels, under the same condition.
+        data: Calibration batches with labels, under the same condition; or a loader for each task,
+            ``{task: batches}``, gone through in turn. Tasks with loaders of their own have no batch
+            in common, so effect conflict between them is 0.
         importance: Name of a criterion, or any callable that scores channels.
         forward: ``(model, batch) -> outputs``.
-        n_batches: How many batches to use at most. Default: all of them.
+        n_batches: How many batches to use at most, of each loader. Default: all of them.
+        calibrate: ``"auto"`` stops when the ranking is stable, see
+            :class:`~taskprune.importance.stability.RankingStability`; ``ChannelScores.n_batches``
+            says how many batches it took.
         progress: Called with the number of batches done.
 
     Returns:
@@ -46,7 +55,7 @@ def score(
 
     Raises:
         InputError: The criterion does not exist or returned something else than scores, or it
-            needs tasks or data that were not given.
+            needs tasks or data that were not given, or cannot tell when it is stable.
         TraceError: The model rejects a batch.
         LossError: A task's loss is not a finite scalar attached to the model.
         PlanMismatchError: The groups were made for another model.
@@ -59,16 +68,24 @@ def score(
             "`importance` must be the name of a criterion or a callable (model, groups, evidence) "
             f"-> scores. Found {type(importance).__name__}."
         )
+    named = check_tasks(tasks) if tasks else {}
+    stability = _stability(calibrate)
     evidence = Evidence(
-        tasks=check_tasks(tasks) if tasks else {},
-        batches=() if data is None else islice(data, n_batches),
+        tasks=named,
+        batches=_batches(data, named, n_batches),
         forward=forward,
         progress=progress or (lambda _: None),
+        settled=stability,
     )
     # Sums made under a surrounding inference mode could not be added to outside of it.
     with torch.inference_mode(False), replaced_modules(model, groups.replacements):
         found = criterion(model, groups, evidence)
     if isinstance(found, ChannelScores):
+        if stability is not None and found.n_batches and not stability.n_looks:
+            raise InputError(
+                f"calibrate='auto' needs a criterion that knows its scores so far. "
+                f"`{found.criterion}` only knows them at the end: pass `n_batches=` instead."
+            )
         return _checked(found, groups)
     if isinstance(found, Mapping):
         name = getattr(criterion, "__name__", type(criterion).__name__)
@@ -77,6 +94,27 @@ def score(
         "A criterion must return `ChannelScores` or a mapping {group name: scores}. Found "
         f"{type(found).__name__} from {criterion!r}."
     )
+
+
+def _stability(calibrate: str) -> RankingStability | None:
+    if calibrate not in ("all", "auto"):
+        raise InputError(f"`calibrate` must be 'all' or 'auto'. Found {calibrate!r}.")
+    if calibrate == "auto" and several_processes():
+        raise InputError(
+            "calibrate='auto' looks at the batches of one process. Found several: pass "
+            "`n_batches=` instead."
+        )
+    return RankingStability() if calibrate == "auto" else None
+
+
+def _batches(
+    data: Iterable[Any] | Mapping[str, Iterable[Any]] | None,
+    tasks: Mapping[str, Task],
+    n_batches: int | None,
+) -> Iterable[Any]:
+    if isinstance(data, Mapping):
+        return task_batches(check_loaders(data, tasks), n_batches)
+    return () if data is None else islice(data, n_batches)
 
 
 def _from_mapping(
