@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import nn
@@ -20,14 +22,16 @@ def channel_order(group: CouplingGroup, seed: int) -> IntArray:
     return order.astype(np.int64)
 
 
-def permuted_copy(model: nn.Module, group: CouplingGroup, order: IntArray) -> nn.Module:
-    """Return a copy where channel ``order[c]`` stands in the place of channel ``c``, everywhere."""
+def permuted_copy(model: nn.Module, groups: Iterable[CouplingGroup], seed: int) -> nn.Module:
+    """Return a copy where every channel of each group has another one's place, everywhere."""
     permuted = duplicate(model)
     tensors = named_tensors(permuted)
-    for member in group.members:
-        tensor = tensors[member.name]
-        positions = np.arange(tensor.shape[member.dim])
-        positions[member.index.ravel()] = member.index[order].ravel()
-        index = torch.from_numpy(positions).to(tensor.device)
-        tensor.data = tensor.data.index_select(member.dim, index)
+    for number, group in enumerate(groups):
+        order = channel_order(group, seed + number)
+        for member in group.members:
+            tensor = tensors[member.name]
+            positions = np.arange(tensor.shape[member.dim])
+            positions[member.index.ravel()] = member.index[order].ravel()
+            index = torch.from_numpy(positions).to(tensor.device)
+            tensor.data = tensor.data.index_select(member.dim, index)
     return permuted

@@ -18,7 +18,7 @@ from taskprune.replace import ModuleReplacement, dropping
 from taskprune.rewrite.comparison import Comparison, OutputError, compare
 from taskprune.rewrite.masking import kept_statistics, reading_dims, zero_dropped
 from taskprune.rewrite.norms import HANDLED_OPERATORS
-from taskprune.rewrite.permutation import channel_order, permuted_copy
+from taskprune.rewrite.permutation import permuted_copy
 from taskprune.rewrite.surgery import UndoLog, cut, duplicate, replaced_copy
 
 Oracle: TypeAlias = Literal["masked", "permutation", "shapes"]
@@ -186,7 +186,7 @@ def _verify_in_parts(
         raise _difference(measured)
     sampled = list(crossed)[:: -(-len(crossed) // PERMUTED_GROUPS)]
     for seed, name in enumerate(sampled):
-        check_permutation(original, groups, name, inputs=inputs, forward=forward, seed=seed)
+        check_permutation(original, groups, [name], inputs=inputs, forward=forward, seed=seed)
     excluded = tuple(
         ExcludedGroup(name, reason, "permutation" if name in sampled else "shapes")
         for name, reason in crossed.items()
@@ -197,30 +197,30 @@ def _verify_in_parts(
 def check_permutation(
     model: nn.Module,
     groups: CouplingGroups,
-    name: str,
+    names: Sequence[str],
     *,
     inputs: Any,
     forward: Forward,
     seed: int = 0,
 ) -> Comparison:
-    """Permute one group's channels in all of its members and compare outputs.
+    """Permute the channels of groups, each in all of its members, and compare outputs.
 
     Raises:
-        VerificationError: An output moved: an entry is missing from the group, or one too many.
+        VerificationError: An output moved: an entry is missing from a group, or one too many.
     """
-    group = groups[name]
-    order = channel_order(group, seed)
+    chosen = [groups[name] for name in names]
     moved = compare(
         lambda: replaced_copy(model, groups.replacements),
-        lambda: permuted_copy(replaced_copy(model, groups.replacements), group, order),
+        lambda: permuted_copy(replaced_copy(model, groups.replacements), chosen, seed),
         inputs,
         forward,
     )
     if moved.wrong:
+        which = f"group `{names[0]}`" if len(names) == 1 else f"{len(names)} groups"
         raise VerificationError(
-            f"Permuting the channels of group `{name}` in all of its tensors must leave the "
+            f"Permuting the channels of {which} in all of their tensors must leave the "
             f"outputs where they are, but {moved.wrong[0]} ({moved.dtype}, tolerance "
-            f"{moved.tolerance:g}). Nothing was changed. Protect the group (`protect=`) to go on, "
+            f"{moved.tolerance:g}). Nothing was changed. Protect what moved (`protect=`) to go on, "
             "and please report the model."
         )
     return moved

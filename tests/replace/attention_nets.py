@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from stock import import_torchvision
+from architectures.torchvision_import import import_torchvision
 from torch import Tensor, nn
 
 from taskprune.testing import randomise_

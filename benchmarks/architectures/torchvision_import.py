@@ -1,4 +1,4 @@
-"""Stock models for tests: torchvision without its compiled operators.
+"""torchvision without its compiled operators.
 
 The Python part of torchvision registers shape functions for its own operators and fails to import
 where those were not built. Declaring the two that it insists on is enough for all of its
@@ -8,11 +8,9 @@ classification and segmentation models.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from types import ModuleType
 
-import pytest
 import torch
 
 _SCHEMAS = {
@@ -23,11 +21,13 @@ _library: list[torch.library.Library] = []
 
 
 def import_torchvision() -> ModuleType:
-    """Return torchvision, with or without its compiled operators; skip the test without it."""
+    """Return torchvision, with or without its compiled operators.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+    """
     if "torchvision" in sys.modules:
         return sys.modules["torchvision"]
-    if importlib.util.find_spec("torchvision") is None:
-        pytest.skip("torchvision is not installed")
     try:
         return importlib.import_module("torchvision")
     except RuntimeError:
