@@ -17,6 +17,7 @@ from taskprune.coupling.partition import FactorPolicy, prefer_outer
 from taskprune.coupling.provenance import add_constant_sizes, settle
 from taskprune.coupling.registry import find_rule
 from taskprune.coupling.rules.attention import keep_default_scale
+from taskprune.coupling.splitting import freed_layers, locked_layers, split_layers
 from taskprune.coupling.standard_sizes import add_standard_sizes
 from taskprune.coupling.units import Column, UnitTable
 from taskprune.errors import InputError, UnsupportedOperatorError
@@ -42,6 +43,9 @@ def couple(
     atomic channels, and those that occur in the same dims equally often form a group. The cost
     grows with the dims of the parameters, not with the sizes of activations.
 
+    A grouped convolution whose equal groups lock channels is coupled as the equal module with
+    groups of any widths, if that sets some free; see :attr:`CouplingGroups.replacements`.
+
     Args:
         graph: From :func:`taskprune.graph.trace`. The model itself is not needed any more.
         protect: Modules whose output channels must all stay: names (with everything below), shell
@@ -55,15 +59,27 @@ def couple(
         InputError: An entry of ``protect`` matches no module or parameter.
         CouplingError: A rule contradicts the graph; a defect of that rule.
     """
-    analysis = Analysis(graph, UnitTable())
-    _enter_tensors(analysis)
-    _run_rules(analysis, strict=strict)
-    _freeze_outputs(analysis)
-    _freeze_protected(analysis, protect)
-    add_constant_sizes(analysis)
-    add_standard_sizes(analysis)
-    solution, assignment = settle(analysis, factor_policy)
-    return assemble(analysis, solution, assignment)
+
+    def solve(written: ModelGraph) -> CouplingGroups:
+        analysis = Analysis(written, UnitTable())
+        _enter_tensors(analysis)
+        _run_rules(analysis, strict=strict)
+        _freeze_outputs(analysis)
+        _freeze_protected(analysis, protect)
+        add_constant_sizes(analysis)
+        add_standard_sizes(analysis)
+        solution, assignment = settle(analysis, factor_policy)
+        return assemble(analysis, solution, assignment)
+
+    groups = solve(graph)
+    layers = locked_layers(graph, groups)
+    while layers:
+        split = solve(split_layers(graph, layers))
+        freed = freed_layers(layers, groups, split)
+        if freed == layers:
+            return split
+        layers = freed
+    return groups
 
 
 def _enter_tensors(analysis: Analysis) -> None:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskprune.replace.parts import part_of
+
 
 class PrunableMultiheadAttention(nn.Module):
     """The function of ``torch.nn.MultiheadAttention`` with an inner width of its own.
@@ -66,20 +68,22 @@ class PrunableMultiheadAttention(nn.Module):
         width = module.embed_dim
         thirds = [slice(i * width, (i + 1) * width) for i in range(3)]
         weights = (
-            [_part(w) for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
+            [part_of(w) for w in (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)]
             if packed is None
-            else [_part(packed, third) for third in thirds]
+            else [part_of(packed, third) for third in thirds]
         )
         bias, out_bias = module.in_proj_bias, module.out_proj.bias
         q_proj, k_proj, v_proj = (
-            _linear(weight, None if bias is None else _part(bias, third))
+            _linear(weight, None if bias is None else part_of(bias, third))
             for weight, third in zip(weights, thirds, strict=True)
         )
         replacement = cls(
             q_proj,
             k_proj,
             v_proj,
-            _linear(_part(module.out_proj.weight), None if out_bias is None else _part(out_bias)),
+            _linear(
+                part_of(module.out_proj.weight), None if out_bias is None else part_of(out_bias)
+            ),
             num_heads=module.num_heads,
             scale=(width // module.num_heads) ** -0.5,
             dropout=module.dropout,
@@ -229,11 +233,3 @@ def _linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
     if bias is not None:
         layer.bias = bias
     return layer
-
-
-def _part(parameter: Tensor, rows: slice = slice(None)) -> nn.Parameter:
-    """Return a copy of some rows of a parameter and its gradient."""
-    part = nn.Parameter(parameter.detach()[rows].clone(), requires_grad=parameter.requires_grad)
-    if parameter.grad is not None:
-        part.grad = parameter.grad.detach()[rows].clone()
-    return part

@@ -15,16 +15,21 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from taskprune.errors import PlanMismatchError
-from taskprune.replace import dropping
+from taskprune.replace import convolution, dropping
 from taskprune.replace.attention import PrunableMultiheadAttention
+from taskprune.replace.convolution import UnequalGroupsConv
 from taskprune.replace.record import ModuleReplacement
 
 ATTENTION = "multihead_attention"
 """The kind of a ``torch.nn.MultiheadAttention`` that becomes `PrunableMultiheadAttention`."""
 
 
+CONVOLUTION = "unequal_groups_conv"
+"""The kind of a grouped convolution that becomes `UnequalGroupsConv`. Coupling finds them."""
+
+
 def find_replacements(model: nn.Module) -> tuple[ModuleReplacement, ...]:
-    """Return what can be replaced in ``model``, in order of its modules.
+    """Return the attention that can be replaced in ``model``, in order of its modules.
 
     That is every ``torch.nn.MultiheadAttention`` itself (no subclass, which may compute something
     else), unless it is the whole model, has ``add_bias_kv`` or ``add_zero_attn``, shares a
@@ -41,8 +46,7 @@ def find_replacements(model: nn.Module) -> tuple[ModuleReplacement, ...]:
         ModuleReplacement(path, ATTENTION)
         for path, module in model.named_modules()
         if path
-        and type(module) is nn.MultiheadAttention
-        and _is_plain(module)
+        and _is_attention(module)
         and all(owners[id(parameter)] == 1 for parameter in module.parameters())
     )
 
@@ -85,8 +89,9 @@ def _swap(
     substitutes: dict[int, nn.Module] = {}
     for replacement in replacements:
         module = _module_at(model, replacement)
-        if not isinstance(module, PrunableMultiheadAttention):
-            substitutes[id(module)] = PrunableMultiheadAttention.from_torch(module)
+        if not isinstance(module, _SUBSTITUTES):
+            _, substitute = _ORIGINALS[replacement.kind]
+            substitutes[id(module)] = substitute.from_torch(module)
     for parent in list(model.modules()) if substitutes else ():
         for name, child in parent._modules.items():
             if id(child) in substitutes:
@@ -132,39 +137,64 @@ def split_parameters(
         if replacement.kind in dropping.KINDS:
             continue
         module = _module_at(model, replacement)
-        if isinstance(module, PrunableMultiheadAttention):
+        if isinstance(module, _SUBSTITUTES):
             continue
         for name, _ in module.named_parameters():
+            parts = (
+                UnequalGroupsConv.parts_of(name, module)
+                if replacement.kind == CONVOLUTION
+                else PrunableMultiheadAttention.parts_of(name, module.embed_dim)
+            )
             moves[f"{replacement.path}.{name}"] = [
-                (f"{replacement.path}.{part}", rows)
-                for part, rows in PrunableMultiheadAttention.parts_of(name, module.embed_dim)
+                (f"{replacement.path}.{part}", rows) for part, rows in parts
             ]
     return moves
 
 
+_SUBSTITUTES = (PrunableMultiheadAttention, UnequalGroupsConv)
+
+_ORIGINALS: dict[str, tuple[str, type[PrunableMultiheadAttention | UnequalGroupsConv]]] = {
+    ATTENTION: ("plain `torch.nn.MultiheadAttention`", PrunableMultiheadAttention),
+    CONVOLUTION: ("plain grouped convolution", UnequalGroupsConv),
+}
+
+
 def _module_at(model: nn.Module, replacement: ModuleReplacement) -> Any:
-    if replacement.kind != ATTENTION:
+    if replacement.kind not in _ORIGINALS:
         raise PlanMismatchError(
             f"The plan replaces `{replacement.path}` by {replacement.kind!r}, which this version "
-            f"of taskprune does not know. It knows {sorted({ATTENTION, *dropping.KINDS})}."
+            f"of taskprune does not know. It knows {sorted({*_ORIGINALS, *dropping.KINDS})}."
         )
+    original, substitute = _ORIGINALS[replacement.kind]
     try:
         module = model.get_submodule(replacement.path)
     except AttributeError as error:
         raise PlanMismatchError(
-            f"The plan was made for a model with a `torch.nn.MultiheadAttention` at "
-            f"`{replacement.path}`; this model has nothing there. Build the model with the "
-            "arguments of the original."
+            f"The plan was made for a model with a {original} at `{replacement.path}`; this model "
+            "has nothing there. Build the model with the arguments of the original."
         ) from error
-    if type(module) is PrunableMultiheadAttention:
+    if type(module) is substitute:
         return module
-    if type(module) is not nn.MultiheadAttention or not _is_plain(module):
+    if not (_is_grouped(module) if replacement.kind == CONVOLUTION else _is_attention(module)):
         raise PlanMismatchError(
-            f"The plan was made for a model with a plain `torch.nn.MultiheadAttention` at "
-            f"`{replacement.path}`. Found {type(module).__name__}, or one with options, hooks or "
-            "parametrisations that the original's had not. Build the model like the original."
+            f"The plan was made for a model with a {original} at `{replacement.path}`. Found "
+            f"{type(module).__name__}, or one with options, hooks or parametrisations that the "
+            "original's had not. Build the model like the original."
         )
     return module
+
+
+def _is_grouped(module: nn.Module) -> bool:
+    return (
+        type(module) in convolution.KINDS
+        and getattr(module, "groups", 1) > 1
+        and isinstance(module._parameters.get("weight"), nn.Parameter)
+        and not module._modules
+    )
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return type(module) is nn.MultiheadAttention and _is_plain(module)
 
 
 def _is_plain(module: nn.MultiheadAttention) -> bool:

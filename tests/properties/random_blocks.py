@@ -214,6 +214,29 @@ class Grouped(nn.Module):
         return F.channel_shuffle(y, 2) if self.how == "shuffled" else y
 
 
+@block("cat", "kept", "before", "transposed", "twice")
+class Straddled(nn.Module):
+    """A grouped convolution whose groups begin and end inside of the maps that it reads."""
+
+    def __init__(self, c: int, width: int, how: str) -> None:
+        super().__init__()
+        self.how = how
+        total = 2 * width + 4
+        self.a, self.b, self.whole = conv(c, 3), conv(c, 2 * width + 1), conv(c, total)
+        self.grouped = (
+            nn.ConvTranspose2d(total, total, 3, 1, 1, groups=2)
+            if how == "transposed"
+            else conv(total, total, groups=2)
+        )
+
+    def forward(self, x: Any) -> Any:
+        if self.how == "before":
+            return self.grouped(self.whole(x)) + torch.cat([self.a(x), self.b(x)], 1)
+        a = torch.ones_like(self.a(x)) if self.how == "kept" else self.a(x)
+        y = self.grouped(torch.cat([a, self.b(x)], 1))
+        return self.grouped(F.relu(y)) if self.how == "twice" else y
+
+
 @block("glu", "chunk", "split", "sizes", "slices", "narrow", "unflatten", "one half", "third",
        "tensor split", "every other", "view")  # fmt: skip
 class Cut(nn.Module):

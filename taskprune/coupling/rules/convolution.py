@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from taskprune.coupling.axes import Axis, axis_size, joined, tracked, untracked
@@ -15,6 +16,9 @@ aten = torch.ops.aten
 @channel_rule(aten.convolution.default, aten._convolution.default)
 def _convolution(ctx: RuleContext) -> None:
     """Weight ``[out, in / groups, *kernel]``, transposed ``[in, out / groups, *kernel]``."""
+    if isinstance(ctx.argument("weight"), tuple):
+        _unequal_groups(ctx)
+        return
     inputs, weight = ctx.tensor("input"), ctx.tensor("weight")
     for kernel in weight.axes[2:]:
         ctx.fix(kernel)
@@ -38,6 +42,31 @@ def _convolution(ctx: RuleContext) -> None:
     n_positions = volume((inputs.shape if transposed else shape)[2:])
     kernel_size = volume(weight.shape[2:])
     ctx.count(n_positions * kernel_size, inputs.axes[0], weight.axes[0], weight.axes[1])
+
+
+def _unequal_groups(ctx: RuleContext) -> None:
+    """A weight for each group: see :mod:`taskprune.coupling.splitting`."""
+    inputs, weights = ctx.tensor("input"), ctx.tensors("weight")
+    transposed = bool(ctx.argument("transposed"))
+    reads, makes = (0, 1) if transposed else (1, 0)
+    for positions in inputs.axes[2:]:
+        ctx.freeze(positions, "structure", "is convolved as a dim of space")
+    shape = ctx.output_shape()
+    n_positions = volume((inputs.shape if transposed else shape)[2:])
+    channels = ctx.flat(inputs.axes[1]).reshape(len(weights), -1)
+    made = []
+    for weight, units in zip(weights, channels, strict=True):
+        for kernel in weight.axes[2:]:
+            ctx.fix(kernel)
+        ctx.units.tie(units, ctx.flat(weight.axes[reads]))
+        ctx.read(weight, weight.axes[reads])
+        made.append(ctx.flat(weight.axes[makes]))
+        ctx.count(n_positions * volume(weight.shape[2:]), inputs.axes[0], *weight.axes[:2])
+    if isinstance(ctx.argument("bias"), tuple):
+        for units, bias in zip(made, ctx.tensors("bias"), strict=True):
+            ctx.units.tie(units, ctx.flat(bias.axes[0]))
+    outputs = tracked(np.concatenate(made))
+    ctx.produce([inputs.axes[0], outputs, *spatial(shape, 2)], zero=True)
 
 
 def _grouped(ctx: RuleContext, groups: int) -> Axis:
