@@ -106,8 +106,7 @@ def masked_model(model: nn.Module, plan: PruningPlan) -> nn.Module:
 
 def permuted_model(model: nn.Module, groups: CouplingGroups, group: str, seed: int) -> nn.Module:
     """Return a copy of ``model`` with one group's channels in another order, in all its members."""
-    replaced = replaced_copy(model, groups.replacements)
-    return permuted_copy(replaced, [groups[group]], seed)
+    return permuted_copy(model, groups.replacements, [groups[group]], seed)
 
 
 def assert_masked_equals_pruned(

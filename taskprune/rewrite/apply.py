@@ -11,7 +11,7 @@ from taskprune.errors import InputError
 from taskprune.forward import Forward, call_inputs
 from taskprune.plan import PruningPlan
 from taskprune.replace import replace_modules
-from taskprune.rewrite.surgery import UndoLog, cut, duplicate, tensor_shapes
+from taskprune.rewrite.surgery import UndoLog, cut, duplicate, shrinking, tensor_shapes
 from taskprune.rewrite.verification import VerificationReport, verify_against_masked
 
 
@@ -75,7 +75,7 @@ def apply_and_verify(
     check_bare(model)
     comparing = verify and example_inputs is not None
     original = duplicate(model) if comparing and inplace else model
-    smaller = model if inplace else duplicate(model)
+    smaller = model if inplace else duplicate(model, borrowing=shrinking(plan))
     undo = UndoLog()
     try:
         undo.add(replace_modules(smaller, plan.replacements))

@@ -25,12 +25,11 @@ def zero_dropped(
     Raises:
         PlanMismatchError: The plan was made for another model.
     """
-    masked = replaced_copy(model, plan.replacements)
+    silenced = [kept for kept in plan.tensors if only is None or (kept.name, kept.dim) in only]
+    masked = replaced_copy(model, plan.replacements, borrowing={kept.name for kept in silenced})
     plan.check_fits(tensor_shapes(masked))
     tensors = named_tensors(masked)
-    for kept in plan.tensors:
-        if only is not None and (kept.name, kept.dim) not in only:
-            continue
+    for kept in silenced:
         data = tensors[kept.name].data
         dropped = (~keep_mask(kept)).nonzero().flatten().to(data.device)
         # Out of place: a buffer may be an expanded view of fewer values.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
 from torch import nn
 
 from taskprune.coupling.groups import CouplingGroup, IntArray
-from taskprune.rewrite.surgery import duplicate, named_tensors
+from taskprune.replace import ModuleReplacement
+from taskprune.rewrite.surgery import named_tensors, replaced_copy
 
 
 def channel_order(group: CouplingGroup, seed: int) -> IntArray:
@@ -22,9 +23,18 @@ def channel_order(group: CouplingGroup, seed: int) -> IntArray:
     return order.astype(np.int64)
 
 
-def permuted_copy(model: nn.Module, groups: Iterable[CouplingGroup], seed: int) -> nn.Module:
-    """Return a copy where every channel of each group has another one's place, everywhere."""
-    permuted = duplicate(model)
+def permuted_copy(
+    model: nn.Module,
+    replacements: Iterable[ModuleReplacement],
+    groups: Collection[CouplingGroup],
+    seed: int,
+) -> nn.Module:
+    """Return a copy where every channel of each group has another one's place, everywhere.
+
+    The replacements are in place in it.
+    """
+    names = {member.name for group in groups for member in group.members}
+    permuted = replaced_copy(model, replacements, borrowing=names)
     tensors = named_tensors(permuted)
     for number, group in enumerate(groups):
         order = channel_order(group, seed + number)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -38,7 +38,12 @@ def cut(model: nn.Module, plan: PruningPlan, undo: UndoLog) -> None:
     with torch.no_grad():
         shrink_tensors(named_tensors(model), plan.tensors, undo)
     store_attributes(model, plan.attributes, undo)
-    describe_truthfully(model, plan.attributes, {kept.name for kept in plan.tensors}, undo)
+    describe_truthfully(model, plan.attributes, shrinking(plan), undo)
+
+
+def shrinking(plan: PruningPlan) -> frozenset[str]:
+    """Return the names of the parameters and buffers that :func:`cut` gives other data."""
+    return frozenset(kept.name for kept in plan.tensors)
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -61,14 +66,24 @@ def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
-def duplicate(model: nn.Module) -> nn.Module:
+def duplicate(model: nn.Module, *, borrowing: Collection[str] = ()) -> nn.Module:
     """Return a deep copy.
+
+    Args:
+        model: Any module.
+        borrowing: Names of parameters whose data the caller replaces before the copy runs. Copying
+            it would double the memory of a large model for nothing; it stays the original's.
 
     Raises:
         InputError: The model holds something that cannot be copied.
     """
+    memo: dict[int, Any] = {
+        id(parameter): nn.Parameter(parameter.data, parameter.requires_grad)
+        for name, parameter in model.named_parameters()
+        if name in borrowing and type(parameter) is nn.Parameter
+    }
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     except Exception as error:
         raise InputError(
             f"Expected a model that `copy.deepcopy` can copy. {type(error).__name__}: {error}. "
@@ -77,14 +92,24 @@ def duplicate(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def replaced_copy(model: nn.Module, replacements: Iterable[ModuleReplacement]) -> nn.Module:
+def replaced_copy(
+    model: nn.Module,
+    replacements: Iterable[ModuleReplacement],
+    *,
+    borrowing: Collection[str] = (),
+) -> nn.Module:
     """Return a deep copy in which the replacements are in place.
+
+    Args:
+        model: Any module.
+        replacements: What to replace.
+        borrowing: See :func:`duplicate`.
 
     Raises:
         InputError: The model holds something that cannot be copied.
         PlanMismatchError: The model has nothing to replace where it should.
     """
-    replaced = duplicate(model)
+    replaced = duplicate(model, borrowing=borrowing)
     replace_modules(replaced, replacements)
     return replaced
 
@@ -100,7 +125,8 @@ def kept_entries_by_name(tensors: Iterable[KeptEntries]) -> dict[str, list[KeptE
 def select(tensor: Tensor, kept: Iterable[KeptEntries]) -> Tensor:
     """Return a copy of ``tensor`` with the kept entries only, in the same memory format."""
     small = tensor
-    for entries in kept:
+    # The slowest dim first: its entries are copied in one piece each.
+    for entries in sorted(kept, key=lambda entries: entries.dim):
         index = torch.tensor(entries.keep, dtype=torch.int64, device=tensor.device)
         small = small.index_select(entries.dim, index)
     return small.contiguous(memory_format=memory_format(tensor))

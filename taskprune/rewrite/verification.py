@@ -19,7 +19,7 @@ from taskprune.rewrite.comparison import Comparison, OutputError, compare
 from taskprune.rewrite.masking import kept_statistics, reading_dims, zero_dropped
 from taskprune.rewrite.norms import HANDLED_OPERATORS
 from taskprune.rewrite.permutation import permuted_copy
-from taskprune.rewrite.surgery import UndoLog, cut, duplicate, replaced_copy
+from taskprune.rewrite.surgery import UndoLog, cut, duplicate, replaced_copy, shrinking
 
 Oracle: TypeAlias = Literal["masked", "permutation", "shapes"]
 
@@ -179,7 +179,7 @@ def _verify_in_parts(
     """Check the groups without a crossing by masking, the others by permutation."""
     rest = {n: np.asarray(drop) for n, drop in plan.drop.items() if n not in crossed}
     part = build_plan(groups, rest)
-    smaller = replaced_copy(original, part.replacements)
+    smaller = replaced_copy(original, part.replacements, borrowing=shrinking(part))
     cut(smaller, part, UndoLog())
     measured = _against_masked(original, smaller, part, inputs, forward)
     if measured.wrong:
@@ -211,7 +211,7 @@ def check_permutation(
     chosen = [groups[name] for name in names]
     moved = compare(
         lambda: replaced_copy(model, groups.replacements),
-        lambda: permuted_copy(replaced_copy(model, groups.replacements), chosen, seed),
+        lambda: permuted_copy(model, groups.replacements, chosen, seed),
         inputs,
         forward,
     )

@@ -339,3 +339,15 @@ def test_attention_can_be_protected_by_its_own_type_and_path() -> None:
     for entry in (nn.MultiheadAttention, "first"):
         assert attention_groups(couple(graph)) != []
         assert attention_groups(couple(graph, protect=[entry])) == []
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_copies_with_replacements_share_no_memory_with_the_original(name: str) -> None:
+    model, inputs = build(name)
+    plan = planned(model, inputs)
+    smaller = apply_plan(model, plan, verify=False)
+    own, others = (
+        {t.untyped_storage().data_ptr() for t in (*m.parameters(), *m.buffers()) if t.numel()}
+        for m in (smaller, model)
+    )
+    assert not own & others

@@ -79,6 +79,21 @@ def test_original_is_left_as_it_was(case: str) -> None:
     assert torch.equal(rng, torch.get_rng_state())
 
 
+def memory(model: nn.Module) -> set[int]:
+    tensors = (*model.parameters(), *model.buffers())
+    return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}
+
+
+@CASES
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_copies_share_no_memory_with_the_original(case: str, ratio: float) -> None:
+    made, plan = planned(case, ratio)
+    copies = [apply_plan(made.model, plan, verify=False), masked_model(made.model, plan)]
+    copies += [permuted_model(made.model, made.groups, g.name, seed=0) for g in made.groups]
+    for model in copies:
+        assert not memory(model) & memory(made.model)
+
+
 @CASES
 def test_training_flags_are_kept(case: str) -> None:
     made, plan = planned(case)
