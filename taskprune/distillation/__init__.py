@@ -8,13 +8,19 @@ from taskprune.distillation.batchnorm import recalibrate_batchnorm
 from taskprune.distillation.default_taps import default_taps
 from taskprune.distillation.history import Callback, StepRecord
 from taskprune.distillation.losses import (
+    MGD,
     FeatureLoss,
+    FittedFeatureLoss,
+    OnOutputs,
     attention_transfer,
     channel_free,
     cosine,
     cwd,
+    logit_kl,
     mse,
+    ofd,
     pkd,
+    query_matching,
 )
 from taskprune.distillation.schedule import Ramp, Schedule
 from taskprune.distillation.settings import DistillSettings, OutputLoss
@@ -29,12 +35,15 @@ from taskprune.distillation.trainer import DistillResult, distill
 from taskprune.distillation.validation import Validation
 
 __all__ = [
+    "MGD",
     "Alignment",
     "Callback",
     "DistillResult",
     "DistillSettings",
     "FeatureLoss",
     "FeatureRecorder",
+    "FittedFeatureLoss",
+    "OnOutputs",
     "OutputLoss",
     "Ramp",
     "Schedule",
@@ -48,10 +57,13 @@ __all__ = [
     "cwd",
     "default_taps",
     "distill",
+    "logit_kl",
     "make_adapter",
     "make_alignment",
     "mse",
+    "ofd",
     "pkd",
+    "query_matching",
     "recalibrate_batchnorm",
     "resolve_taps",
     "tapped",

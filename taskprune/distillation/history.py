@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from taskprune.distillation.run_checkpoint import not_written, replacing
 from taskprune.errors import CheckpointError
 
 
@@ -54,7 +54,7 @@ class HistoryLog:
             checkpoint, are cut off.
 
     Raises:
-        CheckpointError: The part of the file up to ``step`` is damaged.
+        CheckpointError: The part of the file up to ``step`` is damaged, or nothing can be written.
     """
 
     def __init__(self, path: Path | None, *, step: int = 0) -> None:
@@ -74,10 +74,17 @@ class HistoryLog:
                 self.flush()
 
     def flush(self) -> None:
-        """Write what is waiting."""
+        """Write what is waiting.
+
+        Raises:
+            CheckpointError: The disk is full or the file cannot be written.
+        """
         if self.path is not None and self._lines:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.writelines(self._lines)
+            try:
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.writelines(self._lines)
+            except OSError as error:
+                raise not_written(self.path, error) from error
             self._lines = []
 
 
@@ -102,7 +109,5 @@ def _read(path: Path, step: int) -> list[StepRecord]:
 
 
 def _rewrite(path: Path, records: list[StepRecord]) -> None:
-    temporary = path.with_name(path.name + ".partial")
-    with temporary.open("w", encoding="utf-8") as file:
+    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
-    os.replace(temporary, path)

@@ -26,7 +26,7 @@ from taskprune.distillation.run_checkpoint import (
 )
 from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.stepper import Run, Stepper
-from taskprune.errors import InputError
+from taskprune.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,20 +42,21 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
     if settings.ema_decay is not None:
         average = WeightAverage(run.objective.student, settings.ema_decay)
     parts = RunParts(run.objective, optimizer, average)
-    state = RunState(0, Position(), run.identity)
-    path = None
-    if settings.directory is not None:
-        folder = Path(settings.directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE_NAME
-        if path.exists():
-            state = read_state(path, run.identity)
-            load_tensors(path, parts)
+    path = _checkpoint_path(settings)
+    state = _restored(path, parts, run)
     stepper = Stepper(run, accelerator, parts)
     stepper.load_loss_scale(state.loss_scale)
     is_main = accelerator.is_main_process
     log = HistoryLog(path.with_name(HISTORY_NAME) if path and is_main else None, step=state.step)
+
+    def save(step: int, position: Position) -> None:
+        log.flush()
+        if path is not None:
+            scale = stepper.loss_scale()
+            save_run(path, parts, RunState(step, position, run.identity, scale))
+
     run.objective.train()
+    position = state.position
     with (
         closing(_batches(run, accelerator, state.position)) as batches,
         training_progress(
@@ -63,7 +64,13 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
         ) as show,
     ):
         for step in range(state.step, run.n_steps):
-            record, position = stepper.step(step, batches)
+            try:
+                record, position = stepper.step(step, batches)
+            except TrainingError:
+                # The run can go on right before the batch that spoilt it, once that is mended.
+                if is_main and step > state.step:
+                    save(step, position)
+                raise
             for callback in settings.callbacks:
                 measured = callback(record, run.objective.student) or {}
                 record = replace(record, measured={**record.measured, **measured})
@@ -71,15 +78,30 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
             show(record)
             is_due = record.step % settings.checkpoint_every == 0 or record.step == run.n_steps
             if path is not None and is_due:
-                log.flush()
                 if is_main:
-                    scale = stepper.loss_scale()
-                    save_run(path, parts, RunState(record.step, position, run.identity, scale))
+                    save(record.step, position)
                 accelerator.wait_for_everyone()
     log.flush()
     if average is not None:
         average.copy_to_model()
     return tuple(log.records)
+
+
+def _checkpoint_path(settings: DistillSettings) -> Path | None:
+    if settings.directory is None:
+        return None
+    folder = Path(settings.directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / FILE_NAME
+
+
+def _restored(path: Path | None, parts: RunParts, run: Run) -> RunState:
+    """Give the parts their state of the run's checkpoint, if there is one."""
+    if path is None or not path.exists():
+        return RunState(0, Position(), run.identity)
+    state = read_state(path, run.identity)
+    load_tensors(path, parts)
+    return state
 
 
 def _optimizer(objective: nn.Module, settings: DistillSettings) -> AdamW:

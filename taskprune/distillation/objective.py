@@ -20,7 +20,7 @@ from taskprune.tasks import Task
 
 
 class StudentObjective(nn.Module):
-    """The student with its alignments as one module.
+    """The student with its alignments and fitted feature losses as one module.
 
     One module, because distributed training and autocast take hold of a module's ``forward``:
     adapters then are synchronised like the student's own parameters, and the user's ``forward``
@@ -34,14 +34,16 @@ class StudentObjective(nn.Module):
         *,
         recorder: FeatureRecorder,
         forward: Forward,
-        feature_loss: FeatureLoss,
+        feature_losses: Sequence[FeatureLoss],
     ) -> None:
         super().__init__()
         self.student = student
         self.alignments = nn.ModuleList(alignments)
         self._recorder = recorder
         self._call = forward
-        self._feature_loss = feature_loss
+        self._feature_losses = tuple(feature_losses)
+        # Those with parameters are trained and saved like the adapters.
+        self.fitted = nn.ModuleList(x for x in feature_losses if isinstance(x, nn.Module))
 
     def forward(
         self, batch: Any, teacher_features: Mapping[str, Tensor]
@@ -51,12 +53,12 @@ class StudentObjective(nn.Module):
             return self._call(self.student, batch), {}
         outputs, features = self._recorder.run(lambda: self._call(self.student, batch))
         losses: dict[str, Tensor] = {}
-        for module in self.alignments:
+        for module, feature_loss in zip(self.alignments, self._feature_losses, strict=True):
             assert isinstance(module, Alignment)
             teacher = teacher_features[module.label]
             with torch.autocast(device_type=teacher.device.type, enabled=False):
                 student, target = module(features[module.label], teacher)
-                losses[module.label] = self._feature_loss(student, target)
+                losses[module.label] = feature_loss(student, target)
         return outputs, losses
 
 

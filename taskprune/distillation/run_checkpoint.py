@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,11 @@ class RunState:
 
 
 def save_run(path: Path, parts: RunParts, state: RunState) -> None:
-    """Write the checkpoint; killed at any moment, the old or the new file is there, whole."""
+    """Write the checkpoint; killed at any moment, the old or the new file is there, whole.
+
+    Raises:
+        CheckpointError: The disk is full or the file cannot be written; the one before is kept.
+    """
     header = {
         "format": FORMAT,
         "step": state.step,
@@ -66,16 +71,42 @@ def save_run(path: Path, parts: RunParts, state: RunState) -> None:
         "identity": state.identity,
         "loss_scale": state.loss_scale,
     }
-    temporary = path.with_name(path.name + ".partial")
     # Copies, because a tensor that shares memory with another cannot be written.
     tensors = {
         name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, tensor in _tensors(parts).items()
     }
-    save_file(tensors, temporary, metadata={"taskprune": json.dumps(header)})
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, metadata={"taskprune": json.dumps(header)})
+        with temporary.open("r+b") as file:
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Provide a name to write to, which takes the place of ``path`` once the block is through.
+
+    Raises:
+        CheckpointError: Writing failed, for example on a full disk. What was at ``path`` stays, and
+            the unfinished file is removed.
+    """
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        # What is half there would take the very space that is missing.
+        temporary.unlink(missing_ok=True)
+        raise not_written(path, error) from error
+
+
+def not_written(path: Path, error: Exception) -> CheckpointError:
+    """Say that a file of the run could not be written, and that nothing saved before is lost."""
+    return CheckpointError(
+        f"`{path}` could not be written ({error}). What was saved there before is untouched: free "
+        "some space or mend the folder, and the same call goes on from it. The student in memory "
+        "keeps the weights of the last step."
+    )
 
 
 def read_state(path: Path, identity: Mapping[str, Any]) -> RunState:

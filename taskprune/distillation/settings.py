@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor
 
 from taskprune.distillation.history import Callback
-from taskprune.distillation.losses import FeatureLoss, pkd
+from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss, pkd
 from taskprune.distillation.schedule import Constant, Schedule, WarmupCosine
 from taskprune.errors import InputError
 
@@ -59,7 +59,7 @@ class DistillSettings:
     gradient_clip: float = 10.0
     accumulation: int = 1
     ema_decay: float | None = None
-    feature_loss: FeatureLoss = pkd
+    feature_loss: FeatureLoss | FittedFeatureLoss = pkd
     feature_weight: float | Schedule = 1.0
     output_losses: Mapping[str, OutputLoss] = field(default_factory=dict)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"

@@ -18,6 +18,7 @@ from taskprune.distillation.batches import check_data, preserved_generators, see
 from taskprune.distillation.default_taps import default_taps
 from taskprune.distillation.history import StepRecord
 from taskprune.distillation.loop import train
+from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss
 from taskprune.distillation.losses.layout import compares_channels
 from taskprune.distillation.objective import StudentObjective
 from taskprune.distillation.settings import DistillSettings
@@ -109,7 +110,7 @@ def distill(
         chosen = _taps(teacher, example, taps, forward)
         teacher_recorder = stack.enter_context(tapped(teacher, chosen))
         recorder = stack.enter_context(tapped(student, chosen))
-        alignments = _alignments(
+        alignments, feature_losses = _comparisons(
             (student, recorder),
             (teacher, teacher_recorder),
             example=example,
@@ -122,7 +123,7 @@ def distill(
             alignments,
             recorder=recorder,
             forward=forward,
-            feature_loss=settings.feature_loss,
+            feature_losses=feature_losses,
         )
         run = Run(
             objective=objective,
@@ -208,7 +209,7 @@ def _taps(
     return resolve_taps(teacher, taps)
 
 
-def _alignments(
+def _comparisons(
     student: tuple[nn.Module, FeatureRecorder],
     teacher: tuple[nn.Module, FeatureRecorder],
     *,
@@ -216,16 +217,16 @@ def _alignments(
     channel_map: Mapping[str, Sequence[int]],
     forward: Forward,
     settings: DistillSettings,
-) -> list[Alignment]:
+) -> tuple[list[Alignment], list[FeatureLoss]]:
     """Run both models once, in eval mode, and see how their features fit together."""
     model, recorder = student
     if not recorder.taps:
-        return []
+        return [], []
     model.eval()
     with torch.no_grad():
         _, seen = recorder.run(lambda: forward(model, example))
         _, wanted = teacher[1].run(lambda: forward(teacher[0], example))
-    return [
+    alignments = [
         make_alignment(
             tap,
             seen[tap.label],
@@ -235,6 +236,12 @@ def _alignments(
         )
         for tap in recorder.taps
     ]
+    loss = settings.feature_loss
+    if not isinstance(loss, FittedFeatureLoss):
+        return alignments, [loss] * len(alignments)
+    with torch.no_grad():
+        targets = [a(seen[a.label], wanted[a.label])[1] for a in alignments]
+    return alignments, [loss.for_feature(target) for target in targets]
 
 
 def _identity(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -13,6 +13,18 @@ from taskprune.errors import InputError
 
 FeatureLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``(student, teacher) -> scalar``, on maps ``[B, C, H, W]`` or tokens ``[B, N, C]``."""
+
+
+@runtime_checkable
+class FittedFeatureLoss(Protocol):
+    """A feature loss with parameters of its own, such as ``MGD``: it is made for each tap.
+
+    What it makes is trained with the student, saved in checkpoints and thrown away in the end.
+    """
+
+    def for_feature(self, teacher: Tensor, /) -> FeatureLoss:
+        """Return the loss, an ``nn.Module``, for a tap with this (aligned) teacher feature."""
+
 
 _Loss = TypeVar("_Loss", bound=Callable[..., Tensor])
 
@@ -65,7 +77,7 @@ def channel_free(loss: _Loss) -> _Loss:
     return loss
 
 
-def compares_channels(loss: Callable[..., Any]) -> bool:
+def compares_channels(loss: Callable[..., Any] | FittedFeatureLoss) -> bool:
     """Whether student and teacher need the same channels for this loss."""
     while isinstance(loss, partial):
         loss = loss.func
