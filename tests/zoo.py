@@ -8,9 +8,19 @@ from __future__ import annotations
 
 import zoo_forwards
 import zoo_groups
+import zoo_language
 import zoo_maps
 import zoo_sizes
 import zoo_tokens
 from zoo_case import ZOO, NetCase
 
-__all__ = ["ZOO", "NetCase", "zoo_forwards", "zoo_groups", "zoo_maps", "zoo_sizes", "zoo_tokens"]
+__all__ = [
+    "ZOO",
+    "NetCase",
+    "zoo_forwards",
+    "zoo_groups",
+    "zoo_language",
+    "zoo_maps",
+    "zoo_sizes",
+    "zoo_tokens",
+]

@@ -153,12 +153,17 @@ class RuleContext:
             return None
         return tuple(self.call.args[position:])
 
-    def expr(self, size: Any) -> SizeExpr:
-        """Return the origin of an integer argument of the call, and mark it as understood."""
+    def expr(self, size: Any, value: int | None = None) -> SizeExpr:
+        """Return the origin of an integer argument of the call, and mark it as understood.
+
+        Args:
+            size: The argument as recorded.
+            value: What it came to, for a size that the code worked out with tensors.
+        """
         if isinstance(size, Size):
             self.analysis.claimed.add((id(self.call), size.expr))
             return size.expr
-        return Constant(int(size))
+        return Constant(value if isinstance(size, Ref) and value is not None else int(size))
 
     # -- saying something ----------------------------------------------------------------------
 

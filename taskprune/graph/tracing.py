@@ -16,6 +16,7 @@ from taskprune.errors import InputError, TaskPruneError, TraceError
 from taskprune.forward import Forward, call_inputs
 from taskprune.garbage import collection_paused
 from taskprune.graph.borrow import TensorGuard, borrowed, trace_attributes
+from taskprune.graph.caches import without_caches
 from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.outputs import flatten_outputs, resolve_paths
 from taskprune.graph.recorder import Recorder
@@ -142,6 +143,7 @@ class _Session:
             if recorder.tensor_guard is not None:
                 stack.callback(recorder.tensor_guard.restore)
             stack.enter_context(borrowed(self.model))
+            stack.enter_context(without_caches(self.model))
             _set_mode(self.model, mode)
             self.attributes = trace_attributes(self.model, recorder)
             stack.enter_context(torch.no_grad())

@@ -92,6 +92,8 @@ def _swap(
         if not isinstance(module, _SUBSTITUTES):
             _, substitute = _ORIGINALS[replacement.kind]
             substitutes[id(module)] = substitute.from_torch(module)
+            if isinstance(module, nn.MultiheadAttention):
+                vars(substitutes[id(module)]).update(_notes(module))
     for parent in list(model.modules()) if substitutes else ():
         for name, child in parent._modules.items():
             if id(child) in substitutes:
@@ -206,12 +208,22 @@ def _is_plain(module: nn.MultiheadAttention) -> bool:
         and module.bias_k is None
         and module.bias_v is None
         and not module.add_zero_attn
-        and vars(module).keys() <= vars(unused).keys() | {"bias_k", "bias_v"}
+        and vars(module).keys() - _notes(module) <= vars(unused).keys() | {"bias_k", "bias_v"}
         and module._parameters.keys() <= unused._parameters.keys() | {"bias_k", "bias_v"}
         and module._modules.keys() == unused._modules.keys()
         and not module._buffers
         and not any(state for part in parts for state in _hooks(part))
     )
+
+
+def _notes(module: nn.MultiheadAttention) -> dict[str, Any]:
+    """Return plain data that somebody put on the module, which its forward does not know of."""
+    own = vars(nn.MultiheadAttention(1, 1, device="meta"))
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name not in own and (value is None or isinstance(value, bool | int | float | str))
+    }
 
 
 def _hooks(module: nn.Module) -> Iterator[Any]:

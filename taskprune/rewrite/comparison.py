@@ -15,6 +15,7 @@ from taskprune.errors import TraceError, VerificationError
 from taskprune.forward import Forward
 from taskprune.graph.outputs import SINGLE, flatten_outputs
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
+from taskprune.rewrite.widening import InDouble
 from taskprune.rng import preserved_rng
 
 Context: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
@@ -238,6 +239,8 @@ def run(
     with preserved_rng(), _default_dtype(dtype), torch.no_grad():
         torch.manual_seed(0)
         with ExitStack() as stack:
+            if dtype == torch.float64:
+                stack.enter_context(InDouble())
             for context in around:
                 stack.enter_context(context(model))
             outputs = forward(model, inputs)

@@ -334,6 +334,14 @@ def test_hooks_ties_and_a_bare_module_keep_the_original() -> None:
     assert find_replacements(nn.MultiheadAttention(8, 2)) == ()
 
 
+def test_notes_on_the_module_go_along_but_patches_keep_the_original() -> None:
+    model = nn.Sequential(nn.MultiheadAttention(8, 2))
+    vars(model[0])["is_initialized"] = True
+    assert vars(replaced(model).get_submodule("0"))["is_initialized"] is True
+    vars(model[0])["forward"] = lambda *_: None
+    assert find_replacements(model) == ()
+
+
 def test_attention_can_be_protected_by_its_own_type_and_path() -> None:
     model = SharedAttention().double()
     graph = trace(model, draw(2, 6, 5))

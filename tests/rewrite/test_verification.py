@@ -199,12 +199,24 @@ def test_spatial_and_functional_norms_count_kept_entries_only() -> None:
 def test_model_that_insists_on_float32_is_compared_in_it() -> None:
     class Stubborn(Hidden):
         def middle(self, x: Tensor) -> Tensor:
-            return torch.relu(x.float())
+            return torch.relu(torch.from_numpy(x.numpy().astype("float32")))
 
     report = verified(Stubborn(), torch.randn(4, 3))
     assert report.dtype == "float32"
     assert report.tolerance == 1e-4
     assert report.max_relative_error < 1e-5
+
+
+def test_norms_that_ask_for_float32_are_compared_in_double() -> None:
+    class RootMeanSquare(Hidden):
+        def middle(self, x: Tensor) -> Tensor:
+            wide = x.to(torch.float32)
+            scale = torch.ones(len(x), 1, dtype=torch.float32) / wide.shape[0]
+            return (wide.type(torch.float32) * scale).softmax(0, dtype=torch.float32).type_as(x)
+
+    report = verified(RootMeanSquare(), torch.randn(4, 3))
+    assert report.dtype == "float64"
+    assert report.max_relative_error < 1e-14
 
 
 def test_tensors_the_forward_makes_follow_into_double() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from taskprune.coupling.axes import Axis, axis_size, is_tracked
-from taskprune.coupling.context import RuleContext
+from taskprune.coupling.context import RuleContext, TensorState
 from taskprune.coupling.registry import channel_rule
 from taskprune.coupling.rules.matmul import contract
 
@@ -24,14 +24,22 @@ aten = torch.ops.aten
 def _attention(ctx: RuleContext) -> None:
     """``[batch, heads, n, width], [batch, heads, m, width], [batch, heads, m, value_width]``."""
     query, key, value = (ctx.tensor(name) for name in ("query", "key", "value"))
-    for d in (0, 1):
-        ctx.tie(query.axes[d], key.axes[d])
-        ctx.tie(query.axes[d], value.axes[d])
+    ctx.tie(query.axes[0], key.axes[0])
+    ctx.tie(query.axes[0], value.axes[0])
+    for state in (key, value):
+        _tie_heads(ctx, query, state)
     contract(ctx, query, query.axes[3], key, key.axes[3])
     ctx.tie(key.axes[2], value.axes[2])
     ctx.cross(key.axes[2])  # the softmax over keys
     axes = [
-        next((s.axes[d] for s in (query, key, value) if is_tracked(s.axes[d])), query.axes[d])
+        next(
+            (
+                s.axes[d]
+                for s in (query, key, value)
+                if is_tracked(s.axes[d]) and s.shape[d] == query.shape[d]
+            ),
+            query.axes[d],
+        )
         for d in (0, 1)
     ]
     for name in ("attn_mask", "attn_bias"):
@@ -41,6 +49,16 @@ def _attention(ctx: RuleContext) -> None:
     ctx.produce_fixed()
     ctx.count(1, *axes, query.axes[2], key.axes[2], query.axes[3])
     ctx.count(1, *axes, query.axes[2], key.axes[2], value.axes[3])
+
+
+def _tie_heads(ctx: RuleContext, query: TensorState, state: TensorState) -> None:
+    """Tie each head of a key or value to the equally many query heads in a row that share it."""
+    heads, own = query.shape[1], state.shape[1]
+    if heads == own:
+        ctx.tie(query.axes[1], state.axes[1])
+    else:
+        shared, _ = ctx.regroup([query.axes[1]], [own, heads // own])
+        ctx.tie(shared, state.axes[1])
 
 
 def _tie_mask(ctx: RuleContext, mask: Sequence[Axis], scores: Sequence[Axis]) -> None:

@@ -34,7 +34,7 @@ def _fill(ctx: RuleContext) -> None:
     if sizes is None or len(sizes) != len(shape):
         axes = [untracked(n) for n in shape]
     else:
-        axes = [ctx.following(n, ctx.expr(s)) for n, s in zip(shape, sizes, strict=True)]
+        axes = [ctx.following(n, ctx.expr(s, n)) for n, s in zip(shape, sizes, strict=True)]
     ctx.produce(axes, zero="zeros" in ctx.operation.target, weight=False)
 
 

@@ -58,7 +58,7 @@ def _written_sizes(ctx: RuleContext, shape: tuple[int, ...]) -> list[SizeExpr | 
     if function in ("view", "reshape"):
         sizes = ctx.call_sizes(1, "shape") or ctx.call_sizes(1, "size")
         if sizes is not None and len(sizes) == len(shape):
-            return [_open_or_expr(ctx, size) for size in sizes]
+            return [_open_or_expr(ctx, s, n) for s, n in zip(sizes, shape, strict=True)]
     if function == "unflatten":
         inner = ctx.call_argument(2, "sizes")
         rank = len(shape) - len(inner) + 1
@@ -71,16 +71,16 @@ def _written_sizes(ctx: RuleContext, shape: tuple[int, ...]) -> list[SizeExpr | 
     return [None] * len(shape)
 
 
-def _open_or_expr(ctx: RuleContext, size: Any) -> SizeExpr | None:
+def _open_or_expr(ctx: RuleContext, size: Any, result: int | None = None) -> SizeExpr | None:
     value = size.value if isinstance(size, Size) else size
-    return None if value == -1 else ctx.expr(size)
+    return None if value == -1 else ctx.expr(size, result)
 
 
 @channel_rule(aten.expand.default, aten.expand_copy.default)
 def _expand(ctx: RuleContext) -> None:
     state = ctx.tensor("self")
     shape = ctx.output_shape()
-    written = _written_expansion(ctx, len(shape))
+    written = _written_expansion(ctx, shape)
     missing = len(shape) - len(state.axes)
     axes = []
     for d, (size, expr) in enumerate(zip(shape, written, strict=True)):
@@ -96,12 +96,12 @@ def _expand(ctx: RuleContext) -> None:
     ctx.produce(axes, zero=state.zero)
 
 
-def _written_expansion(ctx: RuleContext, rank: int) -> list[SizeExpr | None]:
+def _written_expansion(ctx: RuleContext, shape: tuple[int, ...]) -> list[SizeExpr | None]:
     if ctx.call.function in ("expand", "broadcast_to"):
         sizes = ctx.call_sizes(1, "size") or ctx.call_sizes(1, "shape")
-        if sizes is not None and len(sizes) == rank:
-            return [_open_or_expr(ctx, size) for size in sizes]
-    return [None] * rank
+        if sizes is not None and len(sizes) == len(shape):
+            return [_open_or_expr(ctx, s, n) for s, n in zip(sizes, shape, strict=True)]
+    return [None] * len(shape)
 
 
 @channel_rule(aten.repeat.default)

@@ -15,7 +15,7 @@ from taskprune.coupling.groups import IntArray
 from taskprune.coupling.registry import channel_rule
 from taskprune.coupling.rules.overloads import overloads
 from taskprune.coupling.rules.reshape import OPAQUE_CALLS
-from taskprune.graph.records import Size, Slice
+from taskprune.graph.records import Ref, Size, Slice
 from taskprune.graph.sizes import Computed, Constant, SizeExpr
 
 aten = torch.ops.aten
@@ -101,23 +101,25 @@ def _written_bounds(ctx: RuleContext, start: int, end: int, size: int) -> tuple[
     """Return the bounds as the code writes them; plain numbers where it does not show."""
     call = ctx.call
     if call.function == "narrow":
-        begin = ctx.expr(ctx.call_argument(2, "start"))
-        length = ctx.expr(ctx.call_argument(3, "length"))
+        begin = ctx.expr(ctx.call_argument(2, "start"), start)
+        length = ctx.expr(ctx.call_argument(3, "length"), end - start)
         whole = Computed("+", begin, length)
         return begin, length if begin == Constant(0) else whole
     if call.function in ("__getitem__", "__setitem__"):
         index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
         for part in index:
             if isinstance(part, Slice) and _matches(part, start, end, size):
-                begin = Constant(0) if part.start is None else ctx.expr(part.start)
-                stop = Constant(end) if part.stop is None else ctx.expr(part.stop)
+                begin = Constant(0) if part.start is None else ctx.expr(part.start, start)
+                stop = Constant(end) if part.stop is None else ctx.expr(part.stop, end)
                 return begin, stop
     return Constant(start), Constant(end)
 
 
 def _matches(part: Slice, start: int, end: int, size: int) -> bool:
     def bound(value: Any, default: int) -> int:
-        number = default if value is None else value.value if isinstance(value, Size) else value
+        number = value.value if isinstance(value, Size) else value
+        if number is None or isinstance(value, Ref):  # left out, or worked out with tensors
+            number = default
         return min(max(number + size, 0) if number < 0 else number, size)
 
     return bound(part.start, 0) == bound(start, 0) and bound(part.stop, size) == bound(end, size)

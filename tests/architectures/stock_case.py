@@ -1,0 +1,71 @@
+"""A stock architecture taken through the stages, once for all tests that look at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from architectures import Architecture
+from torch import Tensor, nn
+
+from taskprune.budget import Budget
+from taskprune.coupling import CouplingGroups, couple
+from taskprune.forward import call_inputs
+from taskprune.graph import trace
+from taskprune.graph.outputs import flatten_outputs
+from taskprune.importance import importance_by_name, score
+from taskprune.importance.scores import ChannelScores
+from taskprune.plan import PruningPlan
+from taskprune.rewrite import VerificationReport, apply_and_verify
+from taskprune.solver import solve
+from taskprune.testing import randomise_
+
+
+@dataclass(frozen=True, eq=False)
+class StockCase:
+    """A model with random weights and statistics, its groups, and scores at random."""
+
+    model: nn.Module
+    inputs: Any
+    groups: CouplingGroups
+    scores: ChannelScores
+
+
+def stock_case(architecture: Architecture) -> StockCase:
+    """Build, trace, couple and score; everything is seeded."""
+    torch.manual_seed(0)
+    model = randomise_(architecture.make().eval(), seed=0)
+    inputs = architecture.inputs()
+    groups = couple(trace(model, inputs))
+    scores = score(model, groups, {}, [], importance=importance_by_name("random"))
+    return StockCase(model, inputs, groups, scores)
+
+
+def pruned(case: StockCase, ratio: float) -> tuple[nn.Module, PruningPlan, VerificationReport]:
+    """Remove a share of the parameters; the result has been compared with the masked original."""
+    plan = solve(case.groups, case.scores, Budget.from_ratio(ratio))
+    smaller, report = apply_and_verify(
+        case.model, plan, example_inputs=case.inputs, groups=case.groups
+    )
+    assert report is not None
+    return smaller, plan, report
+
+
+def n_parameters(model: nn.Module) -> int:
+    """Count the entries of all parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def outputs_of(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
+    """Return the outputs by path, with gradients."""
+    torch.manual_seed(0)
+    return flatten_outputs(call_inputs(model, inputs))
+
+
+def shared_names(model: nn.Module) -> set[frozenset[str]]:
+    """Return the sets of names under which one parameter is known."""
+    names: dict[int, set[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), set()).add(name)
+    return {frozenset(found) for found in names.values() if len(found) > 1}
