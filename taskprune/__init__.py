@@ -7,7 +7,13 @@ five stages; ``distill`` trains the result against its teacher.
 from taskprune.api import PruneResult, distill, prune
 from taskprune.budget import Budget
 from taskprune.checkpoint import load_checkpoint, save_checkpoint
-from taskprune.coupling import CouplingGroup, CouplingGroups, channel_rule, couple
+from taskprune.coupling import (
+    CouplingGroup,
+    CouplingGroups,
+    RuleContext,
+    channel_rule,
+    couple,
+)
 from taskprune.distillation import DistillSettings
 from taskprune.errors import TaskPruneError
 from taskprune.graph import ModelGraph, trace
@@ -33,6 +39,7 @@ __all__ = [
     "ModelGraph",
     "PruneResult",
     "PruningPlan",
+    "RuleContext",
     "Safety",
     "Task",
     "TaskPruneError",

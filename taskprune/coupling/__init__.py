@@ -1,5 +1,6 @@
 """Find out which tensor entries live or die together."""
 
+from taskprune.coupling.context import RuleContext
 from taskprune.coupling.groups import (
     AttributeForm,
     CouplingGroup,
@@ -22,6 +23,7 @@ __all__ = [
     "FrozenGroup",
     "LinearForm",
     "MacsTerm",
+    "RuleContext",
     "TensorSlice",
     "channel_rule",
     "couple",

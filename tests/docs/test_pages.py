@@ -10,13 +10,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("report", ROOT / "benchmarks" / "report.py")
+def report(name: str = "report") -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -28,6 +29,21 @@ def report() -> ModuleType:
 def test_numbers_on_the_pages_come_from_the_results_files(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert report().rendered(text) == text
+
+
+def test_the_table_of_operators_is_that_of_the_registry() -> None:
+    text = (ROOT / "docs" / "operators.md").read_text(encoding="utf-8")
+    release = ".".join(torch.__version__.split(".")[:2])
+    if f"torch {release}." not in text:
+        pytest.skip(f"the page lists the operators of another torch than {release}")
+    assert report("operators").rendered() == text
+
+
+def test_extending_code_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert blocks
+    subprocess.run([sys.executable, "-c", "\n".join(blocks)], check=True, cwd=tmp_path)
 
 
 def test_readme_code_runs(tmp_path: Path) -> None:

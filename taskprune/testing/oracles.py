@@ -1,15 +1,4 @@
-"""Oracles: what must hold for every model, every group and every plan, without golden files.
-
-For tests of your own channel rules, criteria and models::
-
-    model = randomise_(MyNet(), seed=0)
-    groups = couple(trace(model, x))
-    for group in groups:
-        assert_permutation_invariant(model, groups, group.name, x)
-    assert_masked_equals_pruned(model, build_plan(groups, random_drop(groups, 0.4, seed=0)), x)
-
-All of them raise ``AssertionError`` (or what the stage itself raises) and change nothing.
-"""
+"""What must hold for every model, every group and every plan."""
 
 from __future__ import annotations
 
@@ -31,17 +20,6 @@ from taskprune.rewrite.masking import masked_copy
 from taskprune.rewrite.permutation import permuted_copy
 from taskprune.rewrite.surgery import duplicate, named_tensors, replaced_copy
 from taskprune.rewrite.verification import check_permutation
-
-__all__ = [
-    "assert_cost_is_exact",
-    "assert_identity_plan",
-    "assert_masked_equals_pruned",
-    "assert_permutation_invariant",
-    "masked_model",
-    "permuted_model",
-    "random_drop",
-    "randomise_",
-]
 
 
 def randomise_(model: nn.Module, seed: int) -> nn.Module:
