@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from distill_toys import Scenes, make_net, make_tasks, state
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from taskprune.distillation import DistillSettings, StepRecord, distill, mse
@@ -40,6 +43,7 @@ def train(
             epochs=3,
             learning_rate=1e-2,
             feature_loss=mse,  # a mean over samples, so that halves of a batch add up
+            gradient_clip=math.inf,
             cpu=True,
             directory=directory,
             checkpoint_every=2,
@@ -50,9 +54,27 @@ def train(
     return student
 
 
+def gradients(*, batch_size: int) -> dict[str, Tensor]:
+    """Return what reaches the optimizer in the first step, in the order of its parameters."""
+    seen: list[Tensor] = []
+
+    def look(optimizer: torch.optim.Optimizer, args: Any, keywords: Any) -> None:
+        if not seen:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            seen.extend(p.grad.clone() for p in parameters)
+
+    handle = register_optimizer_step_pre_hook(look)
+    try:
+        train(batch_size=batch_size, shuffle=False)
+    finally:
+        handle.remove()
+    return {str(number): gradient for number, gradient in enumerate(seen)}
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, rank = Path(sys.argv[1]), sys.argv[2]
+    save_file(gradients(batch_size=2), folder / f"gradients_{rank}.safetensors")
     save_file(state(train(batch_size=2, shuffle=False)), folder / f"split_{rank}.safetensors")
     save_file(state(train(batch_size=2, shuffle=True)), folder / f"whole_{rank}.safetensors")
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from distill_toys import same_state, state
-from distributed_child import train
+from distributed_child import gradients, train
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -60,6 +60,40 @@ def test_two_processes_train_one_student(tmp_path: Path) -> None:
     for name in ("split", "whole", "resumed"):
         assert same_state(saved(name, 0), saved(name, 1))
     assert same_state(saved("resumed", 0), saved("whole", 0))
+    whole = gradients(batch_size=4)
+    for rank in (0, 1):
+        split = saved("gradients", rank)
+        assert split.keys() == whole.keys()
+        for name, gradient in split.items():
+            torch.testing.assert_close(gradient, whole[name], atol=1e-7, rtol=1e-5)
     alone = state(train(batch_size=4, shuffle=False))
     for name, tensor in saved("split", 0).items():
         torch.testing.assert_close(tensor, alone[name], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_one_script_scores_prunes_and_distils_on_two_processes(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--standalone"),
+            *("--nproc-per-node", "2"),
+            *(str(root / "examples" / "distributed.py"), "--out", str(tmp_path)),
+        ],
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+            "ACCELERATE_USE_CPU": "true",
+            "OMP_NUM_THREADS": "1",
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+    )
+    assert done.returncode == 0, done.stderr
+    plans = [(tmp_path / f"plan_{rank}.json").read_text() for rank in (0, 1)]
+    assert plans[0] == plans[1]
+    first, second = (load_file(tmp_path / f"student_{rank}.safetensors") for rank in (0, 1))
+    assert same_state(first, second)
