@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskprune.distillation.taps import Tap
+from taskprune.distillation.taps import Tap, unwrapped
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
 from taskprune.rng import preserved_rng
@@ -80,7 +80,7 @@ def _recorded(model: nn.Module) -> Iterator[list[_Output]]:
     seen: list[_Output] = []
     calls: dict[str, int] = {}
     with ExitStack() as stack:
-        for name, module in model.named_modules():
+        for name, module in unwrapped(model).named_modules():
             if name:
                 handle = module.register_forward_hook(_hook(name, seen, calls))
                 stack.callback(handle.remove)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from taskprune.errors import InputError
 
@@ -56,7 +58,8 @@ def resolve_taps(model: nn.Module, selectors: Iterable[TapSelector]) -> tuple[Ta
     Raises:
         InputError: A selector matches no module of the model.
     """
-    modules = {name: m for name, m in model.named_modules(remove_duplicate=False) if name}
+    inner = unwrapped(model)
+    modules = {name: m for name, m in inner.named_modules(remove_duplicate=False) if name}
     taps: dict[str, Tap] = {}
     for selector in selectors:
         for tap in _matches(modules, selector):
@@ -88,6 +91,20 @@ def _matches(modules: Mapping[str, nn.Module], selector: TapSelector) -> list[Ta
             f"{', '.join(close) or '(the model has no submodules)'}."
         )
     return found
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module with the user's own paths, without ``torch.compile``'s and DDP's wrappers.
+
+    Hooks on its submodules run in whatever way the wrapper calls it.
+    """
+    while True:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
 
 
 class FeatureRecorder:
@@ -138,16 +155,29 @@ def tapped(model: nn.Module, taps: Sequence[Tap]) -> Iterator[FeatureRecorder]:
         InputError: The model has no module of that path.
     """
     resolve_taps(model, taps)
+    inner = unwrapped(model)
     recorder = FeatureRecorder(taps)
     handles = []
     try:
         for name in dict.fromkeys(tap.module for tap in taps):
             hook = recorder.hook(name)
-            handles.append(model.get_submodule(name).register_forward_hook(hook))
+            handles.append(inner.get_submodule(name).register_forward_hook(hook))
+        _forget_compiled(model)
         yield recorder
     finally:
         for handle in handles:
             handle.remove()
+        _forget_compiled(model)
+
+
+def _forget_compiled(model: nn.Module) -> None:
+    """Have a compiled model compiled anew at its next call.
+
+    What ``torch.compile`` made before neither sees new hooks nor lets go of those it saw.
+    """
+    modules = list(model.modules())
+    if any(m._compiled_call_impl is not None or hasattr(m, "_orig_mod") for m in modules):
+        torch.compiler.reset()
 
 
 def _feature(tap: Tap, calls: Sequence[Any]) -> Tensor:
