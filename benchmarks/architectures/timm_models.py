@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import importlib
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from architectures.architecture import Architecture
+from architectures.torchvision_import import import_torchvision
+
+
+def _library(module: str) -> ModuleType:
+    import_torchvision()  # timm imports it, and fails where it does
+    return importlib.import_module(module)
 
 
 def _make(name: str, **options: Any) -> nn.Module:
-    model: nn.Module = importlib.import_module("timm").create_model(name, **options)
+    model: nn.Module = _library("timm").create_model(name, **options)
     return model
 
 
@@ -26,13 +33,21 @@ def _model(name: str, size: int, **options: Any) -> Architecture:
 
 
 def _nfnet() -> nn.Module:
-    nfnet = importlib.import_module("timm.models.nfnet")
+    nfnet = _library("timm.models.nfnet")
     config = nfnet.NfCfg(
         depths=(1, 1, 1, 1), channels=(64, 128, 256, 256), stem_type="deep_quad", group_size=16,
         bottle_ratio=0.5, extra_conv=True, num_features=512, act_layer="gelu", attn_layer="se",
         attn_kwargs={"rd_ratio": 0.5},
     )  # fmt: skip
     model: nn.Module = nfnet.NormFreeNet(config, num_classes=10)
+    return model
+
+
+def _starnet() -> nn.Module:
+    # Each block multiplies its branches: random weights in many of them blow rounding errors up.
+    model: nn.Module = _library("timm.models.starnet").StarNet(
+        base_dim=24, depths=[1, 1, 2, 1], num_classes=10
+    )
     return model
 
 
@@ -88,7 +103,7 @@ TIMM_MODELS = (
     _model("selecsls42", 64),
     _model("sequencer2d_s", 32, img_size=32, layers=(1, 1, 1, 1)),
     _model("skresnet18", 64),
-    _model("starnet_s1", 64),
+    Architecture("timm/starnet_s1", _starnet, partial(torch.randn, 1, 3, 64, 64)),
     _model("swin_tiny_patch4_window7_224", 56, img_size=56, depths=(2, 2), num_heads=(3, 6)),
     _model("swinv2_tiny_window8_256", 64, img_size=64, depths=(2, 2), num_heads=(3, 6)),
     _model("tnt_s_legacy_patch16_224", 32, img_size=32, depth=2),
