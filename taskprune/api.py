@@ -22,16 +22,19 @@ from taskprune.forward import Forward, call_batch
 from taskprune.graph import trace
 from taskprune.importance import Importance, importance_by_name, output_owners, score
 from taskprune.importance.scores import ChannelScores
+from taskprune.importance.scoring import check_values
 from taskprune.inputs import ModelInputs, model_inputs
+from taskprune.meta import without_values
 from taskprune.plan import PruningPlan
 from taskprune.progress import stages
 from taskprune.report import PruneReport, make_report, render
-from taskprune.rewrite import apply_and_verify, check_bare
+from taskprune.rewrite import apply_and_verify
 from taskprune.rewrite.surgery import duplicate
 from taskprune.rng import preserved_rng
 from taskprune.safety import Safety
 from taskprune.solver import solve
 from taskprune.tasks import Task, check_tasks
+from taskprune.wrappers import bare, unwrap
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,7 +87,10 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     with the original whose removed channels are zeroed before it is handed out.
 
     Args:
-        model: Any module; it is left exactly as it was and can serve as the teacher.
+        model: Any module; it is left exactly as it was and can serve as the teacher. One inside
+            ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` is taken out, and
+            comes back bare: wrap the result again. On the meta device it is planned for with
+            ``importance="random"`` or any criterion that looks at no weights.
         tasks: The model's tasks by name, or ``None`` with a data-free criterion.
         ratio: Fraction of the parameters to remove. Never less goes, and more by at most 0.5 %, or
             by a part of one channel where the model has none so small. Give this or `budget`.
@@ -105,6 +111,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             report says how many batches it took.
         strict: Raise on the first operator without a channel rule in place of freezing it.
         verify: Compare the rewritten model with the masked original, and raise on a difference.
+            Models on the meta device have nothing to compare.
 
     Raises:
         InputError: An argument does not fit, a loader is empty, a task's outputs do not exist.
@@ -115,7 +122,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
         VerificationError: The rewritten model differs. Please report it; nothing was changed.
     """
     # All that needs no run of the model is checked before minutes of work.
-    _check_model(model)
+    model, notes = unwrap(model)
     if not any(True for _ in model.parameters()):
         raise InputError(
             f"Expected a model with parameters to remove. {type(model).__name__} has none."
@@ -125,13 +132,14 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     protected = _checked_protect(protect)
     named = check_tasks(tasks) if tasks is not None else {}
     criterion = importance_by_name(importance) if isinstance(importance, str) else importance
+    check_values(model, criterion)
     duplicate(model)
     # Tensors made in inference mode could neither be scored nor trained on.
     with stages("Pruning") as stage, preserved_rng(), torch.inference_mode(False):
         source = model_inputs(data, example_inputs, named, forward=forward, n_batches=n_batches)
         stage("tracing the model")
         owners = _owners(model, named, source)
-        graph = trace(model, source.example, forward=source.forward, tasks=owners)
+        graph = trace(model, source.example, forward=source.forward, tasks=owners, modes="all")
         stage("finding which channels belong together")
         groups = couple(graph, protect=protected, strict=strict)
         stage("scoring every channel")
@@ -157,7 +165,10 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             groups=groups,
             verify=verify,
         )
-    report = make_report(groups, scores, plan, target, verification)
+    notes += graph.notes
+    if verify and (name := without_values(model)):
+        notes += (f"Not verified: `{name}` is on the meta device and has no values to compare.",)
+    report = make_report(groups, scores, plan, target, verification, safety=limits, notes=notes)
     return PruneResult(smaller, plan, report, groups, scores)
 
 
@@ -179,7 +190,8 @@ def distill(
     :func:`taskprune.distillation.distill` has more to set and returns the history as well.
 
     Args:
-        student: The model to train, in place.
+        student: The model to train, in place. Student and teacher are taken out of
+            ``torch.compile`` and data-parallel wrappers; Accelerate distributes the training.
         teacher: The original; it is left as it was.
         tasks: The tasks whose losses are trained beside the features.
         data: Training batches, gone through as often as `settings` asks for.
@@ -190,10 +202,11 @@ def distill(
         settings: Length, learning rate, weights and the like.
 
     Returns:
-        The student.
+        The student, bare.
     """
-    _check_model(student)
-    _check_model(teacher)
+    student, teacher = bare(student), bare(teacher)
+    _check_values(student)
+    _check_values(teacher)
     channel_map = {kept.name: kept.keep for kept in plan.activations} if plan else None
     result = distill_features(
         student,
@@ -219,19 +232,13 @@ def _owners(
     return {name: owners[name] for name in tasks}
 
 
-def _check_model(model: object) -> None:
-    if not isinstance(model, nn.Module):
+def _check_values(model: nn.Module) -> None:
+    if name := without_values(model):
         raise InputError(
-            f"Expected a `torch.nn.Module` as the model. Found {type(model).__name__}."
+            f"Expected a model with values to train. `{name}` is on the meta device, which has "
+            "shapes only. Load its weights first: `model.to_empty(device=...)`, then "
+            "`model.load_state_dict(...)`."
         )
-    check_bare(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
-            raise InputError(
-                f"Expected a model with values. `{name}` is on the meta device, which has shapes "
-                "only. Load its weights first: `model.to_empty(device=...)`, then "
-                "`model.load_state_dict(...)`."
-            )
 
 
 def _checked_budget(ratio: float | None, budget: Budget | None) -> Budget:

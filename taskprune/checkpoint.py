@@ -25,6 +25,7 @@ from taskprune.plan import PruningPlan
 from taskprune.rewrite import apply_plan
 from taskprune.rewrite.surgery import memory_format, named_tensors, tensor_shapes
 from taskprune.version import __version__
+from taskprune.wrappers import bare
 
 FORMAT = 1
 """Version of what the header holds."""
@@ -67,7 +68,8 @@ def save_checkpoint(
 
     Args:
         path: The file to write, in an existing folder.
-        model: The pruned model, perhaps trained further.
+        model: The pruned model, perhaps trained further; taken out of ``torch.compile`` and
+            data-parallel wrappers.
         plan: The plan that made it; :func:`taskprune.plan.compose` makes one of several.
         metadata: Anything JSON can hold, to be read back from :func:`read_header`.
 
@@ -76,6 +78,7 @@ def save_checkpoint(
         InputError: ``metadata`` cannot be stored as JSON.
     """
     path = Path(path)
+    model = bare(model)
     _check_made_by(model, plan)
     tensors = {name: tensor.detach() for name, tensor in _stored_tensors(model).items()}
     stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -114,7 +117,7 @@ def load_checkpoint(path: str | Path, model: nn.Module | Callable[[], nn.Module]
     header, details = _read_header(path)
     stored = _read_tensors(path, header.plan, details)
     given = isinstance(model, nn.Module)
-    original = model if isinstance(model, nn.Module) else model()
+    original = bare(model if isinstance(model, nn.Module) else model())
     try:
         pruned = apply_plan(original, header.plan, verify=False, inplace=not given)
     except PlanMismatchError as error:

@@ -16,6 +16,7 @@ from taskprune.coupling.groups import CouplingGroups, FrozenGroup
 from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.plan import PruningPlan
 from taskprune.rewrite import VerificationReport
+from taskprune.safety import BoundLimit, Safety, bound_limits
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
@@ -29,6 +30,10 @@ REASONS = {
     "user": "protected on request",
 }
 """What each :data:`~taskprune.coupling.groups.FreezeKind` means to a reader."""
+
+
+FROZEN_ROWS = 40
+"""How many frozen groups are printed one by one; the record holds all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +81,14 @@ class FrozenLine:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReplacementLine:
+    """A module that was replaced by an equal one which can shrink."""
+
+    module: str
+    kind: str
+
+
 @dataclass(frozen=True)
 class PruneReport:
     """All figures of a run.
@@ -89,7 +102,10 @@ class PruneReport:
         groups: A line per prunable group.
         frozen: A line per frozen group.
         untraced: Parameters that the traced forwards never touched.
-        verification: Comparison with the masked original; ``None`` if it was switched off.
+        verification: Comparison with the masked original; ``None`` if there was none.
+        replacements: Modules that were replaced by equal ones.
+        limits: Safety limits that held a group back.
+        notes: What else a reader must know: wrappers taken off, passes that did not run.
     """
 
     budget: str
@@ -101,6 +117,9 @@ class PruneReport:
     frozen: tuple[FrozenLine, ...]
     untraced: tuple[str, ...]
     verification: VerificationReport | None
+    replacements: tuple[ReplacementLine, ...] = ()
+    limits: tuple[BoundLimit, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""
@@ -113,6 +132,13 @@ class PruneReport:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from (cost_table(self), task_table(self), frozen_table(self))
+        if self.frozen:
+            yield frozen_group_table(self)
+        if self.replacements:
+            yield replacement_table(self)
+        if self.limits:
+            yield limit_table(self)
+        yield from (f"Note: {note}" for note in self.notes)
         if self.verification is not None:
             yield f"Verified: {self.verification}"
 
@@ -123,8 +149,11 @@ def make_report(
     plan: PruningPlan,
     budget: Budget,
     verification: VerificationReport | None,
+    *,
+    safety: Safety,
+    notes: tuple[str, ...] = (),
 ) -> PruneReport:
-    """Gather the figures of one run."""
+    """Gather the figures of one run; `safety` holds the limits that the plan was solved under."""
     return PruneReport(
         budget=str(budget),
         criterion=scores.criterion,
@@ -147,6 +176,9 @@ def make_report(
         frozen=tuple(_frozen_line(group) for group in groups.frozen),
         untraced=groups.untraced,
         verification=verification,
+        replacements=tuple(ReplacementLine(r.path, r.kind) for r in plan.replacements),
+        limits=bound_limits(groups, scores, safety, {d.name: d.n_kept for d in plan.groups}),
+        notes=notes,
     )
 
 
@@ -237,6 +269,50 @@ def frozen_table(report: PruneReport) -> RenderableType:
             table.add_row(meaning, str(count[kind]), str(channels[kind]), f"{example.name}{where}")
     if report.untraced:
         table.add_row("never reached", str(len(report.untraced)), "", report.untraced[0])
+    return table
+
+
+def frozen_group_table(report: PruneReport) -> RenderableType:
+    """Each frozen group: the operator that froze it, the module it ran in and the source line.
+
+    Groups that the code freezes come before those that are inputs and outputs of the model, and
+    `FROZEN_ROWS` are shown.
+    """
+    table = Table(title="Frozen groups", title_justify="left")
+    for heading in ("group", "channels", "why", "operator", "module", "source"):
+        table.add_column(
+            heading, justify="right" if heading == "channels" else "left", overflow="fold"
+        )
+    lines = sorted(report.frozen, key=lambda line: line.kind == "interface")
+    for line in lines[:FROZEN_ROWS]:
+        table.add_row(
+            line.name, str(line.n_channels), line.detail, line.operator, line.module, line.source
+        )
+    if len(lines) > FROZEN_ROWS:
+        table.caption = f"{len(lines) - FROZEN_ROWS} more in `report.frozen`"
+    return table
+
+
+def replacement_table(report: PruneReport) -> Table:
+    """Modules that could not shrink as they were written, and what took their place."""
+    table = Table(title="Replaced by equal modules", title_justify="left")
+    for heading in ("module", "by"):
+        table.add_column(heading, overflow="fold")
+    for line in report.replacements:
+        table.add_row(line.module, line.kind)
+    return table
+
+
+def limit_table(report: PruneReport) -> Table:
+    """Groups that would have lost more but for a field of `Safety`."""
+    table = Table(title="Held back by safety limits", title_justify="left")
+    for heading in ("limit", "groups", "for example", "kept"):
+        table.add_column(heading, justify="right" if heading in ("groups", "kept") else "left")
+    by_limit: dict[str, list[BoundLimit]] = {}
+    for bound in report.limits:
+        by_limit.setdefault(bound.limit, []).append(bound)
+    for limit, bounds in by_limit.items():
+        table.add_row(limit, str(len(bounds)), bounds[0].group, str(bounds[0].n_kept))
     return table
 
 

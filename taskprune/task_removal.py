@@ -31,6 +31,7 @@ from taskprune.replace.absent import ABSENT, DroppedModule, form_of
 from taskprune.rewrite.surgery import duplicate
 from taskprune.rng import preserved_rng
 from taskprune.tasks import Task, check_tasks
+from taskprune.wrappers import bare
 
 _DROPPED, _OTHERS = "dropped", "others"
 """The two tasks that are left to tell apart."""
@@ -99,6 +100,7 @@ def drop_task(
     """
     named = check_tasks(tasks)
     names = _checked_names(named, dropped)
+    model = bare(model)
     without = duplicate(model)
     with preserved_rng(), torch.inference_mode(False):
         source = model_inputs(data, example_inputs, named, forward=forward)

@@ -32,7 +32,7 @@ Protected = str | type[nn.Module]
 def couple(
     graph: ModelGraph,
     *,
-    protect: Sequence[Protected] = (),
+    protect: Protected | Sequence[Protected] = (),
     strict: bool = False,
     factor_policy: FactorPolicy = prefer_outer,
 ) -> CouplingGroups:
@@ -49,8 +49,9 @@ def couple(
     Args:
         graph: From :func:`taskprune.graph.trace`. The model itself is not needed any more.
         protect: Modules whose output channels must all stay: names (with everything below), shell
-            patterns such as ``"head.*"``, or types.
-        strict: Raise on an operator without a rule in place of freezing what it touches.
+            patterns such as ``"head.*"``, or types; one of them or several.
+        strict: Raise on an operator without a rule, and on a group that stays because a rule does
+            not know what happens to it, in place of freezing either.
         factor_policy: Which factor of a reshape may shrink where several could:
             ``prefer_outer`` (heads before head width) or ``prefer_inner``, or one's own.
 
@@ -59,17 +60,21 @@ def couple(
         InputError: An entry of ``protect`` matches no module or parameter.
         CouplingError: A rule contradicts the graph; a defect of that rule.
     """
+    entries = (protect,) if isinstance(protect, str | type) else tuple(protect)
 
     def solve(written: ModelGraph) -> CouplingGroups:
         analysis = Analysis(written, UnitTable())
         _enter_tensors(analysis)
         _run_rules(analysis, strict=strict)
         _freeze_outputs(analysis)
-        _freeze_protected(analysis, protect)
+        _freeze_protected(analysis, entries)
         add_constant_sizes(analysis)
         add_standard_sizes(analysis)
         solution, assignment = settle(analysis, factor_policy)
-        return assemble(analysis, solution, assignment)
+        groups = assemble(analysis, solution, assignment)
+        if strict:
+            _refuse_ignorance(groups)
+        return groups
 
     groups = solve(graph)
     layers = locked_layers(graph, groups)
@@ -145,6 +150,18 @@ def _freeze_unknown(ctx: RuleContext, *, strict: bool) -> None:
     for axis in tracked_axes:
         ctx.freeze(axis, "unknown", "passes through an operator without a channel rule")
     ctx.produce_fixed()
+
+
+def _refuse_ignorance(groups: CouplingGroups) -> None:
+    for group in groups.frozen:
+        for reason in group.reasons:
+            if reason.kind == "unknown":
+                raise UnsupportedOperatorError(
+                    f"Group `{group.name}` ({group.n_channels} channels) would stay because it "
+                    f"{reason.detail}: {reason.operator or '?'}, called at {reason.source or '?'} "
+                    f"in module '{reason.module}'. Register a rule with `@channel_rule`, or drop "
+                    "`strict=True` to keep these channels."
+                )
 
 
 def _freeze_outputs(analysis: Analysis) -> None:

@@ -28,6 +28,7 @@ from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
 from taskprune.rng import preserved_rng
 from taskprune.tasks import Task, check_tasks
+from taskprune.wrappers import bare
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,7 @@ def distill(
     settings = settings or DistillSettings()
     tasks = check_tasks(tasks)
     check_data(data)
+    student, teacher = bare(student), bare(teacher)
     _check_models(student, teacher)
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())

@@ -21,11 +21,16 @@ from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.outputs import flatten_outputs, resolve_paths
 from taskprune.graph.recorder import Recorder
 from taskprune.graph.records import GraphOutput, Mode, ModelGraph, Ref
+from taskprune.meta import beside, shapes_only, without_values
 from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
 from taskprune.tasks import Task
+from taskprune.wrappers import bare, uncompiled
 
 TaskOutputs: TypeAlias = Mapping[str, Task] | Mapping[str, str | Sequence[str]]
 """Tasks, or just the output paths of each."""
+
+TraceModes: TypeAlias = Literal["auto", "eval", "train", "both", "all"]
+"""Which forward passes a trace records; see :func:`trace`."""
 
 
 def trace(
@@ -34,7 +39,7 @@ def trace(
     *,
     forward: Forward | None = None,
     tasks: TaskOutputs | None = None,
-    modes: Literal["auto", "eval", "train", "both"] = "auto",
+    modes: TraceModes = "auto",
 ) -> ModelGraph:
     """Record the operators, sizes and outputs of one forward pass.
 
@@ -46,22 +51,28 @@ def trace(
     the equal module that takes their place in the pruned model.
 
     Args:
-        model: Any module.
-        example_inputs: What ``forward`` takes; dim 0 of each tensor is the batch.
+        model: Any module, also on the meta device. Taken out of ``torch.compile`` and data-parallel
+            wrappers first.
+        example_inputs: What ``forward`` takes; dim 0 of each tensor is the batch. For a model on
+            the meta device they may be there as well or not.
         forward: ``(model, inputs) -> outputs``. Default: a tensor is passed as it is, a tuple as
             positional and a dict as keyword arguments.
         tasks: Output paths of each task, as :class:`~taskprune.Task` objects or plain paths. A
             prefix such as ``"detection"`` takes everything below it. A task that declares none
             owns none.
         modes: Which forward passes to record. ``"auto"``: that of evaluation, and that of
-            training as well when the first leaves parameters untouched and the second runs. The
-            couplings of a graph hold in all of its passes.
+            training as well when the first leaves parameters untouched and the second runs.
+            ``"all"``: evaluation, and training wherever it runs, so that code of its own in either
+            keeps working. ``"both"`` insists. The couplings of a graph hold in all of its passes.
 
     Raises:
-        InputError: ``model`` is no module, or a task owns an output that does not exist.
+        InputError: ``model`` is no module or sharded, or a task owns an output that does not exist.
         TraceError: The forward raised on the example inputs; the original error is chained.
     """
+    model = bare(model)
     _check_model(model)
+    if without_values(model):
+        example_inputs = shapes_only(example_inputs)
     wanted = _wanted_outputs(tasks)
     call = forward or call_inputs
     replacements = find_replacements(model)
@@ -96,13 +107,13 @@ class _Session:
         self.attributes: dict[tuple[str, tuple[str | int, ...]], int] = {}
         self.used_real_tensors = False
 
-    def record(self, modes: Literal["auto", "eval", "train", "both"]) -> None:
+    def record(self, modes: TraceModes) -> None:
         """Record the passes asked for."""
         if modes != "train":
             self.run("eval")
         if modes in ("train", "both"):
             self.run("train")
-        elif modes == "auto" and self.untraced():
+        elif modes == "all" or (modes == "auto" and self.untraced()):
             self.try_run("train")
 
     def run(self, mode: Mode) -> None:
@@ -145,6 +156,8 @@ class _Session:
             stack.enter_context(borrowed(self.model))
             stack.enter_context(without_caches(self.model))
             _set_mode(self.model, mode)
+            stack.enter_context(uncompiled(self.model))
+            stack.enter_context(beside(self.model))
             self.attributes = trace_attributes(self.model, recorder)
             stack.enter_context(torch.no_grad())
             stack.enter_context(recorder.watching_modules())
@@ -201,9 +214,9 @@ def _set_mode(model: nn.Module, mode: Mode) -> None:
     model.train(mode == "train")
     if mode == "train":
         # Batch statistics couple nothing that running statistics do not, but they reject a
-        # single example and would be updated.
-        for module in model.modules():
-            if isinstance(module, _BatchNorm):
+        # single example and would be updated. So would the iterations of parametrizations.
+        for path, module in model.named_modules():
+            if isinstance(module, _BatchNorm) or "parametrizations" in path.split("."):
                 module.training = False
 
 
@@ -233,8 +246,6 @@ def _wanted_outputs(tasks: TaskOutputs | None) -> dict[str, tuple[str, ...]]:
 
 
 def _check_model(model: nn.Module) -> None:
-    if not isinstance(model, nn.Module):
-        raise InputError(f"`model` must be a torch.nn.Module. Found {type(model).__name__}.")
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise InputError(

@@ -13,12 +13,15 @@ from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
 from taskprune.importance.distributed import several_processes
+from taskprune.importance.random import RandomImportance
 from taskprune.importance.registry import importance_by_name
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence, Importance
 from taskprune.importance.stability import RankingStability
 from taskprune.inputs import check_loaders, task_batches
+from taskprune.meta import without_values
 from taskprune.replace import replaced_modules
 from taskprune.tasks import Task, check_tasks
+from taskprune.wrappers import bare, uncompiled
 
 
 def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
@@ -36,7 +39,8 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
     """Score every channel of every group; a lower score goes first.
 
     Args:
-        model: The traced model; it is left exactly as it was.
+        model: The traced model; it is left exactly as it was. Taken out of ``torch.compile`` and
+            data-parallel wrappers. On the meta device only criteria that look at no weights work.
         groups: Its coupling groups.
         tasks: The tasks by name; not needed by criteria that look at weights alone.
         data: Calibration batches with labels, under the same condition; or a loader for each task,
@@ -55,7 +59,8 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
 
     Raises:
         InputError: The criterion does not exist or returned something else than scores, or it
-            needs tasks or data that were not given, or cannot tell when it is stable.
+            needs tasks, data or values of weights that are not there, or cannot tell when it is
+            stable; or a weight is not finite.
         TraceError: The model rejects a batch.
         LossError: A task's loss is not a finite scalar attached to the model.
         PlanMismatchError: The groups were made for another model.
@@ -68,6 +73,8 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
             "`importance` must be the name of a criterion or a callable (model, groups, evidence) "
             f"-> scores. Found {type(importance).__name__}."
         )
+    model = bare(model)
+    check_values(model, criterion)
     named = check_tasks(tasks) if tasks else {}
     stability = _stability(calibrate)
     evidence = Evidence(
@@ -78,8 +85,62 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
         settled=stability,
     )
     # Sums made under a surrounding inference mode could not be added to outside of it.
-    with torch.inference_mode(False), replaced_modules(model, groups.replacements):
-        found = criterion(model, groups, evidence)
+    with (
+        torch.inference_mode(False),
+        uncompiled(model),
+        replaced_modules(model, groups.replacements),
+    ):
+        try:
+            found = criterion(model, groups, evidence)
+        except NotImplementedError as error:
+            if not without_values(model):
+                raise
+            raise _valueless(model, criterion) from error
+    try:
+        return _read(found, groups, criterion, tuple(evidence.tasks))
+    except _NotFiniteError as error:
+        if broken := _first_not_finite(model):
+            raise InputError(
+                f"Expected a model whose weights are finite. `{broken}` holds NaN or infinities, "
+                "so its channels cannot be scored. Load sound weights, or find out where training "
+                "overflowed."
+            ) from error
+        raise
+
+
+class _NotFiniteError(InputError):
+    """A criterion returned NaN or infinities."""
+
+
+def check_values(model: nn.Module, criterion: object) -> None:
+    """Check that a criterion that looks at weights finds some.
+
+    Raises:
+        InputError: The model is on the meta device and the criterion needs values.
+    """
+    ours = type(criterion).__module__.startswith("taskprune.")
+    if ours and not isinstance(criterion, RandomImportance) and without_values(model):
+        raise _valueless(model, criterion)
+
+
+def _valueless(model: nn.Module, criterion: object) -> InputError:
+    name = getattr(criterion, "__name__", type(criterion).__name__)
+    return InputError(
+        f"Expected a model with values for criterion {name}. `{without_values(model)}` is on the "
+        "meta device, which has shapes only. Choose importance='random' or a criterion that looks "
+        "at no weights, or load them: `model.to_empty(device=...)`, then "
+        "`model.load_state_dict(...)`."
+    )
+
+
+def _first_not_finite(model: nn.Module) -> str:
+    floats = ((name, p) for name, p in model.named_parameters() if p.is_floating_point())
+    return next((n for n, p in floats if not p.is_meta and not p.isfinite().all()), "")
+
+
+def _read(
+    found: object, groups: CouplingGroups, criterion: object, tasks: tuple[str, ...]
+) -> ChannelScores:
     if isinstance(found, ChannelScores):
         if stability is not None and found.n_batches and not stability.n_looks:
             raise InputError(
@@ -89,7 +150,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
         return _checked(found, groups)
     if isinstance(found, Mapping):
         name = getattr(criterion, "__name__", type(criterion).__name__)
-        return _from_mapping(found, groups, name, tuple(evidence.tasks))
+        return _from_mapping(found, groups, name, tasks)
     raise InputError(
         "A criterion must return `ChannelScores` or a mapping {group name: scores}. Found "
         f"{type(found).__name__} from {criterion!r}."
@@ -206,7 +267,7 @@ def _fitting(scores: Tensor, shape: tuple[int, ...], group: str, criterion: str)
         )
     result = scores.detach().to(device="cpu", dtype=torch.float64)
     if not bool(torch.isfinite(result).all()):
-        raise InputError(
+        raise _NotFiniteError(
             f"Criterion `{criterion}` returned scores that are not finite for group `{group}`. "
             "Channels that must stay are protected with `couple(..., protect=...)`."
         )

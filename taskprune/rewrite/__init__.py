@@ -1,6 +1,6 @@
 """Carrying out a plan: tensors, stored sizes, optimizer state, and the proof that it is right."""
 
-from taskprune.rewrite.apply import apply_and_verify, apply_plan, check_bare
+from taskprune.rewrite.apply import apply_and_verify, apply_plan
 from taskprune.rewrite.comparison import OutputError
 from taskprune.rewrite.optimizer import remap_optimizer
 from taskprune.rewrite.verification import ExcludedGroup, VerificationReport
@@ -11,6 +11,5 @@ __all__ = [
     "VerificationReport",
     "apply_and_verify",
     "apply_plan",
-    "check_bare",
     "remap_optimizer",
 ]

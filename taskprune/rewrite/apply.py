@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from torch import nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.errors import InputError
 from taskprune.forward import Forward, call_inputs
+from taskprune.meta import without_values
 from taskprune.plan import PruningPlan
 from taskprune.replace import replace_modules
 from taskprune.rewrite.surgery import UndoLog, cut, duplicate, shrinking, tensor_shapes
 from taskprune.rewrite.verification import VerificationReport, verify_against_masked
+from taskprune.wrappers import bare
+
+_log = logging.getLogger("taskprune")
 
 
 def apply_plan(
@@ -31,19 +35,20 @@ def apply_plan(
     ``requires_grad``, dtype, device, memory format and ties; standard modules tell their new sizes.
 
     Args:
-        model: The model the plan was made for, or a fresh one of the same build.
+        model: The model the plan was made for, or a fresh one of the same build. It is taken out of
+            ``torch.compile`` and data-parallel wrappers; wrap the result again.
         plan: From ``taskprune.solve``, a file, or :func:`taskprune.plan.build_plan`.
         example_inputs: What to verify on. Without them nothing is compared.
         forward: ``(model, example_inputs) -> outputs``. Default: inputs are a tensor, a tuple of
             arguments or a dict of keywords.
         groups: The coupling groups, if at hand. Only needed to verify groups across which the code
             computes a statistic of its own; their channels are then checked by permutation.
-        verify: Compare with the masked original.
+        verify: Compare with the masked original. Skipped, with a message, on the meta device.
         inplace: Shrink ``model`` itself in place of a copy. Optimizers then need
             :func:`taskprune.rewrite.remap_optimizer`.
 
     Raises:
-        InputError: ``model`` is a wrapper or cannot be copied.
+        InputError: ``model`` is sharded or cannot be copied.
         PlanMismatchError: The plan was made for another model.
         VerificationError: The result differs from the masked original; ``model`` is unchanged.
     """
@@ -70,10 +75,18 @@ def apply_and_verify(
 ) -> tuple[nn.Module, VerificationReport | None]:
     """Do :func:`apply_plan` and return what was measured along with the model.
 
-    The report is ``None`` where nothing was compared: without example inputs, or on request.
+    The report is ``None`` where nothing was compared: without example inputs, on request, or where
+    the model has no values to compare.
     """
-    check_bare(model)
+    model = bare(model)
     comparing = verify and example_inputs is not None
+    if comparing and (name := without_values(model)):
+        _log.warning(
+            "Not verified: `%s` is on the meta device and has no values to compare. Verify where "
+            "the plan is applied to the real model.",
+            name,
+        )
+        comparing = False
     original = duplicate(model) if comparing and inplace else model
     smaller = model if inplace else duplicate(model, borrowing=shrinking(plan))
     undo = UndoLog()
@@ -97,20 +110,3 @@ def apply_and_verify(
         undo.roll_back()
         raise
     return smaller, report
-
-
-def check_bare(model: nn.Module) -> None:
-    """Check that ``model`` is a module and no wrapper around one.
-
-    Raises:
-        InputError: It is; the message says what to pass instead.
-    """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"Expected a `torch.nn.Module`. Found {type(model).__name__}.")
-    # `torch.compile` and the data-parallel wrappers keep the model under one of these names.
-    for inner in ("_orig_mod", "module"):
-        if list(model._modules) == [inner] and type(model).__module__.startswith("torch."):
-            raise InputError(
-                f"Expected the model itself. Found it wrapped in {type(model).__name__}: pass "
-                f"`model.{inner}` and wrap the result again."
-            )

@@ -13,6 +13,7 @@ from taskprune.errors import InputError, PlanMismatchError
 from taskprune.plan import KeptEntries, PruningPlan
 from taskprune.replace import split_parameters
 from taskprune.rewrite.surgery import kept_entries_by_name, named_tensors, select
+from taskprune.wrappers import bare
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 
@@ -37,6 +38,7 @@ def remap_optimizer(
         InputError: The optimizer holds other parameters, or a state that cannot be cut.
         PlanMismatchError: ``pruned`` was not made by this plan.
     """
+    original, pruned = bare(original), bare(pruned)
     _check_pruned(pruned, plan)
     if original is pruned and plan.replacements:
         raise InputError(

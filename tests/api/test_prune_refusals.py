@@ -283,15 +283,6 @@ def test_a_lazy_model_has_to_run_first() -> None:
         taskprune.prune(net, None, 0.3, example_inputs=images(2), importance="magnitude")
 
 
-def test_a_wrapped_model_is_refused_before_anything_runs() -> None:
-    def never(_model: nn.Module, _batch: Any) -> Any:
-        raise AssertionError("the model ran")
-
-    net = nn.DataParallel(Plain())
-    with pytest.raises(InputError, match=r"DataParallel.*`model\.module`"):
-        taskprune.prune(net, None, 0.3, example_inputs=images(2), forward=never)
-
-
 def test_a_model_that_cannot_be_copied_is_refused_before_it_is_scored() -> None:
     net = two_task_net()
     net.last = net(images(1))["map"]  # a tensor with a gradient history

@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "taskprune"
 
 # A module may import from its own layer and those before it.
 LAYERS = (
-    ("version", "errors", "rng", "denormals", "garbage"),
+    ("version", "errors", "rng", "denormals", "garbage", "meta", "wrappers"),
     ("forward", "tasks", "progress", "inputs", "replace"),
     ("graph",),
     ("coupling",),
@@ -22,7 +22,15 @@ LAYERS = (
     ("api", "task_removal"),
 )
 CORE = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
-DISTILLATION_MAY_IMPORT = {"distillation", "errors", "forward", "tasks", "progress", "rng"}
+DISTILLATION_MAY_IMPORT = {
+    "distillation",
+    "errors",
+    "forward",
+    "tasks",
+    "progress",
+    "rng",
+    "wrappers",
+}
 
 
 def modules() -> list[Path]:

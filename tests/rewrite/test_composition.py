@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import conv_groups, conv_net
-from torch import nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.errors import InputError
 from taskprune.plan import build_plan, compose
 from taskprune.rewrite import apply_plan
 
@@ -41,10 +38,3 @@ def test_two_rewrites_equal_the_composed_one(data: st.DataObject) -> None:
     assert str(twice) == str(at_once)
     for (name, a), b in zip(twice.state_dict().items(), at_once.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-
-
-def test_wrapped_models_are_refused_with_the_way_out() -> None:
-    made = conv_net()
-    plan = build_plan(made.groups, {})
-    with pytest.raises(InputError, match=r"DataParallel: pass `model\.module`"):
-        apply_plan(nn.DataParallel(made.model), plan)
