@@ -97,7 +97,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
                 raise
             raise _valueless(model, criterion) from error
     try:
-        return _read(found, groups, criterion, tuple(evidence.tasks))
+        return _read(found, groups, criterion, tuple(evidence.tasks), stability)
     except _NotFiniteError as error:
         if broken := _first_not_finite(model):
             raise InputError(
@@ -139,7 +139,11 @@ def _first_not_finite(model: nn.Module) -> str:
 
 
 def _read(
-    found: object, groups: CouplingGroups, criterion: object, tasks: tuple[str, ...]
+    found: object,
+    groups: CouplingGroups,
+    criterion: object,
+    tasks: tuple[str, ...],
+    stability: RankingStability | None,
 ) -> ChannelScores:
     if isinstance(found, ChannelScores):
         if stability is not None and found.n_batches and not stability.n_looks:
