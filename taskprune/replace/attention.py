@@ -18,8 +18,7 @@ class PrunableMultiheadAttention(nn.Module):
     """The function of ``torch.nn.MultiheadAttention`` with an inner width of its own.
 
     Made by :meth:`from_torch`; called like the original and equal to it up to rounding, also with
-    dropout from one seed. Two of the original's options are missing, ``add_bias_kv`` and
-    ``add_zero_attn``, and nested tensors are not taken.
+    dropout from one seed. Nested tensors are not taken.
 
     Attributes:
         num_heads: Number of heads.
@@ -27,6 +26,9 @@ class PrunableMultiheadAttention(nn.Module):
             so that a head which loses channels goes on computing the same function of the others.
         dropout: Probability of a weight to be dropped in training.
         batch_first: Whether inputs are ``[batch, length, width]``; else ``[length, batch, width]``.
+        bias_k, bias_v: A key and a value behind those of every sequence (``add_bias_kv``), or
+            ``None``. Shape ``[1, 1, inner width]``.
+        add_zero_attn: Whether a key and a value of zeros come behind them.
     """
 
     in_proj_weight: None = None
@@ -35,7 +37,7 @@ class PrunableMultiheadAttention(nn.Module):
     """The encoder layers of torch read these to see whether their fused inference path may run,
     which takes packed projections only: by these values it may not."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of the original
         self,
         q_proj: nn.Linear,
         k_proj: nn.Linear,
@@ -46,6 +48,9 @@ class PrunableMultiheadAttention(nn.Module):
         scale: float,
         dropout: float = 0.0,
         batch_first: bool = False,
+        bias_k: nn.Parameter | None = None,
+        bias_v: nn.Parameter | None = None,
+        add_zero_attn: bool = False,
     ) -> None:
         super().__init__()
         self.q_proj, self.k_proj, self.v_proj = q_proj, k_proj, v_proj
@@ -54,15 +59,14 @@ class PrunableMultiheadAttention(nn.Module):
         self.scale = scale
         self.dropout = dropout
         self.batch_first = batch_first
+        self.bias_k, self.bias_v = bias_k, bias_v
+        self.add_zero_attn = add_zero_attn
 
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention) -> PrunableMultiheadAttention:
         """Return an equal module with copies of the weights.
 
         Training flag, dtype, device, ``requires_grad`` and gradients are kept.
-
-        Args:
-            module: Without ``add_bias_kv`` and ``add_zero_attn``.
         """
         packed = module.in_proj_weight
         width = module.embed_dim
@@ -88,6 +92,9 @@ class PrunableMultiheadAttention(nn.Module):
             scale=(width // module.num_heads) ** -0.5,
             dropout=module.dropout,
             batch_first=module.batch_first,
+            bias_k=None if module.bias_k is None else part_of(module.bias_k),
+            bias_v=None if module.bias_v is None else part_of(module.bias_v),
+            add_zero_attn=module.add_zero_attn,
         )
         return replacement.train(module.training)
 
@@ -188,12 +195,26 @@ class PrunableMultiheadAttention(nn.Module):
         q = q.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         k = k.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
         v = v.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-        return q, k, v
+        return q, self._with_more(k, self.bias_k), self._with_more(v, self.bias_v)
+
+    def _with_more(self, x: Tensor, bias: nn.Parameter | None) -> Tensor:
+        """Append the learned and the zero entry to keys or values, cut into heads."""
+        if bias is not None:
+            more = torch.unflatten(bias, -1, (self.num_heads, -1)).transpose(1, 2)
+            x = torch.cat([x, more.expand(x.shape[0], -1, -1, -1)], 2)
+        return F.pad(x, (0, 0, 0, 1)) if self.add_zero_attn else x
 
     def _mask(
         self, attn_mask: Tensor | None, key_padding_mask: Tensor | None, query: Tensor
     ) -> Tensor | None:
         """Return what is added to the scores; broadcasts to ``[batch, num_heads, n, m]``."""
+        more = (self.bias_k is not None) + self.add_zero_attn
+        if more:
+            # Nobody is kept from what was appended.
+            attn_mask = None if attn_mask is None else F.pad(attn_mask, (0, more))
+            key_padding_mask = (
+                None if key_padding_mask is None else F.pad(key_padding_mask, (0, more))
+            )
         mask = None if attn_mask is None else _additive(attn_mask, query.dtype)
         if mask is not None and mask.dim() == 3:
             mask = mask.reshape(-1, self.num_heads, *mask.shape[1:])

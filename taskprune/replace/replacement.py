@@ -32,7 +32,7 @@ def find_replacements(model: nn.Module) -> tuple[ModuleReplacement, ...]:
     """Return the attention that can be replaced in ``model``, in order of its modules.
 
     That is every ``torch.nn.MultiheadAttention`` itself (no subclass, which may compute something
-    else), unless it is the whole model, has ``add_bias_kv`` or ``add_zero_attn``, shares a
+    else), unless it is the whole model, shares a
     parameter with another module, or carries hooks or parametrisations. Those stay as they are,
     with all of their channels.
     """
@@ -205,9 +205,6 @@ def _is_plain(module: nn.MultiheadAttention) -> bool:
     parts = (module, module.out_proj)
     return (
         type(module.out_proj) is NonDynamicallyQuantizableLinear
-        and module.bias_k is None
-        and module.bias_v is None
-        and not module.add_zero_attn
         and vars(module).keys() - _notes(module) <= vars(unused).keys() | {"bias_k", "bias_v"}
         and module._parameters.keys() <= unused._parameters.keys() | {"bias_k", "bias_v"}
         and module._modules.keys() == unused._modules.keys()

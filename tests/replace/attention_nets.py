@@ -104,6 +104,21 @@ class OtherWidths(nn.Module):
         return self.head(out[0])
 
 
+class MoreKeys(nn.Module):
+    """A learned and a zero key behind those of the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 3)
+        self.attention = nn.MultiheadAttention(
+            WIDTH, 4, add_bias_kv=True, add_zero_attn=True, batch_first=True
+        )
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x)
+        return self.head(x + self.attention(x, x, x, need_weights=False)[0])
+
+
 def layer(**options: Any) -> nn.TransformerEncoderLayer:
     options = {"dropout": 0.1, "batch_first": True} | options
     return nn.TransformerEncoderLayer(WIDTH, 4, 24, **options)
@@ -133,6 +148,7 @@ NETS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Any]]] = {
     "text block": (TextBlock, lambda: draw(6, 2, 5)),
     "shared attention": (SharedAttention, lambda: draw(2, 6, 5)),
     "other widths": (OtherWidths, lambda: draw(2, 6, 5)),
+    "more keys": (MoreKeys, lambda: draw(2, 6, 5)),
     "vit": (small_vit, lambda: draw(2, 3, 16, 16)),
 }
 

@@ -78,6 +78,9 @@ OPTIONS = [
     {"bias": False},
     {"kdim": 6, "vdim": 10},
     {"kdim": 6, "bias": False},
+    {"add_bias_kv": True},
+    {"add_zero_attn": True},
+    {"add_bias_kv": True, "add_zero_attn": True, "batch_first": False},
 ]
 
 
@@ -117,6 +120,14 @@ def test_the_causal_hint_without_a_mask_is_refused_by_both() -> None:
     for module in pair():
         with pytest.raises(RuntimeError, match="is_causal"):
             module(x, x, x, is_causal=True)
+
+
+@pytest.mark.parametrize("options", [{"add_bias_kv": True}, {"add_zero_attn": True}], ids=str)
+@pytest.mark.parametrize("need", [False, True])
+def test_the_causal_hint_means_the_same_with_more_keys(options: dict[str, Any], need: bool) -> None:
+    causal = torch.ones(N, N, dtype=torch.bool).triu(1)
+    x = draw(BATCH, N, WIDTH, seed=0)
+    assert_equal(pair(**options), x, x, x, attn_mask=causal, need_weights=need, is_causal=True)
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
