@@ -7,6 +7,7 @@ five stages; ``distill`` trains the result against its teacher.
 from taskprune.api import PruneResult, distill, prune
 from taskprune.budget import Budget
 from taskprune.checkpoint import load_checkpoint, save_checkpoint
+from taskprune.compression import CompressionPoint, CompressionResult, compress
 from taskprune.coupling import (
     CouplingGroup,
     CouplingGroups,
@@ -29,6 +30,8 @@ from taskprune.version import __version__
 __all__ = [
     "Budget",
     "ChannelScores",
+    "CompressionPoint",
+    "CompressionResult",
     "CouplingGroup",
     "CouplingGroups",
     "DistillSettings",
@@ -46,6 +49,7 @@ __all__ = [
     "__version__",
     "apply_plan",
     "channel_rule",
+    "compress",
     "couple",
     "distill",
     "drop_task",

@@ -32,7 +32,7 @@ from taskprune.distillation.taps import (
     tapped,
 )
 from taskprune.distillation.trainer import DistillResult, distill
-from taskprune.distillation.validation import Validation
+from taskprune.distillation.validation import Validation, measure
 
 __all__ = [
     "MGD",
@@ -60,6 +60,7 @@ __all__ = [
     "logit_kl",
     "make_adapter",
     "make_alignment",
+    "measure",
     "mse",
     "ofd",
     "pkd",

@@ -45,22 +45,45 @@ class Validation:
         """Measure, if it is time; the student's training flags are given back."""
         if record.step % self.every:
             return {}
-        from accelerate.utils import send_to_device  # there, since a run is on
+        measured = measure(student, self.tasks, self.data, forward=self.forward)
+        return {f"validation/{name}": value for name, value in measured.items()}
 
-        device = next(student.parameters()).device
-        metrics = {n: t.metric for n, t in self.tasks.items() if t.metric is not None}
-        modes = {module: module.training for module in student.modules()}
-        try:
-            student.eval()
-            for metric in metrics.values():
-                metric.reset()
-            with torch.no_grad():
-                for stored in self.data:
-                    batch = send_to_device(stored, device)
-                    outputs = self.forward(student, batch)
-                    for metric in metrics.values():
-                        metric.update(outputs, batch)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-        return {f"validation/{name}": metric.compute() for name, metric in metrics.items()}
+
+def measure(
+    model: nn.Module,
+    tasks: Mapping[str, Task],
+    data: Iterable[Any],
+    *,
+    forward: Forward = call_batch,
+) -> dict[str, float]:
+    """Return every task's metric on the data, in eval mode; tasks without a metric are left out.
+
+    The model and its training flags are left as they were. Batches are moved to its device.
+
+    Args:
+        model: The model to measure.
+        tasks: Metrics by task.
+        data: Batches; not gone through where no task has a metric.
+        forward: ``(model, batch) -> outputs``.
+    """
+    from accelerate.utils import send_to_device  # an extra, like all training
+
+    metrics = {n: t.metric for n, t in tasks.items() if t.metric is not None}
+    if not metrics:
+        return {}
+    device = next(model.parameters()).device
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        for metric in metrics.values():
+            metric.reset()
+        with torch.no_grad():
+            for stored in data:
+                batch = send_to_device(stored, device)
+                outputs = forward(model, batch)
+                for metric in metrics.values():
+                    metric.update(outputs, batch)
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    return {name: metric.compute() for name, metric in metrics.items()}
