@@ -9,6 +9,7 @@ from __future__ import annotations
 import zoo_forwards
 import zoo_groups
 import zoo_language
+import zoo_layers
 import zoo_maps
 import zoo_sizes
 import zoo_tokens
@@ -20,6 +21,7 @@ __all__ = [
     "zoo_forwards",
     "zoo_groups",
     "zoo_language",
+    "zoo_layers",
     "zoo_maps",
     "zoo_sizes",
     "zoo_tokens",

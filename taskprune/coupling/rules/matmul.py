@@ -40,9 +40,10 @@ def _mv(ctx: RuleContext) -> None:
     ctx.produce([matrix.axes[0]], zero=matrix.zero)
 
 
-@channel_rule(aten.dot.default)
+@channel_rule(aten.dot.default, aten.vdot.default)
 def _dot(ctx: RuleContext) -> None:
-    left, right = ctx.tensor("self"), ctx.tensor("tensor")
+    left = ctx.tensor("self")
+    right = ctx.tensor("tensor" if ctx.has("tensor") else "other")
     contract(ctx, left, left.axes[0], right, right.axes[0])
     ctx.produce([])
 
