@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from taskprune.graph.sizes import AttributeOf, SizeObserver, TracedInt
 from taskprune.rng import preserved_rng
@@ -76,7 +77,10 @@ class TensorGuard:
 
     def about_to_write(self, tensor: Tensor) -> None:
         """Remember the entries of ``tensor`` as they are now, unless already remembered."""
-        if id(tensor) not in self.copies:
+        if id(tensor) in self.copies or isinstance(tensor, FakeTensor):
+            return
+        # Also a run without content writes to a real tensor where no other argument is a fake.
+        with unset_fake_temporarily():
             self.copies[id(tensor)] = (tensor, tensor.detach().clone())
 
     def restore(self) -> None:

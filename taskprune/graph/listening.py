@@ -131,16 +131,22 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
+        if torch.is_inference_mode_enabled():
+            # Without autograd torch does not take composed operators apart before they get here.
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         recorder = self.recorder
         named = _named_arguments(func, args, kwargs)
         written = _written(func, named)
         for tensor in written:
-            if recorder.tensor_guard is not None and recorder.is_given(tensor):
+            if recorder.is_given(tensor):
                 recorder.tensor_guard.about_to_write(tensor)
         arguments = {name: recorder.record_argument(v) for name, v in named.items()}
         mutates = tuple(recorder.number(t) for t in written)
         result = None
-        if recorder.tensor_guard is None:
+        if not recorder.is_real:
             result = contentless_result(func, named)
         if result is None:
             result = func(*args, **kwargs)

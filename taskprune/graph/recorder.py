@@ -65,7 +65,8 @@ class Recorder:
         self._alive: list[Tensor] = []
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._stack: list[str] = []
-        self.tensor_guard: TensorGuard | None = None
+        self.tensor_guard = TensorGuard()
+        self.is_real = False
         self.parameters = self._enter(model.named_parameters(), "parameter")
         self.buffers = self._enter(model.named_buffers(), "buffer")
 
@@ -87,7 +88,7 @@ class Recorder:
             mask = tensor.dtype in (torch.bool, torch.uint8)
         self.values.append(TensorValue(number, shape, kind, name, floating, mask, storage))
         self._numbers[tensor] = number
-        if self.tensor_guard is None:
+        if not self.is_real:
             # Fake tensors weigh nothing; alive, none of them shares an address with a later one.
             self._alive.append(tensor)
         return number

@@ -148,11 +148,11 @@ class _Session:
     def _record(self, mode: Mode, *, real: bool) -> None:
         recorder = self.recorder
         recorder.mode = mode
-        recorder.tensor_guard = TensorGuard() if real else None
+        recorder.tensor_guard = TensorGuard()
+        recorder.is_real = real
         functions = FunctionMode(recorder)
         with ExitStack() as stack:
-            if recorder.tensor_guard is not None:
-                stack.callback(recorder.tensor_guard.restore)
+            stack.callback(recorder.tensor_guard.restore)
             stack.enter_context(borrowed(self.model))
             stack.enter_context(without_caches(self.model))
             _set_mode(self.model, mode)
