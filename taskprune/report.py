@@ -13,6 +13,11 @@ from rich.table import Table
 
 from taskprune.budget import Budget
 from taskprune.coupling.groups import CouplingGroups, FrozenGroup
+from taskprune.importance.conflict_report import (
+    ConflictReport,
+    conflict_report,
+    conflict_table,
+)
 from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.plan import PruningPlan
 from taskprune.rewrite import VerificationReport
@@ -106,6 +111,7 @@ class PruneReport:
         replacements: Modules that were replaced by equal ones.
         limits: Safety limits that held a group back.
         notes: What else a reader must know: wrappers taken off, passes that did not run.
+        conflict: Where tasks fight; ``None`` where the criterion has no conflict term.
     """
 
     budget: str
@@ -120,6 +126,7 @@ class PruneReport:
     replacements: tuple[ReplacementLine, ...] = ()
     limits: tuple[BoundLimit, ...] = ()
     notes: tuple[str, ...] = ()
+    conflict: ConflictReport | None = None
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""
@@ -139,6 +146,8 @@ class PruneReport:
         if self.limits:
             yield limit_table(self)
         yield from (f"Note: {note}" for note in self.notes)
+        if self.conflict is not None:
+            yield conflict_table(self.conflict)
         if self.verification is not None:
             yield f"Verified: {self.verification}"
 
@@ -179,6 +188,7 @@ def make_report(
         replacements=tuple(ReplacementLine(r.path, r.kind) for r in plan.replacements),
         limits=bound_limits(groups, scores, safety, {d.name: d.n_kept for d in plan.groups}),
         notes=notes,
+        conflict=conflict_report(groups, scores) if scores.pair_conflict else None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from taskprune.importance.bn_scale import BatchNormScaleImportance
 from taskprune.importance.conflict import CosineConflict, EffectConflict
+from taskprune.importance.conflict_report import ConflictReport, conflict_report
 from taskprune.importance.cosprune import CosPruneImportance
 from taskprune.importance.disparse import DisparseImportance
 from taskprune.importance.fisher import FisherImportance
@@ -29,6 +30,7 @@ from taskprune.importance.torch_pruning_adapter import TorchPruningImportance
 __all__ = [
     "BatchNormScaleImportance",
     "ChannelScores",
+    "ConflictReport",
     "CosPruneImportance",
     "CosineConflict",
     "DisparseImportance",
@@ -50,6 +52,7 @@ __all__ = [
     "as_they_are",
     "by_mean_loss",
     "by_tolerance",
+    "conflict_report",
     "importance_by_name",
     "importance_names",
     "output_owners",

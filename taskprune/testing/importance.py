@@ -1,0 +1,282 @@
+"""What every importance criterion has to hold to, checked on nets that come with the check."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from taskprune.coupling import couple
+from taskprune.coupling.groups import CouplingGroups
+from taskprune.forward import Forward, call_batch
+from taskprune.graph import trace
+from taskprune.importance import ChannelScores, Importance, output_owners, score
+from taskprune.rewrite.permutation import channel_order, permuted_copy
+from taskprune.tasks import Task
+
+_SEED = 0
+
+
+@dataclass(frozen=True, eq=False)
+class ImportanceCase:
+    """A model to score.
+
+    Attributes:
+        model: With random parameters and norm statistics, in float64 for exact comparisons.
+        tasks: Its tasks; their losses are means over the batch.
+        batches: Calibration batches, a list.
+        forward: ``(model, batch) -> outputs``.
+    """
+
+    model: nn.Module
+    tasks: Mapping[str, Task]
+    batches: list[Any]
+    forward: Forward = call_batch
+
+
+class _Maps(nn.Module):
+    """A residual trunk with batch norms, a depthwise layer, and a head for each task."""
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.block = nn.Sequential(
+            nn.Conv2d(6, 8, 1),
+            nn.BatchNorm2d(8),
+            nn.SiLU(),
+            nn.Conv2d(8, 8, 3, padding=1, groups=8),
+            nn.BatchNorm2d(8),
+            nn.Conv2d(8, 6, 1),
+        )
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(6, 4 + i, 1), nn.ReLU(), nn.Conv2d(4 + i, 2, 1))
+            for i in range(n_tasks)
+        )
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        x = x + self.block(x)
+        return {f"task{i}": head(x) for i, head in enumerate(self.heads)}
+
+
+class _Tokens(nn.Module):
+    """Attention between layer norms, one batch norm, and a head for each task."""
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(3, 8)
+        self.norm = nn.LayerNorm(8)
+        self.q, self.k, self.v = nn.Linear(8, 6), nn.Linear(8, 6), nn.Linear(8, 6)
+        self.out = nn.Linear(6, 8)
+        self.pool = nn.BatchNorm1d(8)
+        self.heads = nn.ModuleList(nn.Linear(8, 2 + i) for i in range(n_tasks))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.embed(x)
+        y = self.norm(x)
+        weights = torch.softmax(self.q(y) @ self.k(y).transpose(1, 2), dim=-1)
+        x = self.pool((x + self.out(weights @ self.v(y))).mean(1))
+        return {f"task{i}": head(x) for i, head in enumerate(self.heads)}
+
+
+def importance_cases(n_tasks: int) -> tuple[ImportanceCase, ...]:
+    """Return small nets with ``n_tasks`` tasks: convolutions and tokens.
+
+    Losses of tasks differ in kind and scale.
+    """
+    tasks = {f"task{i}": Task(_loss(i)) for i in range(n_tasks)}
+    return tuple(
+        ImportanceCase(_randomised(net.double()), tasks, _inputs(shape))
+        for net, shape in ((_Maps(n_tasks), (3, 3, 6, 6)), (_Tokens(n_tasks), (3, 5, 3)))
+    )
+
+
+def _inputs(shape: tuple[int, ...]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
+
+
+def _randomised(net: nn.Module) -> nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in net.state_dict().items():
+            if tensor.is_floating_point():
+                low = 0.5 if name.endswith("running_var") else -1.0
+                tensor.uniform_(low, 1.5, generator=generator)
+    # Flags and gradients of all kinds, to see whether they are given back.
+    net.train()
+    first, second, *_ = net.parameters()
+    first.requires_grad_(False)
+    second.grad = torch.ones_like(second)
+    return net
+
+
+def _loss(number: int) -> Callable[[Any, Any], Tensor]:
+    def loss(outputs: Any, _batch: Any) -> Tensor:
+        own: Tensor = outputs[f"task{number}"]
+        target = torch.linspace(-1, 1, own[0].numel(), dtype=own.dtype).reshape(own[0].shape)
+        error = (
+            F.mse_loss(own, target.expand_as(own))
+            if number % 2
+            else F.smooth_l1_loss(own, target.expand_as(own))
+        )
+        return error * 10.0**number
+
+    return loss
+
+
+def assert_importance_conforms(
+    criterion: Importance,
+    *,
+    cases: Iterable[ImportanceCase] | None = None,
+    follows_channels: bool = True,
+) -> None:
+    """Assert what holds for every criterion.
+
+    It returns finite scores of the right shape for all groups; two calls agree to the bit; the
+    scores move with the channels when these are permuted in the model; and the model, its
+    gradients, flags, hooks and buffers are left as they were, and the random generators too.
+
+    Args:
+        criterion: Any callable ``(model, groups, evidence) -> scores``.
+        cases: Models to score. Default: two small nets with one task, and two with three.
+        follows_channels: Set it to false for criteria that go by the place of a channel, such as a
+            random order.
+
+    Raises:
+        AssertionError: It does not conform; says how and on which group.
+    """
+    if cases is None:
+        cases = (*importance_cases(1), *importance_cases(3))
+    for case in cases:
+        groups = case_groups(case)
+        assert len(groups), f"{type(case.model).__name__} has no group to score."
+        before = _Snapshot.of(case.model)
+        first = _scored(criterion, case, groups)
+        changed = before.differences(_Snapshot.of(case.model))
+        assert not changed, f"Scoring changed {', '.join(changed)} of {type(case.model).__name__}."
+        _assert_complete(first, groups)
+        # Only the seeds of the criterion may matter, not the state of anybody's generator.
+        torch.rand(1)
+        _assert_equal(first, _scored(criterion, case, groups), "A second call", rtol=0.0)
+        if follows_channels:
+            _assert_follows(criterion, case, groups, first)
+
+
+def case_groups(case: ImportanceCase) -> CouplingGroups:
+    """Trace and couple the model of a case."""
+    batch = case.batches[0]
+    owners = output_owners(case.model, case.tasks, batch, forward=case.forward)
+    return couple(trace(case.model, batch, forward=case.forward, tasks=owners))
+
+
+def _scored(criterion: Importance, case: ImportanceCase, groups: CouplingGroups) -> ChannelScores:
+    return score(
+        case.model, groups, case.tasks, case.batches, importance=criterion, forward=case.forward
+    )
+
+
+def _assert_complete(scores: ChannelScores, groups: CouplingGroups) -> None:
+    # `score` refuses wrong shapes and values that are not finite; left are names and rows.
+    assert scores.criterion, "The criterion has no name."
+    names = [group.name for group in groups]
+    for what, found in (("total", scores.total), ("per_task", scores.per_task)):
+        assert list(found) == names, f"`{what}` must hold every group. Found {list(found)}."
+    rows = {len(found) for found in scores.per_task.values()}
+    assert rows == {len(scores.tasks)}, f"Expected a row for each of {scores.tasks}. Found {rows}."
+
+
+def _assert_follows(
+    criterion: Importance, case: ImportanceCase, groups: CouplingGroups, before: ChannelScores
+) -> None:
+    model = permuted_copy(case.model, groups.replacements, groups.groups, _SEED)
+    orders = {group.name: channel_order(group, _SEED + n) for n, group in enumerate(groups)}
+    after = score(
+        model, groups, case.tasks, case.batches, importance=criterion, forward=case.forward
+    )
+    expected = ChannelScores(
+        criterion=before.criterion,
+        tasks=before.tasks,
+        per_task={
+            name: own[:, torch.from_numpy(orders[name])] for name, own in before.per_task.items()
+        },
+        total={name: own[torch.from_numpy(orders[name])] for name, own in before.total.items()},
+    )
+    _assert_equal(expected, after, "Permuting the channels", rtol=1e-6)
+
+
+def _assert_equal(one: ChannelScores, other: ChannelScores, what: str, *, rtol: float) -> None:
+    for key in ("total", "per_task"):
+        mine: Mapping[str, Tensor] = getattr(one, key)
+        theirs: Mapping[str, Tensor] = getattr(other, key)
+        largest = max((float(own.abs().max()) for own in mine.values()), default=0.0)
+        for name, own in mine.items():
+            error = float((own - theirs[name]).abs().max())
+            limit = rtol * max(float(own.abs().max()), 1e-6 * largest)
+            assert error <= limit, (
+                f"{what} changed `{key}` of group `{name}` by {error:.3g}; its scores go up to "
+                f"{float(own.abs().max()):.3g}."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Snapshot:
+    """All that scoring must leave alone."""
+
+    state: dict[str, Tensor]
+    gradients: dict[str, Tensor | None]
+    flags: dict[str, Any]
+    generators: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> _Snapshot:
+        numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - the one users have
+        return cls(
+            state={name: tensor.clone() for name, tensor in model.state_dict().items()},
+            gradients={
+                name: None if p.grad is None else p.grad.clone()
+                for name, p in model.named_parameters()
+            },
+            flags={
+                "training flags": [module.training for module in model.modules()],
+                "requires_grad": [p.requires_grad for p in model.parameters()],
+                "hooks": [
+                    len(hooks)
+                    for module in model.modules()
+                    for name, hooks in vars(module).items()
+                    if name.endswith("hooks")
+                ],
+                "attributes": [sorted(vars(module)) for module in model.modules()],
+            },
+            generators=(
+                torch.get_rng_state().tolist(),
+                random.getstate(),
+                numpy_state["state"]["key"].tolist(),
+                numpy_state["state"]["pos"],
+            ),
+        )
+
+    def differences(self, other: _Snapshot) -> list[str]:
+        """Name what differs."""
+        different = [key for key, value in self.flags.items() if other.flags[key] != value]
+        if list(self.state) != list(other.state) or not all(
+            torch.equal(value, other.state[name]) for name, value in self.state.items()
+        ):
+            different.append("parameters or buffers")
+        if not all(_same(grad, other.gradients[name]) for name, grad in self.gradients.items()):
+            different.append("gradients")
+        if self.generators != other.generators:
+            different.append("the random generators")
+        return different
+
+
+def _same(one: Tensor | None, other: Tensor | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return torch.equal(one, other)
