@@ -33,6 +33,7 @@ from taskprune.distillation.taps import (
 )
 from taskprune.distillation.trainer import DistillResult, distill
 from taskprune.distillation.validation import Validation, measure
+from taskprune.distillation.weighting import UncertaintyWeights
 
 __all__ = [
     "MGD",
@@ -50,6 +51,7 @@ __all__ = [
     "StepRecord",
     "Tap",
     "TapSelector",
+    "UncertaintyWeights",
     "Validation",
     "attention_transfer",
     "channel_free",

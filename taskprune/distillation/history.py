@@ -27,6 +27,7 @@ class StepRecord:
         features: Unweighted feature loss per tap.
         outputs: Loss per output loss.
         gradient_norm: Before clipping.
+        weights: Of the tasks, where they are learnt.
         measured: What callbacks returned after this step.
     """
 
@@ -38,6 +39,7 @@ class StepRecord:
     features: Mapping[str, float]
     outputs: Mapping[str, float]
     gradient_norm: float
+    weights: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
 
 

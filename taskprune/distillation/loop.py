@@ -46,6 +46,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
     state = _restored(path, parts, run)
     stepper = Stepper(run, accelerator, parts)
     stepper.load_loss_scale(state.loss_scale)
+    stepper.log_variances = dict(state.log_variances)
     is_main = accelerator.is_main_process
     log = HistoryLog(path.with_name(HISTORY_NAME) if path and is_main else None, step=state.step)
 
@@ -53,7 +54,8 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
         log.flush()
         if path is not None:
             scale = stepper.loss_scale()
-            save_run(path, parts, RunState(step, position, run.identity, scale))
+            learnt = stepper.log_variances
+            save_run(path, parts, RunState(step, position, run.identity, scale, learnt))
 
     run.objective.train()
     position = state.position

@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +49,14 @@ class RunState:
         position: The first batch not used yet.
         identity: What the run is; must be equal for it to go on.
         loss_scale: State of float16's loss scaling, if used.
+        log_variances: Of the tasks, where their weights are learnt.
     """
 
     step: int
     position: Position
     identity: Mapping[str, Any]
     loss_scale: Mapping[str, Any] | None = None
+    log_variances: Mapping[str, float] = field(default_factory=dict)
 
 
 def save_run(path: Path, parts: RunParts, state: RunState) -> None:
@@ -70,6 +72,7 @@ def save_run(path: Path, parts: RunParts, state: RunState) -> None:
         "batch": state.position.batch,
         "identity": state.identity,
         "loss_scale": state.loss_scale,
+        "log_variances": state.log_variances,
     }
     # Copies, because a tensor that shares memory with another cannot be written.
     tensors = {
@@ -129,6 +132,7 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> RunState:
             position=Position(header["epoch"], header["batch"]),
             identity=header["identity"],
             loss_scale=header["loss_scale"],
+            log_variances=header.get("log_variances", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

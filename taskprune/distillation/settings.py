@@ -15,6 +15,7 @@ from torch import Tensor
 from taskprune.distillation.history import Callback
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss, pkd
 from taskprune.distillation.schedule import Constant, Schedule, WarmupCosine
+from taskprune.distillation.weighting import UncertaintyWeights
 from taskprune.errors import InputError
 
 DEFAULT_EPOCHS = 10
@@ -39,6 +40,7 @@ class DistillSettings:
         ema_decay: The student ends with a running average of its weights, of this decay.
         feature_loss: Compares aligned features of a tap, see ``taskprune.distillation.losses``.
         feature_weight: Factor of the sum of feature losses; a :data:`Schedule` changes it by step.
+        weighting: Learns the weights of the tasks. ``None``: each keeps its ``Task.weight``.
         output_losses: Compare outputs as well, by name, each with weight 1; needs no labels.
         mixed_precision: ``"fp16"`` or ``"bf16"`` autocast; feature losses stay in float32.
         cpu: Stay on the CPU even where Accelerate finds an accelerator.
@@ -61,6 +63,7 @@ class DistillSettings:
     ema_decay: float | None = None
     feature_loss: FeatureLoss | FittedFeatureLoss = pkd
     feature_weight: float | Schedule = 1.0
+    weighting: UncertaintyWeights | None = None
     output_losses: Mapping[str, OutputLoss] = field(default_factory=dict)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     cpu: bool = False
@@ -147,6 +150,7 @@ class DistillSettings:
             "feature_loss": _name(self.feature_loss),
             "feature_weight": _name(self.feature_weights),
             "output_losses": {name: _name(loss) for name, loss in self.output_losses.items()},
+            "weighting": None if self.weighting is None else repr(self.weighting),
             "mixed_precision": self.mixed_precision,
             "seed": self.seed,
         }

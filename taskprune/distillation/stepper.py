@@ -58,10 +58,17 @@ class Run:
 
 
 class Stepper:
-    """Makes one optimizer step after another."""
+    """Makes one optimizer step after another.
+
+    Attributes:
+        log_variances: Of the tasks, where their weights are learnt.
+    """
+
+    log_variances: dict[str, float]
 
     def __init__(self, run: Run, accelerator: Accelerator, parts: RunParts) -> None:
         self._run = run
+        self.log_variances = {}
         self._accelerator = accelerator
         self._average = parts.average
         self._parameters = [p for p in parts.model.parameters() if p.requires_grad]
@@ -99,6 +106,7 @@ class Stepper:
         self._optimizer.zero_grad()
         if self._average is not None:
             self._average.update(step + 1)
+        self._learn_weights(record.tasks)
         last = done[-1][0]
         return record, Position(last.epoch, last.batch + 1)
 
@@ -125,9 +133,31 @@ class Stepper:
             tasks=task_losses(run.tasks, outputs, batch),
             features=losses,
             outputs=output_losses(run.settings.output_losses, outputs, wanted),
-            task_weights={name: task.weight for name, task in run.tasks.items()},
+            task_weights=self._task_weights(),
             feature_weight=gamma,
         )
+
+    def _task_weights(self) -> dict[str, float]:
+        weighting = self._run.settings.weighting
+        return {
+            name: task.weight * (weighting.weight(self.log_variances, name) if weighting else 1.0)
+            for name, task in self._run.tasks.items()
+        }
+
+    def _learn_weights(self, mine: Mapping[str, float]) -> None:
+        weighting = self._run.settings.weighting
+        if weighting is None:
+            return
+        shares: list[Mapping[str, float]] = [mine]
+        if self._accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            shares = gather_object([mine])
+        seen = {
+            name: [share[name] for share in shares if name in share] for name in self._run.tasks
+        }
+        means = {name: sum(values) / len(values) for name, values in seen.items() if values}
+        self.log_variances = weighting.updated(self.log_variances, means)
 
     def _record(
         self, step: int, rate: float, done: list[tuple[Position, BatchLosses]], norm: Tensor
@@ -161,6 +191,7 @@ class Stepper:
             features=means.get("feature", {}),
             outputs=means.get("output", {}),
             gradient_norm=numbers[-1],
+            weights={} if self._run.settings.weighting is None else self._task_weights(),
         )
 
 
