@@ -334,3 +334,26 @@ class SharedUpsampler(nn.Module):
             x = F.relu(self.up(x))
         x = self.head(F.relu(self.refine(x)))
         return x.view(batch, n_tasks, *x.shape[-2:])
+
+
+@net(2 + 6)
+class RadixSplit(nn.Module):
+    """The groups of a convolution are weighed against each other: it is their width that shrinks.
+
+    That there are two of them is a number of its own, but neither can go without the other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.radix = 2
+        self.stem, self.parts = conv(3, 4), conv(4, 12, groups=2)
+        self.gate, self.head = conv(6, 12, 1), conv(6, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.parts(self.stem(x)).sigmoid()
+        batch, width, high, wide = x.shape
+        x = x.reshape(batch, self.radix, width // self.radix, high, wide)
+        gate = self.gate(x.sum(1).mean((2, 3), keepdim=True))
+        gate = gate.view(batch, 1, self.radix, -1).transpose(1, 2).softmax(1)
+        gate = gate.reshape(batch, -1).reshape(batch, self.radix, width // self.radix, 1, 1)
+        return self.head((x * gate).sum(1))

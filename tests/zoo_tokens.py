@@ -304,3 +304,26 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.head(self.mix(self.memory(self.embed(x))[0]))
+
+
+@net(3)
+class NeighbourhoodAttention(nn.Module):
+    """The code takes ``channels * window`` entries for a neighbourhood of as many channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.window = 3, 3
+        self.embed, self.value, self.out = conv(3, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.weigh, self.head = nn.Linear(12, 3 * 81), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.embed(x).permute(0, 2, 3, 1)
+        batch, high, wide, width = x.shape
+        area = self.window * self.window
+        value = F.unfold(self.value(x).permute(0, 3, 1, 2), self.window, padding=1)
+        value = value.reshape(batch, self.heads, width // self.heads, area, high * wide)
+        weight = self.weigh(x).reshape(batch, high * wide, self.heads, area, area)
+        y = weight.permute(0, 2, 1, 3, 4).softmax(-1) @ value.permute(0, 1, 4, 3, 2)
+        y = y.permute(0, 1, 4, 3, 2).reshape(batch, width * area, high * wide)
+        y = F.fold(y, (high, wide), self.window, padding=1).permute(0, 2, 3, 1)
+        return self.head(x + self.out(y))

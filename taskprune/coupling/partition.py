@@ -118,7 +118,8 @@ def _choose(records: list[Reshape], result: Partition, policy: FactorPolicy) -> 
         live = _live_factors(record, classes)
         if len(live) < 2:
             continue
-        chosen = live[policy([record.sizes[p] for p in live])]
+        able = [p for p in live if _comes_apart(record, p, classes)] or live
+        chosen = able[policy([record.sizes[p] for p in able])]
         for position in live:
             units = record.factors[position]
             if position != chosen and units is not None:
@@ -126,3 +127,24 @@ def _choose(records: list[Reshape], result: Partition, policy: FactorPolicy) -> 
                 stay.append(units)
                 result.passed_over.append((units, record))
     return stay
+
+
+def _comes_apart(record: Reshape, position: int, classes: Classes) -> bool:
+    """Whether an index of this factor can go and another one stay, as things are tied by now.
+
+    The parts of a split attention cannot: the convolution that makes them keeps as many channels
+    in each.
+    """
+    units = record.factors[position]
+    n_indices = record.sizes[position]
+    entries = classes.labels[record.flat].reshape(record.sizes)
+    rows = np.moveaxis(entries, position, 0).reshape(n_indices, -1)
+    if units is not None:
+        rows = np.concatenate([rows, classes.labels[units][:, None]], axis=1)
+    used, columns = np.unique(rows, return_inverse=True)
+    n_nodes = n_indices + len(used)
+    ends = (np.repeat(np.arange(n_indices), rows.shape[1]), n_indices + columns.reshape(-1))
+    graph = coo_array((np.ones(rows.size, np.int8), ends), shape=(n_nodes, n_nodes))
+    n_parts, part = connected_components(graph, directed=False)
+    stays = np.unique(part[n_indices:][classes.frozen[used]])
+    return bool(n_parts > 1 and len(stays) < n_parts)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from taskprune.coupling.axes import Axis, axis_size, is_tracked, tracked, untracked
+from taskprune.coupling.axes import Axis, axis_size, is_tracked, tracked, tracked_units, untracked
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes, Form, constant, evaluate, solve_for
 from taskprune.coupling.groups import FreezeReason
@@ -104,7 +104,7 @@ def settle(analysis: Analysis, policy: FactorPolicy) -> tuple[Partition, Assignm
         if not failing:
             result.classes = classes
             return result, assignment
-        _climb(analysis, failing, assignment, climbed)
+        _climb(analysis, classes, failing, assignment, climbed)
 
 
 def _without_virtual(analysis: Analysis, classes: Classes) -> Classes:
@@ -199,6 +199,7 @@ def _divisors(expr: SizeExpr) -> Iterator[SizeExpr]:
 
 def _climb(
     analysis: Analysis,
+    classes: Classes,
     failing: list[Constraint],
     assignment: Assignment,
     climbed: dict[int, int],
@@ -210,7 +211,7 @@ def _climb(
     """
     fresh = [c for c in failing if id(c) not in climbed]
     climbed.update((id(c), 0) for c in fresh)
-    tied = [_tie_equated(analysis, constraint, assignment) for constraint in fresh]
+    tied = [_tie_equated(analysis, classes, constraint, assignment) for constraint in fresh]
     if any(tied):
         return
     first = {constraint.where.module: constraint for constraint in reversed(failing)}
@@ -239,7 +240,9 @@ def _involved(analysis: Analysis, constraint: Constraint, assignment: Assignment
                         yield analysis.state(other.value).axes[other.dim]
 
 
-def _tie_equated(analysis: Analysis, constraint: Constraint, assignment: Assignment) -> bool:
+def _tie_equated(
+    analysis: Analysis, classes: Classes, constraint: Constraint, assignment: Assignment
+) -> bool:
     """Tie the dims that the code takes to be equally long; say whether there were any."""
     expr, axis, units = constraint.expr, constraint.axis, analysis.units
     if constraint.relation != "==":
@@ -248,9 +251,15 @@ def _tie_equated(analysis: Analysis, constraint: Constraint, assignment: Assignm
         return _tie_sides(analysis, expr, constraint.where)
     if not is_tracked(axis):
         return False
-    other = _equated(analysis, expr, axis_size(axis), assignment)
+    whole = _multiplied(expr)
+    other = _equated(analysis, whole or expr, axis_size(axis), assignment)
     if other is None:
         return False
+    if whole is not None:
+        part = _part(axis, axis_size(other), classes)
+        if part:
+            units.tie_axes(part, other, constraint.where)
+        return bool(part)
     parts = 1
     if axis_size(other) != axis_size(axis):
         # C // k of a dim that is cut into k equal parts.
@@ -261,6 +270,29 @@ def _tie_equated(analysis: Analysis, constraint: Constraint, assignment: Assignm
         other = tracked(flat[0])
     units.tie_axes(axis, other, constraint.where)
     return True
+
+
+def _multiplied(expr: SizeExpr) -> DimOf | None:
+    """Return the dim in an expression such as ``dim * kernel * kernel``."""
+    if not isinstance(expr, Computed) or expr.operator != "*":
+        return None
+    dims = [leaf for leaf in leaves(expr) if isinstance(leaf, DimOf)]
+    if len(dims) != 1:
+        return None
+    sides = (expr.left, expr.right)
+    return dims[0] if dims[0] in sides else next(filter(None, map(_multiplied, sides)), None)
+
+
+def _part(axis: Axis, size: int, classes: Classes) -> Axis:
+    """Return the outer or inner part of this size if all else of the axis never changes."""
+    for cut in range(len(axis) + 1):
+        for part, rest in ((axis[:cut], axis[cut:]), (axis[cut:], axis[:cut])):
+            stays = all(
+                classes.frozen[classes.labels[units]].all() for units in tracked_units(rest)
+            )
+            if axis_size(part) == size and is_tracked(part) and stays:
+                return part
+    return ()
 
 
 def _equated(analysis: Analysis, expr: SizeExpr, size: int, assignment: Assignment) -> Axis | None:
