@@ -3,8 +3,11 @@
 from taskprune.cost.latency import LatencyReport, measure_latency
 from taskprune.cost.measured import measure_macs, measure_params
 from taskprune.cost.model import CostModel, CostState, count_macs, count_params
+from taskprune.cost.protocol import Cost, CostAccount
 
 __all__ = [
+    "Cost",
+    "CostAccount",
     "CostModel",
     "CostState",
     "LatencyReport",

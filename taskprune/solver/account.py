@@ -1,0 +1,105 @@
+"""What is gone, what that costs, and what the budget has room for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from taskprune.budget import Budget
+from taskprune.cost import Cost, CostAccount
+from taskprune.coupling.groups import IntArray
+from taskprune.safety import Removable
+from taskprune.solver.blocks import FloatArray
+
+
+class Account:
+    """How many channels of each group are gone, and what that costs.
+
+    Args:
+        parts: What may go, by group.
+        models: Every cost by name, over the same groups in the same order.
+        budget: Upper bounds on some of them.
+        batch_size: Samples in the traced batch.
+
+    Attributes:
+        full: Channels of each group. Shape ``[n_groups]``.
+        removed: How many of them are gone. Shape ``[n_groups]``.
+        original: Each cost of the whole model.
+        limits: The bounds, in the same units.
+        states: The bounded costs at present.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Removable],
+        models: Mapping[str, Cost],
+        budget: Budget,
+        *,
+        batch_size: int,
+    ) -> None:
+        self.parts = tuple(parts)
+        self.models = dict(models)
+        self.full: IntArray = np.array([p.group.n_channels for p in self.parts], dtype=np.int64)
+        self.removed: IntArray = np.zeros(len(self.parts), dtype=np.int64)
+        self.original = {name: model.value() for name, model in self.models.items()}
+        self.limits = budget.limits(self.original, batch_size=batch_size)
+        self.states: dict[str, CostAccount] = {name: self.models[name].at() for name in self.limits}
+
+    def span(self, name: str) -> int:
+        """Return how much of a cost the budget asks to remove, at least 1."""
+        return max(1, self.original[name] - self.limits[name])
+
+    def shortfall(self, name: str, removed: IntArray | None = None) -> float:
+        """Return how far a cost is above its bound: 1 at the start, 0 at the bound."""
+        if removed is None:
+            cost = self.states[name].total
+        else:
+            cost = self.models[name].value(self.full - removed)
+        return (cost - self.limits[name]) / self.span(name)
+
+    def excess(self, removed: IntArray | None = None) -> float:
+        """By how much the bounds are exceeded: 0 if all hold, 1 each at the start."""
+        return sum(max(0.0, self.shortfall(name, removed)) for name in self.limits)
+
+    def miss(self) -> float:
+        """How far below the tightest bound the model is, as a fraction of the original."""
+        return min(
+            (limit - self.states[name].total) / max(1, self.original[name])
+            for name, limit in self.limits.items()
+        )
+
+    def set_removed(self, group: int, n_channels: int) -> None:
+        """Let ``n_channels`` of one group be gone."""
+        self.removed[group] = n_channels
+        for state in self.states.values():
+            state.update(group, int(self.full[group]) - n_channels)
+
+    def move_to(self, removed: IntArray) -> None:
+        """Let as many channels of every group be gone."""
+        for group in np.flatnonzero(removed != self.removed).tolist():
+            self.set_removed(group, int(removed[group]))
+
+    def prices(self) -> FloatArray:
+        """Saving of one more channel per group, in shares of what is still exceeded."""
+        prices = np.zeros(len(self.parts))
+        for name, limit in self.limits.items():
+            state = self.states[name]
+            if state.total > limit:
+                prices += state.marginals / (state.total - limit)
+        return prices
+
+    def fits(self, group: int, n_channels: int) -> bool:
+        """Whether all bounds hold when ``n_channels`` of this group are gone."""
+        more = n_channels - int(self.removed[group])
+        # A negative number of drops adds: ``saving`` is exact in both directions.
+        return all(
+            self.states[name].total - self.states[name].saving(group, more) <= limit
+            for name, limit in self.limits.items()
+        )
+
+    def lowest(self, name: str) -> int:
+        """Return a cost with everything removed that may be."""
+        most = np.array([len(part.order) for part in self.parts], dtype=np.int64)
+        counts: IntArray = self.full - most
+        return self.models[name].value(counts)

@@ -1,0 +1,100 @@
+"""Reaching the bounds exactly: remove what still exceeds them, put back what they have room for.
+
+Channels of all groups are merged into one order by ``score / saving ** power`` and taken off its
+low end. Savings depend on what has gone already, so the order is made anew each time a quarter of
+the remaining excess is gone, at the end after every channel. What the last step removed too much
+is put back, most important first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import numpy as np
+
+from taskprune.coupling.groups import IntArray
+from taskprune.solver.account import Account
+from taskprune.solver.blocks import Blocks, Table, order_keys
+
+SHARE_PER_ROUND = 0.25
+"""Share of the remaining excess that goes before savings and prices are looked at again."""
+
+MISS = 0.005
+"""By which fraction of the original cost a plan may undershoot for the sake of ``round_to``."""
+
+
+def remove(account: Account, blocks: Sequence[Blocks], power: float) -> None:
+    """Remove blocks in the order of their price until the budget is met or none is left."""
+    table = Table(blocks)
+    while (excess := account.excess()) > 0:
+        prices = account.prices()
+        left = table.left(account.removed, prices > 0)
+        if not left.size:
+            return
+        keys = order_keys(table.scores[left], prices[table.group[left]], power)
+        order = left[np.argsort(keys, kind="stable")]
+        # The plain order does not depend on what has gone: one round is enough.
+        share = 1.0 if power == 0 and len(account.limits) == 1 else SHARE_PER_ROUND
+        count = _prefix(account, table, order, (1 - share) * excess)
+        after = table.removed_after(order[:count], account.removed)
+        for group in np.flatnonzero(after != account.removed).tolist():
+            account.set_removed(group, int(after[group]))
+
+
+def _prefix(account: Account, table: Table, order: IntArray, target: float) -> int:
+    """Return the smallest number of blocks after which the excess is at most ``target``."""
+    low, high = 0, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if account.excess(table.removed_after(order[:middle], account.removed)) <= target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def put_back(account: Account, blocks: Sequence[Blocks]) -> None:
+    """Put back blocks that the budget has room for, the highest score first."""
+    waiting = [
+        (-float(own.scores[i]), -group, i)
+        for group, own in enumerate(blocks)
+        if (i := int(np.searchsorted(own.ends, account.removed[group]))) < len(own.ends)
+        and account.removed[group] > 0
+    ]
+    heapq.heapify(waiting)
+    while waiting:
+        _, negated, i = heapq.heappop(waiting)
+        group, own = -negated, blocks[-negated]
+        n_channels = int(own.ends[i - 1]) if i else 0
+        # What does not fit now never will: putting back others only makes it dearer.
+        if account.fits(group, n_channels):
+            account.set_removed(group, n_channels)
+            if i:
+                heapq.heappush(waiting, (-float(own.scores[i - 1]), -group, i - 1))
+
+
+def fill(account: Account, round_to: int) -> None:
+    """Give up the multiple in as few groups as possible to come within ``MISS``."""
+    while account.miss() > MISS:
+        options = [
+            option
+            for group in np.flatnonzero(account.removed).tolist()
+            if (option := _best_fill(account, group, round_to)) is not None
+        ]
+        if not options:
+            return
+        _, group, n_channels = min(options)
+        account.set_removed(group, n_channels)
+
+
+def _best_fill(account: Account, group: int, round_to: int) -> tuple[float, int, int] | None:
+    """Put back as much of one group as fits; return what it would miss by, and the count."""
+    gone = int(account.removed[group])
+    for n_channels in range(max(0, gone - round_to + 1), gone):
+        if account.fits(group, n_channels):
+            account.set_removed(group, n_channels)
+            option = (account.miss(), group, n_channels)
+            account.set_removed(group, gone)
+            return option
+    return None
