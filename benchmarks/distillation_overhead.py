@@ -1,0 +1,143 @@
+"""What the trainer costs beside a bare PyTorch loop that does the same work.
+
+    python benchmarks/distillation_overhead.py [--rounds 5] [--steps 12] [--batch-size 4]
+
+Both train the same pruned student of the bundled net on the same batches in memory: the teacher's
+forward pass, the student's with its task losses and PKD on the same taps, backward, clipping, AdamW
+and one read-back of the loss. They take turns in one process, so that both see the same machine;
+the first steps of each turn are left out. The figure is the ratio of the medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import math
+import statistics
+import time
+from typing import Any
+
+import torch
+from protocol import record, show
+from torch import Tensor, nn
+
+import taskprune
+from taskprune.distillation import DistillSettings, StepRecord, default_taps, pkd
+from taskprune.driving.batch import DrivingBatch
+from taskprune.driving.data import RoadScenes, loader
+from taskprune.driving.tasks import driving_tasks, forward
+from taskprune.driving.teacher import load_teacher
+
+WARM_UP = 2
+LEARNING_RATE = 3e-4
+
+
+def trainer_times(
+    student: nn.Module,
+    teacher: nn.Module,
+    plan: taskprune.PruningPlan,
+    batches: list[DrivingBatch],
+    steps: int,
+) -> list[float]:
+    ends: list[float] = []
+
+    def mark(_record: StepRecord, _student: nn.Module) -> None:
+        ends.append(time.perf_counter())
+
+    taskprune.distill(
+        student,
+        teacher=teacher,
+        tasks=driving_tasks(),
+        data=batches,
+        plan=plan,
+        forward=forward,
+        settings=DistillSettings(
+            steps=steps, learning_rate=LEARNING_RATE, cpu=True, callbacks=(mark,)
+        ),
+    )
+    return _gaps(ends)
+
+
+def bare_times(
+    student: nn.Module,
+    teacher: nn.Module,
+    plan: taskprune.PruningPlan,
+    batches: list[DrivingBatch],
+    steps: int,
+) -> list[float]:
+    tasks = driving_tasks()
+    keep = {k.name: torch.tensor(k.keep) for k in plan.activations}
+    names = [tap.module for tap in default_taps(teacher, batches[0], forward=forward)]
+    seen: dict[nn.Module, dict[str, Tensor]] = {student: {}, teacher: {}}
+    handles = []
+    for model, features in seen.items():
+        for name in names:
+
+            def hook(_m: Any, _a: Any, output: Tensor, f: Any = features, n: str = name) -> None:
+                f[n] = output
+
+            handles.append(model.get_submodule(name).register_forward_hook(hook))
+    optimizer = torch.optim.AdamW(student.parameters(), lr=LEARNING_RATE)
+    teacher.eval()
+    student.train()
+    ends: list[float] = []
+    for step in range(steps):
+        batch = batches[step % len(batches)]
+        with torch.no_grad():
+            forward(teacher, batch)
+        outputs = forward(student, batch)
+        losses = [task.loss(outputs, batch) for task in tasks.values()]
+        for name in names:
+            target = seen[teacher][name]
+            if name in keep:
+                target = target.index_select(1, keep[name])
+            losses.append(pkd(seen[student][name], target))
+        total = torch.stack([loss for loss in losses if loss is not None]).sum()
+        total.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 10.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if not math.isfinite(total.item()):
+            raise ArithmeticError(f"step {step}: the loss is {total.item()}")
+        ends.append(time.perf_counter())
+    for handle in handles:
+        handle.remove()
+    return _gaps(ends)
+
+
+def _gaps(ends: list[float]) -> list[float]:
+    return [b - a for a, b in zip(ends[WARM_UP:], ends[WARM_UP + 1 :], strict=False)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--steps", type=int, default=12, help="steps in a turn")
+    parser.add_argument("--batch-size", type=int, default=4)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    teacher = load_teacher()
+    scenes = RoadScenes(4 * args.batch_size, seed=5)
+    batches = list(loader(scenes, batch_size=args.batch_size, shuffle=False, seed=0))
+    pruned = taskprune.prune(
+        teacher, driving_tasks(), ratio=0.327, data=batches, forward=forward, n_batches=2
+    )
+    times: dict[str, list[float]] = {"trainer": [], "bare loop": []}
+    for turn in range(args.rounds):
+        pair = [("trainer", trainer_times), ("bare loop", bare_times)]
+        for name, run in pair if turn % 2 else reversed(pair):
+            student = copy.deepcopy(pruned.model)
+            times[name] += run(student, teacher, pruned.plan, batches, args.steps)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    ratio = medians["trainer"] / medians["bare loop"]
+    rows = [
+        {"loop": name, "steps": len(times[name]), "median ms": 1e3 * medians[name]}
+        for name in times
+    ]
+    show(f"A step of distillation; the trainer takes {ratio:.3f} of the bare loop's time", rows)
+    record("distillation_overhead", {"ratio": ratio, "batch_size": args.batch_size, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
