@@ -6,6 +6,7 @@ Knows nothing of pruning but an optional map from student channels to teacher ch
 from taskprune.distillation.alignment import Alignment, make_adapter, make_alignment
 from taskprune.distillation.batchnorm import recalibrate_batchnorm
 from taskprune.distillation.default_taps import default_taps
+from taskprune.distillation.early_stopping import EarlyStopping
 from taskprune.distillation.history import Callback, StepRecord
 from taskprune.distillation.losses import (
     MGD,
@@ -41,6 +42,7 @@ __all__ = [
     "Callback",
     "DistillResult",
     "DistillSettings",
+    "EarlyStopping",
     "FeatureLoss",
     "FeatureRecorder",
     "FittedFeatureLoss",

@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from taskprune.distillation.batches import Position, endless
+from taskprune.distillation.early_stopping import Watch
 from taskprune.distillation.ema import WeightAverage
 from taskprune.distillation.history import HistoryLog, StepRecord
 from taskprune.distillation.progress import training_progress
@@ -57,6 +58,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
             learnt = stepper.log_variances
             save_run(path, parts, RunState(step, position, run.identity, scale, learnt))
 
+    watch = Watch(settings.early_stopping, log.records)
     run.objective.train()
     position = state.position
     with (
@@ -66,6 +68,8 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
         ) as show,
     ):
         for step in range(state.step, run.n_steps):
+            if watch.is_over:
+                break
             try:
                 record, position = stepper.step(step, batches)
             except TrainingError:
@@ -77,8 +81,10 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
                 measured = callback(record, run.objective.student) or {}
                 record = replace(record, measured={**record.measured, **measured})
             log.append(record)
+            watch.see(record)
             show(record)
-            is_due = record.step % settings.checkpoint_every == 0 or record.step == run.n_steps
+            is_last = record.step == run.n_steps or watch.is_over
+            is_due = is_last or record.step % settings.checkpoint_every == 0
             if path is not None and is_due:
                 if is_main:
                     save(record.step, position)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 from rich.console import Console
 from torch import Tensor
 
+from taskprune.distillation.early_stopping import EarlyStopping
 from taskprune.distillation.history import Callback
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss, pkd
 from taskprune.distillation.schedule import Constant, Schedule, WarmupCosine
@@ -50,6 +51,7 @@ class DistillSettings:
         checkpoint_every: Steps between checkpoints.
         callbacks: Called after each step, in every process, with ``(StepRecord, student)``; figures
             they return join the history.
+        early_stopping: Ends the run before its last step. ``None``: it never does.
         console: Where progress is shown. ``None``: standard error, if that is a terminal.
     """
 
@@ -71,6 +73,7 @@ class DistillSettings:
     directory: str | Path | None = None
     checkpoint_every: int = 500
     callbacks: tuple[Callback, ...] = ()
+    early_stopping: EarlyStopping | None = None
     console: Console | None = None
 
     def __post_init__(self) -> None:
