@@ -1,9 +1,11 @@
 """Importance criteria: what each task would lose with a channel."""
 
+from taskprune.importance.altermoma import AlterMomaImportance
 from taskprune.importance.bn_scale import BatchNormScaleImportance
 from taskprune.importance.conflict import CosineConflict, EffectConflict
 from taskprune.importance.conflict_report import ConflictReport, conflict_report
 from taskprune.importance.cosprune import CosPruneImportance
+from taskprune.importance.crossprune import CrossPruneImportance
 from taskprune.importance.disparse import DisparseImportance
 from taskprune.importance.fisher import FisherImportance
 from taskprune.importance.fpgm import FpgmImportance
@@ -11,6 +13,7 @@ from taskprune.importance.group_fisher import GroupFisherImportance
 from taskprune.importance.isomorphic import IsomorphicImportance
 from taskprune.importance.lamp import LampImportance
 from taskprune.importance.magnitude import MagnitudeImportance
+from taskprune.importance.modality import Modality, modality_of_groups
 from taskprune.importance.obd import ObdImportance
 from taskprune.importance.owners import output_owners
 from taskprune.importance.random import RandomImportance
@@ -28,11 +31,13 @@ from taskprune.importance.taylor_gate import TaylorGateImportance
 from taskprune.importance.torch_pruning_adapter import TorchPruningImportance
 
 __all__ = [
+    "AlterMomaImportance",
     "BatchNormScaleImportance",
     "ChannelScores",
     "ConflictReport",
     "CosPruneImportance",
     "CosineConflict",
+    "CrossPruneImportance",
     "DisparseImportance",
     "EffectConflict",
     "Evidence",
@@ -43,6 +48,7 @@ __all__ = [
     "IsomorphicImportance",
     "LampImportance",
     "MagnitudeImportance",
+    "Modality",
     "ObdImportance",
     "RandomImportance",
     "TaskTaylorImportance",
@@ -55,6 +61,7 @@ __all__ = [
     "conflict_report",
     "importance_by_name",
     "importance_names",
+    "modality_of_groups",
     "output_owners",
     "score",
 ]
