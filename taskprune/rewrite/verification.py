@@ -23,9 +23,6 @@ from taskprune.rewrite.surgery import UndoLog, cut, duplicate, replaced_copy, sh
 
 Oracle: TypeAlias = Literal["masked", "permutation", "shapes"]
 
-PERMUTED_GROUPS = 16
-"""At most so many groups are checked by permutation; each takes one forward pass."""
-
 
 @dataclass(frozen=True, slots=True)
 class ExcludedGroup:
@@ -184,13 +181,13 @@ def _verify_in_parts(
     measured = _against_masked(original, smaller, part, inputs, forward)
     if measured.wrong:
         raise _difference(measured)
-    sampled = list(crossed)[:: -(-len(crossed) // PERMUTED_GROUPS)]
-    for seed, name in enumerate(sampled):
-        check_permutation(original, groups, [name], inputs=inputs, forward=forward, seed=seed)
-    excluded = tuple(
-        ExcludedGroup(name, reason, "permutation" if name in sampled else "shapes")
-        for name, reason in crossed.items()
-    )
+    try:
+        check_permutation(original, groups, list(crossed), inputs=inputs, forward=forward)
+    except VerificationError:
+        for name in crossed:  # which of them it is
+            check_permutation(original, groups, [name], inputs=inputs, forward=forward)
+        raise
+    excluded = tuple(ExcludedGroup(name, reason, "permutation") for name, reason in crossed.items())
     return _report("permutation", measured, excluded)
 
 
