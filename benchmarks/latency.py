@@ -33,17 +33,19 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     image = torch.randn(1, 3, args.height, args.width)
     groups = couple(trace(net, (image,)))
     scores = score(net, groups, {}, (), importance=importance_by_name("magnitude"))
-    found = []
-    for budget in (Budget(params=PARAMS), *(Budget(params=PARAMS, macs=m) for m in args.macs)):
-        plan = solve(groups, scores, budget)
-        models = {"original": net, "pruned": apply_plan(net, plan)}
-        # The two take turns, so each row compares what was measured side by side.
-        times = measure_latency(models, (image,), repeats=args.repeats, warmup=2)
-        row: dict[str, Any] = {"budget": str(budget)}
-        for name, (before, after) in plan.costs.items():
-            row[f"{name} removed %"] = 100 * (1 - after / before)
-        row |= {f"{name} ms": time.median_ms for name, time in times.items()}
-        row["times faster"] = times["original"].ratio["pruned"]
+    budgets = (Budget(params=PARAMS), *(Budget(params=PARAMS, macs=m) for m in args.macs))
+    plans = {str(budget): solve(groups, scores, budget) for budget in budgets}
+    models = {"original": net} | {name: apply_plan(net, plan) for name, plan in plans.items()}
+    # All take turns, so that whatever slows the machine down slows every one of them.
+    times = measure_latency(models, (image,), repeats=args.repeats, warmup=2)
+    found: list[dict[str, Any]] = []
+    for name, time in times.items():
+        row: dict[str, Any] = {"model": name}
+        for cost in ("params", "macs"):
+            before, after = plans[name].costs[cost] if name in plans else (1, 1)
+            row[f"{cost} removed %"] = 100 * (1 - after / before)
+        row |= {"median ms": time.median_ms, "lower": time.lower_ms, "upper": time.upper_ms}
+        row["times faster"] = times["original"].median_ms / time.median_ms
         found.append(row)
     return found
 
