@@ -190,6 +190,13 @@ _TEXT = {
         ),
         _masked(),
     ),
+    "longformer": (
+        _model(
+            "LongformerForSequenceClassification", "LongformerConfig",
+            **{**_BERT, "intermediate_size": 192}, num_labels=3, attention_window=4, pad_token_id=1,
+        ),
+        _ids(8),
+    ),
     "gpt2": (
         _model(
             "GPT2LMHeadModel", "GPT2Config", vocab_size=VOCABULARY, n_embd=48, n_layer=2, n_head=4,
@@ -245,6 +252,20 @@ _TEXT = {
         ),
         _ids(),
     ),
+    "mixtral": (
+        _model(
+            "MixtralForCausalLM", "MixtralConfig", **_LLAMA, num_local_experts=4,
+            experts_implementation="eager",
+        ),
+        _ids(),
+    ),
+    "qwen3_moe": (
+        _model(
+            "Qwen3MoeForCausalLM", "Qwen3MoeConfig", **_QWEN, num_experts=4, num_experts_per_tok=2,
+            moe_intermediate_size=96, experts_implementation="batched_mm",
+        ),
+        _ids(),
+    ),
     "t5": (
         _model(
             "T5ForConditionalGeneration", "T5Config", vocab_size=VOCABULARY, d_model=48, d_kv=12,
@@ -259,6 +280,13 @@ _TEXT = {
         _model(
             "MambaForCausalLM", "MambaConfig", vocab_size=VOCABULARY, hidden_size=32, state_size=4,
             num_hidden_layers=2, use_mambapy=False,
+        ),
+        _ids(),
+    ),
+    "rwkv": (
+        _model(
+            "RwkvForCausalLM", "RwkvConfig", vocab_size=VOCABULARY, hidden_size=32,
+            num_hidden_layers=2, context_length=16, use_cache=False,
         ),
         _ids(),
     ),

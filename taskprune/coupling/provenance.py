@@ -307,9 +307,28 @@ def _equated(analysis: Analysis, expr: SizeExpr, size: int, assignment: Assignme
     # Dims whose sizes the code computes alike from the same attributes shrink alike.
     for leaf in leaves(expr):
         for cause in assignment.causes.get(leaf, []) if isinstance(leaf, AttributeOf) else ():
-            if cause.expr == expr and axis_size(cause.axis) == size:
+            if axis_size(cause.axis) == size and _alike(analysis, cause.expr, expr, leaf):
                 return cause.axis
     return None
+
+
+def _alike(analysis: Analysis, a: SizeExpr, b: SizeExpr, shared: SizeExpr) -> bool:
+    """Whether two sizes are computed alike: from the same attribute and otherwise equal numbers."""
+    if a == b:
+        return True
+    if isinstance(a, Computed) and isinstance(b, Computed):
+        return (
+            a.operator == b.operator
+            and _alike(analysis, a.left, b.left, shared)
+            and _alike(analysis, a.right, b.right, shared)
+        )
+    plain = (Constant, AttributeOf)
+    return (
+        shared not in (a, b)
+        and isinstance(a, plain)
+        and isinstance(b, plain)
+        and _current_value(analysis, a) == _current_value(analysis, b)
+    )
 
 
 def _tie_sides(analysis: Analysis, expr: Computed, where: FreezeReason) -> bool:

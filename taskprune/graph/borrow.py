@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import Enum
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -96,7 +98,8 @@ def trace_attributes(
 ) -> dict[tuple[str, tuple[str | int, ...]], int]:
     """Replace the integers that modules store by traced ones; return them by place.
 
-    Reaches into tuples, lists and dicts. To be called under :func:`borrowed`, which undoes it.
+    Reaches into tuples, lists, dicts and configurations. To be called under :func:`borrowed`, which
+    undoes it.
     """
     found: dict[tuple[str, tuple[str | int, ...]], int] = {}
     copied: dict[int, Any] = {}  # a container that several modules share stays shared
@@ -138,4 +141,28 @@ def _mapped(
             inner = (*path, key) if isinstance(key, str | int) else None
             mapping[key] = _mapped(v, inner, function, copied) if inner else v
         return mapping
+    if _is_configuration(value):
+        configuration = object.__new__(type(value))
+        copied[id(value)] = configuration
+        for name, v in vars(value).items():
+            vars(configuration)[name] = _mapped(v, (*path, name), function, copied)
+        return configuration
     return function(value, path)
+
+
+_NO_CONFIGURATIONS = frozenset({"torch", "builtins", "functools", "types", "enum", "collections"})
+
+
+def _is_configuration(value: Any) -> bool:
+    """Whether a value is an object of somebody's own class that only holds settings."""
+    kind = type(value)
+    if kind.__module__.split(".", 1)[0] in _NO_CONFIGURATIONS or not hasattr(value, "__dict__"):
+        return False
+    if isinstance(value, type | ModuleType | int | float | str | bytes | Enum) or callable(value):
+        return False
+    # A class with slots, or one that extends a container, has more to it than these.
+    if kind.__itemsize__ or any("__slots__" in vars(k) for k in kind.__mro__[:-1]):
+        return False
+    if isinstance(value, Mapping | Sequence | Set | Iterator):
+        return False
+    return not any(isinstance(v, Tensor | nn.Module) or callable(v) for v in vars(value).values())

@@ -181,18 +181,36 @@ def store_attributes(model: nn.Module, changes: Iterable[AttributeChange], undo:
     Raises:
         PlanMismatchError: A module or attribute does not exist, or holds something else.
     """
+    changes = tuple(changes)
+    holders = _holders(model) if any(len(change.path) > 1 for change in changes) else {}
     for change in changes:
         where = f"`{change.module or type(model).__name__}`, path {list(change.path)}"
+        copies: list[tuple[Any, Any]] = []
         try:
             module = model.get_submodule(change.module)
             old = getattr(module, str(change.path[0]))
-            new = _replaced(old, change.path[1:], change.value)
+            new = _replaced(old, change.path[1:], change.value, copies)
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise PlanMismatchError(
                 f"The plan stores {change.value} in {where}, which this model lacks: {error}. "
                 "Build the model with the arguments of the original."
             ) from error
         _store(module, str(change.path[0]), new, undo)
+        # Modules that share a container or a configuration go on sharing it.
+        for shared, copied in copies:
+            holders[id(copied)] = (copied, held := holders.get(id(shared), (shared, []))[1])
+            for holder, name in held:
+                if vars(holder).get(name) is shared:
+                    _store(holder, name, copied, undo)
+
+
+def _holders(model: nn.Module) -> dict[int, tuple[Any, list[tuple[nn.Module, str]]]]:
+    """Map the id of each object that modules store to the object and those who store it."""
+    holders: dict[int, tuple[Any, list[tuple[nn.Module, str]]]] = {}
+    for module in model.modules():
+        for name, value in vars(module).items():
+            holders.setdefault(id(value), (value, []))[1].append((module, name))
+    return holders
 
 
 def describe_truthfully(
@@ -244,8 +262,13 @@ def _store(module: nn.Module, name: str, value: Any, undo: UndoLog) -> None:
     undo.add(restore)
 
 
-def _replaced(old: Any, path: tuple[str | int, ...], value: int) -> Any:
-    """Return ``old`` with the integer at ``path`` replaced; containers are copied, not changed."""
+def _replaced(
+    old: Any, path: tuple[str | int, ...], value: int, copies: list[tuple[Any, Any]]
+) -> Any:
+    """Return ``old`` with the integer at ``path`` replaced; containers are copied, not changed.
+
+    Takes note of each copied object and its copy, but of no tuple: equal ones may be one object.
+    """
     if not path:
         if not isinstance(old, int) or isinstance(old, bool):
             raise TypeError(f"expected an integer there, found {old!r}")
@@ -253,12 +276,14 @@ def _replaced(old: Any, path: tuple[str | int, ...], value: int) -> Any:
     key, rest = path[0], path[1:]
     if isinstance(old, tuple):
         items = list(old)
-        items[int(key)] = _replaced(items[int(key)], rest, value)
+        items[int(key)] = _replaced(items[int(key)], rest, value, copies)
         return type(old)(*items) if hasattr(old, "_fields") else type(old)(items)
     changed = copy.copy(old)
+    copies.append((old, changed))
     if isinstance(old, list | Mapping):
-        changed[key] = _replaced(changed[key], rest, value)
+        changed[key] = _replaced(changed[key], rest, value, copies)
     else:
         # A configuration object, perhaps a frozen dataclass.
-        object.__setattr__(changed, str(key), _replaced(getattr(old, str(key)), rest, value))
+        inner = _replaced(getattr(old, str(key)), rest, value, copies)
+        object.__setattr__(changed, str(key), inner)
     return changed

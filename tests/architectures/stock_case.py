@@ -26,6 +26,7 @@ from taskprune.testing import randomise_
 class StockCase:
     """A model with random weights and statistics, its groups, and scores at random."""
 
+    name: str
     model: nn.Module
     inputs: Any
     groups: CouplingGroups
@@ -39,7 +40,7 @@ def stock_case(architecture: Architecture) -> StockCase:
     inputs = architecture.inputs()
     groups = couple(trace(model, inputs))
     scores = score(model, groups, {}, [], importance=importance_by_name("random"))
-    return StockCase(model, inputs, groups, scores)
+    return StockCase(architecture.name, model, inputs, groups, scores)
 
 
 def pruned(case: StockCase, ratio: float) -> tuple[nn.Module, PruningPlan, VerificationReport]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,10 @@ from architectures import Architecture
 from architectures.transformers_models import TRANSFORMERS_MODELS
 from stock_case import StockCase, n_parameters, outputs_of, pruned, shared_names, stock_case
 
-from taskprune.testing import assert_permutation_invariant
+from taskprune.errors import InfeasibleBudgetError
+from taskprune.plan import build_plan
+from taskprune.rewrite import apply_plan
+from taskprune.testing import assert_permutation_invariant, random_drop
 
 pytestmark = [
     pytest.mark.slow,
@@ -20,7 +24,10 @@ pytestmark = [
     ),
 ]
 
-GENERATING = ("gpt2", "llama", "qwen3", "falcon", "bart", "t5", "mamba")
+STAYS = {"transformers/longformer": 0.5}
+"""Ratios out of reach: sliding windows cut by strides keep the heads and all they read."""
+
+GENERATING = ("bart", "falcon", "gpt2", "llama", "qwen3", "t5")
 PERMUTED_GROUPS = 12
 """Groups whose channels are permuted; those of deep models repeat from block to block."""
 
@@ -32,8 +39,17 @@ def case(request: pytest.FixtureRequest) -> StockCase:
     return stock_case(architecture)
 
 
+def named(name: str) -> Architecture:
+    return next(a for a in TRANSFORMERS_MODELS if a.name == f"transformers/{name}")
+
+
 @pytest.mark.parametrize("ratio", [0.3, 0.5])
 def test_the_asked_share_goes_and_the_rest_is_exact(case: StockCase, ratio: float) -> None:
+    if STAYS.get(case.name) == ratio:
+        with pytest.raises(InfeasibleBudgetError):
+            pruned(case, ratio)
+        assert {r.kind for f in case.groups.frozen for r in f.reasons} == {"structure", "interface"}
+        return
     smaller, _, report = pruned(case, ratio)
     assert ratio <= 1 - n_parameters(smaller) / n_parameters(case.model) < ratio + 0.005
     assert report.oracle in ("masked", "permutation")
@@ -64,3 +80,26 @@ def test_a_pruned_model_takes_a_training_step(case: StockCase) -> None:
     optimizer.step()
     moved = [not torch.equal(a, b) for a, b in zip(before, smaller.parameters(), strict=True)]
     assert sum(moved) > len(moved) / 2
+
+
+@pytest.mark.parametrize("name", GENERATING)
+def test_a_pruned_model_generates_the_same_with_and_without_a_cache(name: str) -> None:
+    case = stock_case(named(name))
+    smaller: Any = pruned(case, 0.3)[0].double()
+    ids = case.inputs["input_ids"]
+    fixed = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    cached = smaller.generate(ids, use_cache=True, **fixed)
+    assert torch.equal(cached, smaller.generate(ids, use_cache=False, **fixed))
+    assert cached.shape[1] > 6
+
+
+def test_a_configuration_that_the_forward_reads_tells_the_new_sizes() -> None:
+    case = stock_case(named("phi3"))
+    plan = build_plan(case.groups, random_drop(case.groups, 0.5, seed=0))
+    smaller: Any = apply_plan(case.model, plan, example_inputs=case.inputs, groups=case.groups)
+    before: Any = case.model
+    assert before.config.num_attention_heads == 4
+    assert smaller.config.num_attention_heads == 2
+    for layer in smaller.model.layers:
+        assert layer.self_attn.config is smaller.config
+        assert layer.self_attn.o_proj.in_features == 2 * layer.self_attn.head_dim

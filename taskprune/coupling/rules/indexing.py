@@ -13,6 +13,7 @@ from taskprune.graph.records import Ref
 aten = torch.ops.aten
 
 _BY_POSITION = "entries are picked by their positions"
+_WRITTEN = "entries are written by their positions"
 
 
 @channel_rule(aten.embedding.default)
@@ -87,18 +88,73 @@ def _indexed_dims(ctx: RuleContext) -> tuple[set[int], int, tuple[int, ...]]:
 
 @channel_rule(*overloads("index_put", "_unsafe_index_put", "_index_put_impl"))
 def _index_put(ctx: RuleContext) -> None:
+    """What is written is as wide as what it is written to along the dims without an index."""
     state, values = ctx.tensor("self"), ctx.tensor("values")
-    for axis in (*state.axes, *values.axes):
-        ctx.freeze(axis, "structure", "entries are written by their positions")
-    ctx.produce(state.axes)
+    taken, lead, n_new = _written_dims(ctx)
+    for d in taken:
+        ctx.freeze(state.axes[d], "structure", _WRITTEN)
+    rest = [axis for d, axis in enumerate(state.axes) if d not in taken]
+    target: list[Axis | None] = [*rest[:lead], *[None] * n_new, *rest[lead:]]
+    for axis, own in zip(reversed(values.axes), reversed(target), strict=False):
+        if own is None:
+            ctx.freeze(axis, "structure", _WRITTEN)
+        elif axis_size(axis) == axis_size(own):
+            ctx.tie(axis, own)
+    ctx.produce(state.axes, zero=state.zero and values.zero)
 
 
-@channel_rule(*overloads("scatter", "scatter_add", "scatter_reduce", "index_add", "index_copy"))
+def _written_dims(ctx: RuleContext) -> tuple[set[int], int, int]:
+    """Return the dims that an index takes, where the dims of what it picks go, and how many."""
+    graph = ctx.analysis.graph
+    taken: list[int] = []
+    positions: list[int] = []
+    n_new = d = 0
+    for position, part in enumerate(ctx.argument("indices")):
+        width = 1
+        if isinstance(part, Ref):
+            value = graph.values[part.value]
+            width = len(value.shape) if value.is_mask else 1
+            n_new = max(n_new, 1 if value.is_mask else len(value.shape))
+            taken += range(d, d + width)
+            positions.append(position)
+        d += width
+    adjacent = positions == list(range(positions[0], positions[0] + len(positions)))
+    return set(taken), taken[0] if adjacent else 0, n_new
+
+
+@channel_rule(*overloads("index_add", "index_copy", "index_reduce"))
+def _index_add(ctx: RuleContext) -> None:
+    """Along the other dims, what is written is as long as what it is written to."""
+    state, source = ctx.tensor("self"), ctx.tensor("source")
+    written = ctx.dim("dim", len(state.axes))
+    for d, (axis, own) in enumerate(zip(source.axes, state.axes, strict=True)):
+        if d == written:
+            ctx.freeze(axis, "structure", _WRITTEN)
+            ctx.freeze(own, "structure", _WRITTEN)
+        else:
+            ctx.tie(own, axis)
+    axes = [
+        own if is_tracked(own) or d == written else axis
+        for d, (axis, own) in enumerate(zip(source.axes, state.axes, strict=True))
+    ]
+    ctx.produce(axes, zero=state.zero and source.zero)
+
+
+@channel_rule(*overloads("scatter", "scatter_add", "scatter_reduce"))
 def _scatter(ctx: RuleContext) -> None:
-    for state in ctx.tensors():
-        for axis in state.axes:
-            ctx.freeze(axis, "structure", "entries are written by their positions")
-    ctx.produce(ctx.axes("self"))
+    """Along the other dims the index is as long as the target, or shorter by choice."""
+    state, index = ctx.tensor("self"), ctx.tensor("index")
+    dim = ctx.dim("dim", len(state.axes)) if state.axes else 0
+    others = [index, *([ctx.tensor("src")] if ctx.has("src") else [])]
+    for d, own in enumerate(state.axes):
+        lengths = {other.shape[d] for other in others} | {state.shape[d]}
+        if d == dim or len(lengths) > 1:
+            for axis in (own, *(other.axes[d] for other in others)):
+                ctx.freeze(axis, "structure", _WRITTEN)
+        else:
+            for other in others:
+                ctx.tie(own, other.axes[d])
+    ctx.produce(state.axes)
 
 
 @channel_rule(aten.topk.default, *overloads("sort", "argsort", "kthvalue", "mode", "median"))

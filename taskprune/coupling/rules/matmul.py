@@ -33,6 +33,28 @@ def _baddbmm(ctx: RuleContext) -> None:
     _product(ctx, ctx.tensor("batch1"), ctx.tensor("batch2"), ctx.tensor("self"))
 
 
+@channel_rule(aten._grouped_mm.default)
+def _grouped(ctx: RuleContext) -> None:
+    """``[rows, k] @ [groups, k, m]``: consecutive rows meet a matrix of their own each."""
+    left, right = ctx.tensor("self"), ctx.tensor("mat2")
+    if (len(left.axes), len(right.axes)) != (2, 3):
+        for axis in (*left.axes, *right.axes):
+            ctx.freeze(axis, "structure", "is cut into groups of rows by position")
+        ctx.produce_fixed()
+        return
+    rows, inner = left.axes
+    groups, inner_right, columns = right.axes
+    for axis in (rows, groups):
+        ctx.freeze(axis, "structure", "each group of rows meets a matrix by its number")
+    contract(ctx, left, inner, right, inner_right)
+    if ctx.has("bias"):
+        for axis, own in zip(ctx.axes("bias")[::-1], (columns, groups), strict=False):
+            ctx.tie(own, axis)
+    zero = right.zero or not is_tracked(columns)
+    ctx.produce([rows, columns], zero=zero and not ctx.has("bias"))
+    ctx.count(1, rows, inner, columns)
+
+
 @channel_rule(aten.mv.default)
 def _mv(ctx: RuleContext) -> None:
     matrix, vector = ctx.tensor("self"), ctx.tensor("vec")
