@@ -70,10 +70,57 @@ def criteria_table(content: dict[str, Any]) -> str:
     return markdown(["criterion", "parameters removed", *columns], lines)
 
 
+def tracing_table(content: dict[str, Any]) -> str:
+    """Return seconds and memory per model, the peers' seconds beside them."""
+    peers = ("torch-pruning", "torch-kirigami")
+    rows = []
+    for row in content["rows"]:
+        ours = row["taskprune"]
+        cells = [f"{ours[key]:.2f} s" if key in ours else "–" for key in ("trace", "couple")]
+        cells.append(f"{ours['megabytes']:.0f} MB" if "megabytes" in ours else "–")
+        for peer in (row[name] for name in peers):
+            if "seconds" not in peer:
+                cells.append(peer["outcome"].partition(":")[0])
+            else:
+                ratio = f" ({peer['seconds'] / ours['seconds']:.1f} ×)" if "seconds" in ours else ""
+                cells.append(f"{peer['seconds']:.2f} s{ratio}")
+        rows.append([row["name"], *cells])
+    return markdown(["", "trace", "couple", "memory", "Torch-Pruning", "torch-kirigami"], rows)
+
+
+def coverage_table(content: dict[str, Any]) -> str:
+    """Return what became of each stock architecture, and the counts of all."""
+    rows = []
+    for row in content["rows"]:
+        peer = row["peer"]
+        cells = [f"{row['seconds']:.2f} s", f"{100 * row['stuck']:.1f} %"] if "stuck" in row else []
+        for ratio in ("0.3", "0.5"):
+            removed, error = row.get(f"removed {ratio}"), row.get(f"error {ratio}")
+            cells.append("–" if removed is None else f"{100 * removed:.1f} %")
+            cells.append(row["outcome"].partition(":")[0] if error is None else f"{error:.0e}")
+        verdict = peer["outcome"].partition(":")[0]
+        if verdict == "runs":
+            verdict = "keeps shapes" if peer["shapes"] else "cuts the outputs"
+            verdict += {True: ", exact", False: ", wrong", None: ""}[peer["exact"]]
+        rows.append([row["name"], *["–"] * (6 - len(cells)), *cells, verdict])
+    headings = ["", "trace + couple", "stuck", "−30 %", "error", "−50 %", "error", "Torch-Pruning"]
+    counts = "\n".join(
+        f"- {name}: {f'{100 * n:.2f} %' if isinstance(n, float) else n}"
+        for name, n in content["summary"].items()
+    )
+    return f"{counts}\n\n{markdown(headings, rows)}"
+
+
 def table(name: str) -> str:
     """Return the table made of one results file."""
     content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    return demo_table(content) if "metrics" in content else criteria_table(content)
+    if "metrics" in content:
+        return demo_table(content)
+    if "peer" in content["rows"][0]:
+        return coverage_table(content)
+    if "taskprune" in content["rows"][0]:
+        return tracing_table(content)
+    return criteria_table(content)
 
 
 def rendered(text: str) -> str:
