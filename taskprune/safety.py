@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups, IntArray
 from taskprune.errors import InputError
 from taskprune.importance.scores import BLIND, ChannelScores
+from taskprune.multiples import multiple_for
 
 Limit: TypeAlias = Literal["min_channels", "max_removed", "max_removed_private", "protected"]
 """The fields of :class:`Safety` that can hold a group back (``protected_quantile`` for short)."""
@@ -37,26 +38,32 @@ class Safety:
         protected_quantile: Channels above this quantile of *any* task's own scores stay, however
             the tasks' scores and penalties add up. Taken over all channels that the task can
             reach; 1.0 protects none.
-        round_to: Groups keep a multiple of this many channels. A group may keep all, and where
-            the multiples would miss the target by more than 0.5 % as few groups as possible do
-            not keep one.
+        round_to: Groups keep a multiple of this many channels; a number, or a name in
+            :data:`taskprune.multiples.DEVICE_MULTIPLES` such as ``"tensor-core-fp16"``. A group
+            may keep all, and where the multiples would miss the target by more than 0.5 % as few
+            groups as possible do not keep one.
     """
 
     min_channels: int = 4
     max_removed: float = 0.9
     max_removed_private: float = 0.75
     protected_quantile: float = 0.95
-    round_to: int = 1
+    round_to: int | str = 1
 
     def __post_init__(self) -> None:
-        for name in ("min_channels", "round_to"):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise InputError(f"`{name}` must be a whole number from 1 on. Found {count!r}.")
+        count = self.min_channels
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InputError(f"`min_channels` must be a whole number from 1 on. Found {count!r}.")
+        multiple_for(self.round_to)
         for name in ("max_removed", "max_removed_private", "protected_quantile"):
             fraction = getattr(self, name)
             if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
                 raise InputError(f"`{name}` must be a fraction from 0 to 1. Found {fraction!r}.")
+
+    @property
+    def multiple(self) -> int:
+        """The number of channels that ``round_to`` stands for."""
+        return multiple_for(self.round_to)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -131,7 +138,7 @@ def bound_limits(
     return tuple(
         BoundLimit(part.group.name, kept[part.group.name], part.held_by)
         for part in removable(groups, scores, safety)
-        if len(part.order) - (part.group.n_channels - kept[part.group.name]) < safety.round_to
+        if len(part.order) - (part.group.n_channels - kept[part.group.name]) < safety.multiple
     )
 
 

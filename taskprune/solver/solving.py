@@ -104,21 +104,21 @@ def solve(
     account = Account(
         removable(groups, scores, safety), models, budget, batch_size=groups.batch_size
     )
-    multiples = [in_multiples(part, safety.round_to) for part in account.parts]
+    multiples = [in_multiples(part, safety.multiple) for part in account.parts]
     exceeded = [name for name in account.limits if account.shortfall(name) > 0]
     if len(exceeded) > 1:
         powers = np.array([cost_power.of(name) for name in exceeded])
         account.move_to(balanced(account, multiples, exceeded, powers))
     power = max(cost_power.of(name) for name in exceeded or account.limits)
     remove(account, multiples, power)
-    if safety.round_to > 1:
+    if safety.multiple > 1:
         # Where multiples alone cannot reach the target, the target comes first.
         remove(account, [in_multiples(part, 1) for part in account.parts], power)
     if account.excess() > 0:
         raise InfeasibleBudgetError(infeasible(groups, account, safety))
     put_back(account, multiples)
-    if safety.round_to > 1 and account.miss() > MISS:
-        fill(account, safety.round_to)
+    if safety.multiple > 1 and account.miss() > MISS:
+        fill(account, safety.multiple)
     names = [group.name for group in groups]
     drop = {
         part.group.name: np.sort(part.order[:n])

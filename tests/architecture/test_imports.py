@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "taskprune"
 
 # A module may import from its own layer and those before it.
 LAYERS = (
-    ("version", "errors", "rng", "denormals", "garbage", "meta", "wrappers"),
+    ("version", "errors", "multiples", "rng", "denormals", "garbage", "meta", "wrappers"),
     ("forward", "tasks", "progress", "inputs", "replace"),
     ("graph",),
     ("coupling",),

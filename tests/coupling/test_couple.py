@@ -161,6 +161,23 @@ def test_protected_modules_keep_their_output_channels(
         assert any(r.kind == "user" for f in groups.frozen for r in f.reasons)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "left"),
+    [
+        ("*.0", {"trunk"}),
+        ("l*.[01]", {"trunk", "box.0", "area.0"}),
+        ("?ox.*", {"trunk", "lane.0", "area.0"}),
+        ("lane.0.weight", {"trunk", "box.0", "area.0"}),
+    ],
+    ids=str,
+)
+def test_a_pattern_reaches_nested_names_and_is_named(pattern: str, left: set[str]) -> None:
+    groups = groups_of(ThreeHeads(), protect=pattern)
+    assert {group.name for group in groups} == left
+    reasons = [r for group in groups.frozen for r in group.reasons if r.kind == "user"]
+    assert {reason.detail for reason in reasons} == {f"protected by '{pattern}'"}
+
+
 def test_protecting_what_does_not_exist_is_refused() -> None:
     with pytest.raises(InputError, match="'neck'"):
         groups_of(Residual(), protect=("neck",))

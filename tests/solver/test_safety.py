@@ -15,6 +15,7 @@ from taskprune.budget import Budget
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups, TensorSlice
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
+from taskprune.multiples import DEVICE_MULTIPLES
 from taskprune.safety import BoundLimit, Safety, bound_limits, removable
 from taskprune.solver import solve
 
@@ -135,3 +136,19 @@ def test_limits_never_give_way() -> None:
 def test_bad_limits_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(arguments))):
         Safety(**arguments)
+
+
+@pytest.mark.parametrize("device", DEVICE_MULTIPLES)
+def test_a_device_stands_for_its_multiple(device: str) -> None:
+    groups, safety = chain([128, 256, 192]), Safety(round_to=device)
+    assert safety.multiple == DEVICE_MULTIPLES[device]
+    budget = Budget.from_ratio(0.4)
+    by_number = solve(
+        groups, random_scores(groups), budget, safety=Safety(round_to=safety.multiple)
+    )
+    assert solve(groups, random_scores(groups), budget, safety=safety).drop == by_number.drop
+
+
+def test_an_unknown_device_is_refused_with_those_known() -> None:
+    with pytest.raises(InputError, match=r"one of 'tensor-core-fp16' \(8\).*Found 'abacus'"):
+        Safety(round_to="abacus")
