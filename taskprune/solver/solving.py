@@ -22,6 +22,7 @@ from taskprune.rationale import make_rationale
 from taskprune.safety import Safety, bound_limits, removable
 from taskprune.solver.account import Account
 from taskprune.solver.blocks import in_multiples
+from taskprune.solver.exchange import exchange
 from taskprune.solver.infeasible import infeasible
 from taskprune.solver.landing import MISS, fill, put_back, remove
 from taskprune.solver.multipliers import balanced
@@ -117,6 +118,7 @@ def solve(
     if account.excess() > 0:
         raise InfeasibleBudgetError(infeasible(groups, account, safety))
     put_back(account, multiples)
+    exchange(account, multiples, power)
     if safety.multiple > 1 and account.miss() > MISS:
         fill(account, safety.multiple)
     names = [group.name for group in groups]
