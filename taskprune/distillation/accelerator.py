@@ -22,7 +22,8 @@ def accelerated(settings: DistillSettings) -> Iterator[Accelerator]:
 
     Raises:
         MissingDependencyError: Accelerate is not installed.
-        InputError: The state that is there contradicts the settings.
+        InputError: The state that is there contradicts the settings, or Accelerate was started
+            with a way of distributing that the trainer does not know.
     """
     try:
         from accelerate import Accelerator, DistributedDataParallelKwargs
@@ -54,9 +55,25 @@ def accelerated(settings: DistillSettings) -> Iterator[Accelerator]:
                 f"Accelerate refuses mixed_precision={settings.mixed_precision!r}, "
                 f"cpu={settings.cpu}: {error}"
             ) from error
+        _check_distribution(accelerator)
         yield accelerator
     finally:
         if not PartialState().use_distributed:  # else the process group belongs to the launcher
             for state, attributes in zip(states, before, strict=True):
                 state._shared_state.clear()
                 state._shared_state.update(attributes)
+
+
+def _check_distribution(accelerator: Accelerator) -> None:
+    """Refuse what splits the student's parameters between processes.
+
+    Taps, checkpoints, the weight average and the student that is given back all need them whole.
+    """
+    found = accelerator.distributed_type.value
+    if found != "NO" and not found.startswith("MULTI_"):
+        raise InputError(
+            "Distillation runs on one process or data-parallel, every process with the whole "
+            f"student. Found Accelerate started with {found}. Run `accelerate config` and choose "
+            "multi-GPU or multi-CPU without FSDP, DeepSpeed or Megatron-LM, or start with "
+            "`torchrun`."
+        )

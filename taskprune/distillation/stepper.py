@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +98,7 @@ class Stepper:
             norm = self._accelerator.clip_grad_norm_(
                 self._parameters, self._run.settings.gradient_clip
             )
-            record = self._record(step, rate, done, norm)
+            record = self._agreed(lambda: self._record(step, rate, done, norm))
         except BaseException:
             self._buffers.restore()
             raise
@@ -158,6 +158,32 @@ class Stepper:
         }
         means = {name: sum(values) / len(values) for name, values in seen.items() if values}
         self.log_variances = weighting.updated(self.log_variances, means)
+
+    def _agreed(self, record: Callable[[], StepRecord]) -> StepRecord:
+        """Return this process's record, or raise in all processes what one of them raises.
+
+        A process that went on alone would wait for the others for ever.
+        """
+        if self._accelerator.num_processes == 1:
+            return record()
+        mine: StepRecord | None = None
+        error: TrainingError | None = None
+        try:
+            mine = record()
+        except TrainingError as raised:
+            error = raised
+        flag = torch.tensor(float(error is not None), device=self._accelerator.device)
+        n_failed: Any = self._accelerator.reduce(flag, "sum")
+        if not n_failed.item():
+            assert mine is not None
+            return mine
+        from accelerate.utils import gather_object
+
+        said = gather_object([None if error is None else str(error)])
+        if error is not None:
+            raise error
+        process, message = next((i, text) for i, text in enumerate(said) if text is not None)
+        raise TrainingError(f"Process {process} stopped, and with it all others. {message}")
 
     def _record(
         self, step: int, rate: float, done: list[tuple[Position, BatchLosses]], norm: Tensor

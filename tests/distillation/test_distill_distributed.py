@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 CHILD = Path(__file__).with_name("distributed_child.py")
+NAN_CHILD = Path(__file__).with_name("nan_child.py")
 
 
-def launch(folder: Path, *, n_processes: int) -> None:
+def launch(folder: Path, *, n_processes: int, child: Path = CHILD) -> None:
     """Start the child as `accelerate launch` would, and wait for all processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -32,7 +33,7 @@ def launch(folder: Path, *, n_processes: int) -> None:
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, str(CHILD), str(folder), str(rank)],
+            [sys.executable, str(child), str(folder), str(rank)],
             env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -95,5 +96,18 @@ def test_one_script_scores_prunes_and_distils_on_two_processes(tmp_path: Path) -
     assert done.returncode == 0, done.stderr
     plans = [(tmp_path / f"plan_{rank}.json").read_text() for rank in (0, 1)]
     assert plans[0] == plans[1]
+    first, second = (load_file(tmp_path / f"student_{rank}.safetensors") for rank in (0, 1))
+    assert same_state(first, second)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_a_loss_that_is_not_finite_in_one_process_stops_all_at_the_same_weights(
+    tmp_path: Path,
+) -> None:
+    launch(tmp_path, n_processes=2, child=NAN_CHILD)
+    said = [(tmp_path / f"said_{rank}.txt").read_text() for rank in (0, 1)]
+    assert said[1].startswith("Step 2: the task loss `near` is nan")
+    assert said[0] == f"Process 1 stopped, and with it all others. {said[1]}"
     first, second = (load_file(tmp_path / f"student_{rank}.safetensors") for rank in (0, 1))
     assert same_state(first, second)
