@@ -111,9 +111,34 @@ def coverage_table(content: dict[str, Any]) -> str:
     return f"{counts}\n\n{markdown(headings, rows)}"
 
 
+def distillation_table(content: dict[str, Any]) -> str:
+    """Return what each way of fine-tuning brings back, one row per set of images and arm."""
+    rows = content["arms"]
+    lines = []
+    for row in rows:
+        cells = [row["on"], row["arm"]]
+        for task, change in row["change"].items():
+            cells.append(_with_spread(change, "{:+.1f}"))
+            cells.append(_with_spread(row["recovered"].get(task, (None, None)), "{:.0f}"))
+        lines.append(cells)
+    headings = ["images", "after"]
+    for task in rows[0]["change"]:
+        headings += [f"{task}, change", "recovered %"]
+    return markdown(headings, lines)
+
+
+def _with_spread(figure: Sequence[float | None], form: str) -> str:
+    mean, spread = figure
+    if mean is None:
+        return ""
+    return form.format(mean) + (f" ± {form.format(spread).lstrip('+')}" if spread else "")
+
+
 def table(name: str) -> str:
     """Return the table made of one results file."""
     content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+    if "arms" in content:
+        return distillation_table(content)
     if "metrics" in content:
         return demo_table(content)
     if "peer" in content["rows"][0]:
