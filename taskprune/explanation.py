@@ -12,8 +12,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from taskprune.cost.units import COST_NAMES
 from taskprune.errors import InputError
-from taskprune.plan_tables import COST_NAMES, WIDTH, ranges_text
+from taskprune.plan_tables import WIDTH, ranges_text
 from taskprune.rationale import FrozenDecision, GroupRationale
 
 if TYPE_CHECKING:

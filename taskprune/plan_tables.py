@@ -10,14 +10,13 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from taskprune.cost.units import COST_NAMES, amount
+
 if TYPE_CHECKING:
     from taskprune.plan import PruningPlan
 
 WIDTH = 100
 """Columns of a plan as text."""
-
-COST_NAMES = {"params": "parameters", "macs": "multiply-adds"}
-"""Costs as a reader calls them."""
 
 
 def plan_summary(plan: PruningPlan) -> str:
@@ -31,7 +30,11 @@ def plan_summary(plan: PruningPlan) -> str:
     ]
     for cost, (before, after) in plan.costs.items():
         saved = f" (-{1 - after / before:.1%})" if before else ""
-        parts.append(f"{COST_NAMES.get(cost, cost)} {before:,} to {after:,}{saved}")
+        if cost == "latency_ns":
+            text = f"{amount(cost, before)} to {amount(cost, after)}"
+        else:
+            text = f"{before:,} to {after:,}"
+        parts.append(f"{COST_NAMES.get(cost, cost)} {text}{saved}")
     return "; ".join(parts)
 
 

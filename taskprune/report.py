@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from taskprune.budget import Budget
+from taskprune.cost.units import COST_NAMES, amount
 from taskprune.coupling.groups import CouplingGroups, FrozenGroup
 from taskprune.importance.conflict_report import (
     ConflictReport,
@@ -102,7 +103,8 @@ class PruneReport:
         budget: What was asked for, in words.
         criterion: Name of the importance criterion.
         calibration_batches: How many batches the scores come from.
-        costs: ``{"params" | "macs": (before, after)}``; MACs are of one sample.
+        costs: ``{cost: (before, after)}``: ``params``, ``macs`` of one sample, and of the whole
+            batch ``latency_ns`` and ``activation_memory`` where the budget bounds them.
         tasks: A line per task.
         groups: A line per prunable group.
         frozen: A line per frozen group.
@@ -168,7 +170,7 @@ def make_report(
         criterion=scores.criterion,
         calibration_batches=scores.n_batches,
         costs={
-            "params": plan.costs["params"],
+            **plan.costs,
             "macs": _per_sample(plan.costs["macs"], groups.batch_size),
         },
         tasks=tuple(_task_line(row, scores, plan) for row in range(len(scores.tasks))),
@@ -232,9 +234,10 @@ def cost_table(report: PruneReport) -> Table:
     table = Table(title=f"Pruned to {report.budget} by {report.criterion}", title_justify="left")
     for heading in ("", "before", "after", "removed"):
         table.add_column(heading, justify="left" if not heading else "right")
-    names = {"params": "parameters", "macs": "multiply-adds a sample"}
-    for cost, (before, after) in report.costs.items():
-        table.add_row(names[cost], f"{before:,}", f"{after:,}", f"{report.removed(cost):.2%}")
+    names = {**COST_NAMES, "macs": "multiply-adds a sample", "latency_ns": "latency, predicted"}
+    for cost, pair in report.costs.items():
+        before, after = (amount(cost, n) if cost == "latency_ns" else f"{n:,}" for n in pair)
+        table.add_row(names.get(cost, cost), before, after, f"{report.removed(cost):.2%}")
     return table
 
 

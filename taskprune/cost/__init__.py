@@ -2,10 +2,12 @@
 
 from taskprune.cost.latency import LatencyReport, measure_latency
 from taskprune.cost.measured import measure_macs, measure_params
+from taskprune.cost.memory import ActivationMemory
 from taskprune.cost.model import CostModel, CostState, count_macs, count_params
 from taskprune.cost.protocol import Cost, CostAccount
 
 __all__ = [
+    "ActivationMemory",
     "Cost",
     "CostAccount",
     "CostModel",

@@ -9,6 +9,9 @@ from taskprune.coupling.groups import (
     FrozenGroup,
     LinearForm,
     MacsTerm,
+    OperatorSite,
+    SizeProduct,
+    TensorForm,
     TensorSlice,
 )
 from taskprune.coupling.partition import prefer_inner, prefer_outer
@@ -23,7 +26,10 @@ __all__ = [
     "FrozenGroup",
     "LinearForm",
     "MacsTerm",
+    "OperatorSite",
     "RuleContext",
+    "SizeProduct",
+    "TensorForm",
     "TensorSlice",
     "channel_rule",
     "couple",

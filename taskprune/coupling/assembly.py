@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +24,7 @@ from taskprune.coupling.groups import (
 )
 from taskprune.coupling.partition import Partition
 from taskprune.coupling.provenance import Assignment
+from taskprune.coupling.sites import operator_sites
 from taskprune.coupling.taps import module_outputs
 from taskprune.graph.reach import tasks_reached
 
@@ -92,6 +94,7 @@ def assemble(analysis: Analysis, solution: Partition, assignment: Assignment) ->
             MacsTerm(w.operator, w.module, w.multiplier, tuple(linear(f) for f in own))
             for w, own in work
         ),
+        sites=operator_sites(analysis, classes, linear.share),
         activation_sizes={(tap.name, tap.dim): len(tap.labels) for tap in taps},
         tasks=tuple(graph.tasks),
         untraced=graph.untraced,
@@ -235,6 +238,21 @@ class _Linear:
             constant,
             {self.kinds.names[n]: int(c) for n, c in zip(numbers, counts, strict=True)},
         )
+
+    def share(self, form: Form) -> tuple[LinearForm, int]:
+        """Return a form and a divisor, for sizes that may hold a part of a group's channels."""
+        of_class = self.kinds.of_class[form.classes]
+        lone = of_class < 0
+        constant = form.constant + int(form.counts[lone].sum())
+        total: IntArray = np.zeros(len(self.kinds.names), np.int64)
+        np.add.at(total, of_class[~lone], form.counts[~lone])
+        numbers = np.flatnonzero(total)
+        sizes = self.kinds.sizes[numbers]
+        divisor = math.lcm(*(sizes // np.gcd(total[numbers], sizes)).tolist())
+        coefficients = total[numbers] * divisor // sizes
+        names = [self.kinds.names[n] for n in numbers]
+        of_group = dict(zip(names, coefficients.tolist(), strict=True))
+        return LinearForm(constant * divisor, of_group), divisor
 
 
 # -- groups --------------------------------------------------------------------------------------

@@ -6,11 +6,13 @@ against these records alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from math import prod
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from taskprune.replace import ModuleReplacement
@@ -141,6 +143,77 @@ class MacsTerm:
 
 
 @dataclass(frozen=True, slots=True)
+class SizeProduct:
+    """A length as ``multiplier * prod(factor.value(kept)) // divisor``.
+
+    The divisor is 1 unless only some channels of a group occur in the tensor; then the size is that
+    of an even choice among them.
+    """
+
+    multiplier: int
+    factors: tuple[LinearForm, ...] = ()
+    divisor: int = 1
+
+    def value(self, kept: Mapping[str, int]) -> int:
+        """Return the size when group ``g`` keeps ``kept[g]`` channels."""
+        return self.multiplier * prod(f.value(kept) for f in self.factors) // self.divisor
+
+
+@dataclass(frozen=True, slots=True)
+class TensorForm:
+    """A tensor that an operator reads or makes, with sizes as functions of the kept counts.
+
+    Attributes:
+        shape: One size per dim.
+        dtype: Of its entries.
+        storage: Number of its memory; views share it.
+        is_activation: Whether the forward pass made its memory. Parameters, buffers, inputs and
+            constants were there before.
+    """
+
+    shape: tuple[SizeProduct, ...]
+    dtype: torch.dtype
+    storage: int
+    is_activation: bool
+
+    def sizes(self, kept: Mapping[str, int]) -> tuple[int, ...]:
+        """Return the shape when group ``g`` keeps ``kept[g]`` channels."""
+        return tuple(size.value(kept) for size in self.shape)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class OperatorSite:
+    """One operator call that takes time or memory; those that only make views do neither.
+
+    Attributes:
+        operator: Such as ``"aten.relu.default"``; ``"output"`` for the last record, which reads
+            what the model returns.
+        module: Path of the innermost module whose forward ran it.
+        arguments: All arguments by their schema names, with a :class:`TensorForm` for each tensor,
+            and for numbers the values of the unpruned model.
+        outputs: What it returned, ``None`` where that was no tensor.
+    """
+
+    operator: str
+    module: str
+    arguments: Mapping[str, Any]
+    outputs: tuple[TensorForm | None, ...] = ()
+
+    @property
+    def inputs(self) -> tuple[TensorForm, ...]:
+        """The tensors among the arguments, in order."""
+        return tuple(_tensors(self.arguments.values()))
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[TensorForm]:
+    for value in values:
+        if isinstance(value, TensorForm):
+            yield value
+        elif isinstance(value, tuple):
+            yield from _tensors(value)
+
+
+@dataclass(frozen=True, slots=True)
 class AttributeForm:
     """An integer that a module stores and its forward reads, as a function of the kept counts.
 
@@ -168,6 +241,7 @@ class CouplingGroups:
         parameter_names: Those of ``shapes`` that are parameters.
         attributes: Integers to update in modules.
         macs: Cost of one forward pass on the traced example inputs, whole batch.
+        sites: Every operator call of that pass that takes time or memory, in order.
         activation_sizes: Full size of the indexed dim of each activation,
             ``{(module, dim): size}``.
         tasks: Names of the declared tasks, in their order.
@@ -183,6 +257,7 @@ class CouplingGroups:
     parameter_names: frozenset[str]
     attributes: tuple[AttributeForm, ...] = ()
     macs: tuple[MacsTerm, ...] = ()
+    sites: tuple[OperatorSite, ...] = ()
     activation_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)
     tasks: tuple[str, ...] = ()
     untraced: tuple[str, ...] = ()

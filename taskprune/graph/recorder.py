@@ -85,8 +85,9 @@ class Recorder:
             shape = tuple(int(n) for n in tensor.shape)
             storage = self._storage_of(tensor, number)
             floating = tensor.is_floating_point() or tensor.is_complex()
-            mask = tensor.dtype in (torch.bool, torch.uint8)
-        self.values.append(TensorValue(number, shape, kind, name, floating, mask, storage))
+            dtype = tensor.dtype
+            mask = dtype in (torch.bool, torch.uint8)
+        self.values.append(TensorValue(number, shape, kind, name, floating, mask, storage, dtype))
         self._numbers[tensor] = number
         if not self.is_real:
             # Fake tensors weigh nothing; alive, none of them shares an address with a later one.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import nn
 
 from taskprune.graph.sizes import Relation, SizeExpr
@@ -51,6 +52,7 @@ class TensorValue:
         is_floating: Whether its entries are floating-point (or complex) numbers.
         is_mask: Whether its entries are booleans; as an index, such a tensor selects.
         storage: Number of the first value with the same memory; views share it.
+        dtype: Of its entries.
     """
 
     id: int
@@ -60,6 +62,7 @@ class TensorValue:
     is_floating: bool
     is_mask: bool
     storage: int
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ class Table:
         empty_ints, empty = np.empty(0, dtype=np.int64), np.empty(0)
         self.ends: IntArray = np.concatenate([empty_ints, *(b.ends for b in blocks)])
         self.scores: FloatArray = np.concatenate([empty, *(b.scores for b in blocks)])
+        # Scores ascend within a group: its lowest and highest above 0.
+        gains = np.bincount(self.group[self.scores <= 0], minlength=len(blocks))
+        self.priced: IntArray = np.flatnonzero(gains < np.diff(self.starts))
+        self.lowest = self.scores[self.starts[self.priced] + gains[self.priced]]
+        self.highest = self.scores[self.starts[self.priced + 1] - 1]
 
     def left(self, removed: IntArray, wanted: NDArray[np.bool_]) -> IntArray:
         """Return the blocks of the wanted groups that are not gone yet."""
@@ -63,11 +68,13 @@ class Table:
 
     def key_range(self, scales: FloatArray) -> tuple[float, float]:
         """Return logarithms of a key below which only gains go, and of one below which all do."""
-        wanted = (scales[self.group] > 0) & (self.scores > 0)
+        wanted = scales[self.priced] > 0
         if not wanted.any():
             return 0.0, 0.0
-        logs = np.log(self.scores[wanted]) - np.log(scales[self.group[wanted]])
-        return float(logs.min()) - 1e-6, float(logs.max()) + 1e-6
+        logs = np.log(scales[self.priced[wanted]])
+        low = np.log(self.lowest[wanted]) - logs
+        high = np.log(self.highest[wanted]) - logs
+        return float(low.min()) - 1e-6, float(high.max()) + 1e-6
 
     def below(self, thresholds: FloatArray, wanted: NDArray[np.bool_]) -> IntArray:
         """Return the channels gone per group when every block up to its threshold goes.

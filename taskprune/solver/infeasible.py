@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from taskprune.budget import WORDS
+from taskprune.cost.units import amount
 from taskprune.coupling.groups import CouplingGroups, FrozenGroup
 from taskprune.safety import Safety
 from taskprune.solver.account import Account
@@ -16,11 +16,17 @@ def infeasible(groups: CouplingGroups, account: Account, safety: Safety) -> str:
     original, limit, lowest = account.original[name], account.limits[name], account.lowest(name)
     held = sum(part.group.n_channels - len(part.order) for part in account.parts)
     return (
-        f"At most {limit:,} {WORDS[name]} ({limit / max(1, original):.2%}) cannot be met: with "
-        f"{safety} the smallest reachable model has {lowest:,} of {original:,}, which removes "
+        f"At most {amount(name, limit)} ({limit / max(1, original):.2%}) cannot be met: with "
+        f"{safety} the smallest reachable model has {_of(name, lowest, original)}, which removes "
         f"{1 - lowest / max(1, original):.2%}. The limits hold {held} channels of "
         f"{len(groups)} groups. {_largest_frozen(groups)} Allow more in the budget or in `safety=`."
     )
+
+
+def _of(name: str, lowest: int, original: int) -> str:
+    if name == "latency_ns":
+        return f"{amount(name, lowest)} of {amount(name, original)}"
+    return f"{lowest:,} of {original:,}"
 
 
 def _largest_frozen(groups: CouplingGroups) -> str:

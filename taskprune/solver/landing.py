@@ -9,16 +9,19 @@ is put back, most important first.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from taskprune.coupling.groups import IntArray
 from taskprune.solver.account import Account
-from taskprune.solver.blocks import Blocks, Table, order_keys
+from taskprune.solver.blocks import Blocks, FloatArray, Table, order_keys
 
 SHARE_PER_ROUND = 0.25
 """Share of the remaining excess that goes before savings and prices are looked at again."""
+
+FIRST_SORTED = 2048
+"""How many of the cheapest blocks are put in order at first."""
 
 MISS = 0.005
 """By which fraction of the original cost a plan may undershoot for the sake of ``round_to``."""
@@ -33,13 +36,29 @@ def remove(account: Account, blocks: Sequence[Blocks], power: float) -> None:
         if not left.size:
             return
         keys = order_keys(table.scores[left], prices[table.group[left]], power)
-        order = left[np.argsort(keys, kind="stable")]
         # The plain order does not depend on what has gone: one round is enough.
         share = 1.0 if power == 0 and len(account.limits) == 1 else SHARE_PER_ROUND
-        count = _prefix(account, table, order, (1 - share) * excess)
+        target = (1 - share) * excess
+        for order in _low_ends(left, keys):
+            if account.excess(table.removed_after(order, account.removed)) <= target:
+                break
+        count = _prefix(account, table, order, target)
         after = table.removed_after(order[:count], account.removed)
         for group in np.flatnonzero(after != account.removed).tolist():
             account.set_removed(group, int(after[group]))
+
+
+def _low_ends(left: IntArray, keys: FloatArray) -> Iterator[IntArray]:
+    """Yield ever longer starts of the blocks in stable order of their keys, the whole one last.
+
+    A round removes a part of them, the last rounds a few: sorting all would take most of the time.
+    """
+    count = FIRST_SORTED
+    while count < len(keys):
+        chosen = np.flatnonzero(keys <= np.partition(keys, count)[count])
+        yield left[chosen[np.argsort(keys[chosen], kind="stable")]]
+        count *= 8
+    yield left[np.argsort(keys, kind="stable")]
 
 
 def _prefix(account: Account, table: Table, order: IntArray, target: float) -> int:

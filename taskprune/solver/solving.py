@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from taskprune.budget import Budget
-from taskprune.cost import Cost, CostModel
+from taskprune.cost import ActivationMemory, Cost, CostModel
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
@@ -80,8 +80,8 @@ def solve(
             channels that could be put back are too large for.
         safety: Limits that hold whatever the scores say.
         cost_power: How much a channel's price counts in the order.
-        costs: Costs by name beside ``params`` and ``macs`` that the budget may bound, such as a
-            measured latency.
+        costs: Further costs by name that the budget may bound, such as ``latency_ns``, a
+            :class:`~taskprune.cost.LatencyCost`.
 
     Returns:
         The plan, with parameters and multiply-adds before and after, both exact. Groups that ran
@@ -97,6 +97,8 @@ def solve(
         "macs": CostModel.of_macs(groups),
         **(costs or {}),
     }
+    if "activation_memory" in budget.bounds:
+        models.setdefault("activation_memory", ActivationMemory(groups))
     unknown = sorted(set(budget.bounds) - set(models))
     if unknown:
         raise InputError(

@@ -34,6 +34,18 @@ def test_a_budget_reads_as_words() -> None:
     assert str(Budget(macs=2e9)) == "2,000,000,000 multiply-adds a sample"
 
 
+def test_latency_is_bounded_in_milliseconds_and_memory_in_bytes() -> None:
+    original = {"latency_ns": 20_000_000, "activation_memory": 4096}
+    assert Budget(latency_ms=12.5).limits(original) == {"latency_ns": 12_500_000}
+    assert Budget(latency_ms=0.6).limits(original) == {"latency_ns": 12_000_000}
+    assert Budget(activation_memory=1024).limits(original, batch_size=4) == {
+        "activation_memory": 1024
+    }
+    assert str(Budget(latency_ms=12.5, activation_memory=0.5)) == (
+        "a latency of 12.5 ms and 50 % of the peak bytes of activations"
+    )
+
+
 @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, 32.7, float("nan"), True, "0.3"])
 def test_a_ratio_outside_of_zero_to_one_is_refused(ratio: Any) -> None:
     with pytest.raises(InputError, match="between 0 and 1"):
@@ -50,6 +62,9 @@ def test_a_ratio_outside_of_zero_to_one_is_refused(ratio: Any) -> None:
         {"params": 1.5},
         {"params": True},
         {"params": "3M"},
+        {"latency_ms": 1},
+        {"latency_ms": -2.5},
+        {"activation_memory": 100.5},
         {"macs": float("inf")},
         {"macs": float("nan")},
     ],
