@@ -7,6 +7,7 @@ from taskprune.distillation.alignment import Alignment, make_adapter, make_align
 from taskprune.distillation.batchnorm import recalibrate_batchnorm
 from taskprune.distillation.default_taps import default_taps
 from taskprune.distillation.early_stopping import EarlyStopping
+from taskprune.distillation.gradnorm import GradNorm
 from taskprune.distillation.history import Callback, StepRecord
 from taskprune.distillation.losses import (
     MGD,
@@ -23,6 +24,7 @@ from taskprune.distillation.losses import (
     pkd,
     query_matching,
 )
+from taskprune.distillation.one_cycle import OneCycle
 from taskprune.distillation.schedule import Ramp, Schedule
 from taskprune.distillation.settings import DistillSettings, OutputLoss
 from taskprune.distillation.taps import (
@@ -32,9 +34,11 @@ from taskprune.distillation.taps import (
     resolve_taps,
     tapped,
 )
+from taskprune.distillation.tensorboard_log import TensorBoardLog
 from taskprune.distillation.trainer import DistillResult, distill
+from taskprune.distillation.uncertainty_weights import UncertaintyWeights
 from taskprune.distillation.validation import Validation, measure
-from taskprune.distillation.weighting import UncertaintyWeights
+from taskprune.distillation.weighting import Weighting
 
 __all__ = [
     "MGD",
@@ -46,15 +50,19 @@ __all__ = [
     "FeatureLoss",
     "FeatureRecorder",
     "FittedFeatureLoss",
+    "GradNorm",
     "OnOutputs",
+    "OneCycle",
     "OutputLoss",
     "Ramp",
     "Schedule",
     "StepRecord",
     "Tap",
     "TapSelector",
+    "TensorBoardLog",
     "UncertaintyWeights",
     "Validation",
+    "Weighting",
     "attention_transfer",
     "channel_free",
     "cosine",

@@ -38,7 +38,7 @@ HISTORY_NAME = "history.jsonl"
 def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
     """Train to the end, from the start or from the run's checkpoint; return the history."""
     settings = run.settings
-    optimizer = _optimizer(run.objective, settings)
+    optimizer = _optimizer(run.objective, settings, run.n_steps)
     average = None
     if settings.ema_decay is not None:
         average = WeightAverage(run.objective.student, settings.ema_decay)
@@ -47,7 +47,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
     state = _restored(path, parts, run)
     stepper = Stepper(run, accelerator, parts)
     stepper.load_loss_scale(state.loss_scale)
-    stepper.log_variances = dict(state.log_variances)
+    stepper.learnt = dict(state.learnt)
     is_main = accelerator.is_main_process
     log = HistoryLog(path.with_name(HISTORY_NAME) if path and is_main else None, step=state.step)
 
@@ -55,8 +55,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
         log.flush()
         if path is not None:
             scale = stepper.loss_scale()
-            learnt = stepper.log_variances
-            save_run(path, parts, RunState(step, position, run.identity, scale, learnt))
+            save_run(path, parts, RunState(step, position, run.identity, scale, stepper.learnt))
 
     watch = Watch(settings.early_stopping, log.records)
     run.objective.train()
@@ -112,7 +111,7 @@ def _restored(path: Path | None, parts: RunParts, run: Run) -> RunState:
     return state
 
 
-def _optimizer(objective: nn.Module, settings: DistillSettings) -> AdamW:
+def _optimizer(objective: nn.Module, settings: DistillSettings, n_steps: int) -> AdamW:
     trained = [p for p in objective.parameters() if p.requires_grad]
     return AdamW(
         [
@@ -122,7 +121,7 @@ def _optimizer(objective: nn.Module, settings: DistillSettings) -> AdamW:
             },
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ],
-        lr=settings.learning_rate,
+        lr=settings.learning_rates(n_steps)(0),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from taskprune.distillation.losses import FeatureLoss
 from taskprune.distillation.losses.layout import at_least_float32
 from taskprune.distillation.settings import OutputLoss
 from taskprune.distillation.taps import FeatureRecorder
+from taskprune.distillation.weighting import DISTILLATION
 from taskprune.errors import LossError, TrainingError
 from taskprune.forward import Forward
 from taskprune.tasks import Task
@@ -72,6 +73,8 @@ class BatchLosses:
         outputs: Per output loss.
         task_weights: Per task.
         feature_weight: Of all feature losses.
+        distillation_weight: Of all feature and output losses.
+        gradient_norms: Per task and for ``"distillation"``, where they are measured.
     """
 
     tasks: Mapping[str, Tensor]
@@ -79,23 +82,39 @@ class BatchLosses:
     outputs: Mapping[str, Tensor]
     task_weights: Mapping[str, float]
     feature_weight: float
+    distillation_weight: float = 1.0
+    gradient_norms: Mapping[str, Tensor] = field(default_factory=dict)
 
     def total(self) -> Tensor:
-        """Return ``sum_t weight_t * task_t + gamma * sum_l feature_l + sum_o output_o``.
+        """Return ``sum_t weight_t task_t + delta (gamma sum_l feature_l + sum_o output_o)``.
 
         Raises:
             TrainingError: There is no loss at all.
         """
         terms = [self.task_weights[name] * loss for name, loss in self.tasks.items()]
-        terms += [self.feature_weight * loss for loss in self.features.values()]
-        terms += self.outputs.values()
+        of_features = self.distillation_weight * self.feature_weight
+        terms += [of_features * loss for loss in self.features.values()]
+        terms += [self.distillation_weight * loss for loss in self.outputs.values()]
         if not terms:
             raise TrainingError(
                 "There is nothing to learn from this batch: no task has labels in it and neither "
                 "features nor outputs are compared. Add taps, or leave such batches out."
             )
-        scalars = [at_least_float32(term).reshape(()) for term in terms]
-        return sum(scalars[1:], start=scalars[0])
+        return _sum(terms)
+
+    def terms(self) -> dict[str, Tensor]:
+        """Return the unweighted terms whose weights can be learnt."""
+        followed = [*self.features.values(), *self.outputs.values()]
+        return dict(self.tasks) | ({DISTILLATION: _sum(followed)} if followed else {})
+
+    def with_gradient_norms(self, parameters: Sequence[Tensor]) -> BatchLosses:
+        """Return the losses with the norm of each term's gradient in these parameters."""
+        norms = {}
+        for name, loss in self.terms().items():
+            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            squares = [at_least_float32(g).square().sum() for g in found if g is not None]
+            norms[name] = sum(squares, start=torch.zeros((), device=loss.device)).sqrt()
+        return replace(self, gradient_norms=norms)
 
     def by_kind(self) -> dict[str, Mapping[str, Tensor]]:
         """Return the unweighted losses by the word that names their kind."""
@@ -110,6 +129,11 @@ class BatchLosses:
         return replace(
             self, tasks=cut(self.tasks), features=cut(self.features), outputs=cut(self.outputs)
         )
+
+
+def _sum(losses: Sequence[Tensor]) -> Tensor:
+    scalars = [at_least_float32(loss).reshape(()) for loss in losses]
+    return sum(scalars[1:], start=scalars[0])
 
 
 def task_losses(tasks: Mapping[str, Task], outputs: Any, batch: Any) -> dict[str, Tensor]:

@@ -49,14 +49,14 @@ class RunState:
         position: The first batch not used yet.
         identity: What the run is; must be equal for it to go on.
         loss_scale: State of float16's loss scaling, if used.
-        log_variances: Of the tasks, where their weights are learnt.
+        learnt: What the weighting of the losses has learnt.
     """
 
     step: int
     position: Position
     identity: Mapping[str, Any]
     loss_scale: Mapping[str, Any] | None = None
-    log_variances: Mapping[str, float] = field(default_factory=dict)
+    learnt: Mapping[str, float] = field(default_factory=dict)
 
 
 def save_run(path: Path, parts: RunParts, state: RunState) -> None:
@@ -72,7 +72,7 @@ def save_run(path: Path, parts: RunParts, state: RunState) -> None:
         "batch": state.position.batch,
         "identity": state.identity,
         "loss_scale": state.loss_scale,
-        "log_variances": state.log_variances,
+        "learnt": state.learnt,
     }
     # Copies, because a tensor that shares memory with another cannot be written.
     tensors = {
@@ -132,7 +132,7 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> RunState:
             position=Position(header["epoch"], header["batch"]),
             identity=header["identity"],
             loss_scale=header["loss_scale"],
-            log_variances=header.get("log_variances", {}),
+            learnt=header["learnt"],
         )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(

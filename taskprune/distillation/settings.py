@@ -16,7 +16,7 @@ from taskprune.distillation.early_stopping import EarlyStopping
 from taskprune.distillation.history import Callback
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss, pkd
 from taskprune.distillation.schedule import Constant, Schedule, WarmupCosine
-from taskprune.distillation.weighting import UncertaintyWeights
+from taskprune.distillation.weighting import Weighting
 from taskprune.errors import InputError
 
 DEFAULT_EPOCHS = 10
@@ -33,15 +33,17 @@ class DistillSettings:
         steps: Optimizer steps to make.
         epochs: Passes through the data instead of ``steps``; the data must have a length. With
             neither, 10 epochs.
-        learning_rate: Peak of AdamW's learning rate; linear warmup, then cosine to a hundredth.
-        warmup: Part of the steps spent rising.
+        learning_rate: Peak of AdamW's learning rate; linear warmup, then cosine to a hundredth. A
+            :data:`Schedule`, such as ``OneCycle``, takes the place of all that.
+        warmup: Part of the steps spent rising to a `learning_rate` that is a number.
         weight_decay: Of tensors with two dims or more; biases and norms have none.
         gradient_clip: Largest gradient norm; ``math.inf`` clips nothing.
         accumulation: Batches per optimizer step; their losses are averaged.
         ema_decay: The student ends with a running average of its weights, of this decay.
         feature_loss: Compares aligned features of a tap, see ``taskprune.distillation.losses``.
         feature_weight: Factor of the sum of feature losses; a :data:`Schedule` changes it by step.
-        weighting: Learns the weights of the tasks. ``None``: each keeps its ``Task.weight``.
+        weighting: Learns the weights of the losses: ``UncertaintyWeights`` those of the tasks,
+            ``GradNorm`` that of distillation too. ``None``: each keeps its ``Task.weight``.
         output_losses: Compare outputs as well, by name, each with weight 1; needs no labels.
         mixed_precision: ``"fp16"`` or ``"bf16"`` autocast; feature losses stay in float32.
         cpu: Stay on the CPU even where Accelerate finds an accelerator.
@@ -57,7 +59,7 @@ class DistillSettings:
 
     steps: int | None = None
     epochs: int | None = None
-    learning_rate: float = 3e-4
+    learning_rate: float | Schedule = 3e-4
     warmup: float = 0.05
     weight_decay: float = 1e-4
     gradient_clip: float = 10.0
@@ -65,7 +67,7 @@ class DistillSettings:
     ema_decay: float | None = None
     feature_loss: FeatureLoss | FittedFeatureLoss = pkd
     feature_weight: float | Schedule = 1.0
-    weighting: UncertaintyWeights | None = None
+    weighting: Weighting | None = None
     output_losses: Mapping[str, OutputLoss] = field(default_factory=dict)
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     cpu: bool = False
@@ -83,8 +85,13 @@ class DistillSettings:
             )
         for name in ("steps", "epochs", "accumulation", "checkpoint_every"):
             _check(name, getattr(self, name), _is_count, "a whole number of at least 1")
-        for name in ("learning_rate", "gradient_clip"):
-            _check(name, getattr(self, name), lambda x: x > 0, "a positive number")
+        _check(
+            "learning_rate",
+            self.learning_rate,
+            lambda x: callable(x) or x > 0,
+            "a positive number, or a function of the step",
+        )
+        _check("gradient_clip", self.gradient_clip, lambda x: x > 0, "a positive number")
         for name in ("weight_decay", "seed"):
             _check(name, getattr(self, name), lambda x: x >= 0, "at least 0")
         _check("warmup", self.warmup, lambda x: 0 <= x <= 1, "between 0 and 1")
@@ -125,8 +132,10 @@ class DistillSettings:
             )
         return steps
 
-    def learning_rates(self, n_steps: int) -> WarmupCosine:
+    def learning_rates(self, n_steps: int) -> Schedule:
         """Return the learning rate as a function of the step."""
+        if callable(self.learning_rate):
+            return self.learning_rate
         return WarmupCosine(
             self.learning_rate,
             n_steps,
@@ -144,7 +153,9 @@ class DistillSettings:
     def identity(self) -> dict[str, Any]:
         """Return what must agree for a run to go on from another's checkpoint."""
         return {
-            "learning_rate": self.learning_rate,
+            "learning_rate": (
+                _name(self.learning_rate) if callable(self.learning_rate) else self.learning_rate
+            ),
             "warmup": self.warmup,
             "weight_decay": self.weight_decay,
             "gradient_clip": self.gradient_clip,

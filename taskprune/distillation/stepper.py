@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ from taskprune.distillation.objective import (
 from taskprune.distillation.run_checkpoint import RunParts
 from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.taps import FeatureRecorder
-from taskprune.errors import TrainingError
+from taskprune.distillation.weighting import DISTILLATION
+from taskprune.errors import InputError, TrainingError
 from taskprune.forward import Forward
 from taskprune.tasks import Task
 
@@ -61,14 +62,16 @@ class Stepper:
     """Makes one optimizer step after another.
 
     Attributes:
-        log_variances: Of the tasks, where their weights are learnt.
+        learnt: What the weighting of the losses has learnt.
     """
 
-    log_variances: dict[str, float]
+    learnt: dict[str, float]
 
     def __init__(self, run: Run, accelerator: Accelerator, parts: RunParts) -> None:
         self._run = run
-        self.log_variances = {}
+        self.learnt = {}
+        self._norms: dict[str, float] = {}
+        self._shared = _shared_parameters(run)
         self._accelerator = accelerator
         self._average = parts.average
         self._parameters = [p for p in parts.model.parameters() if p.requires_grad]
@@ -93,6 +96,8 @@ class Stepper:
                 position, batch = next(batches)
                 with self._accelerator.accumulate(self._model):
                     losses = self._losses(batch, gamma)
+                    if self._shared:
+                        losses = losses.with_gradient_norms(self._shared)
                     self._accelerator.backward(losses.total())
                 done.append((position, losses.detached()))
             norm = self._accelerator.clip_grad_norm_(
@@ -106,7 +111,7 @@ class Stepper:
         self._optimizer.zero_grad()
         if self._average is not None:
             self._average.update(step + 1)
-        self._learn_weights(record.tasks)
+        self._learn_weights(record)
         last = done[-1][0]
         return record, Position(last.epoch, last.batch + 1)
 
@@ -129,35 +134,47 @@ class Stepper:
             with torch.no_grad(), self._accelerator.autocast():
                 wanted, features = run.teacher_recorder.run(lambda: run.forward(run.teacher, batch))
         outputs, losses = self._model(batch, features if follows_features else {})
+        weighting = run.settings.weighting
         return BatchLosses(
             tasks=task_losses(run.tasks, outputs, batch),
             features=losses,
             outputs=output_losses(run.settings.output_losses, outputs, wanted),
             task_weights=self._task_weights(),
             feature_weight=gamma,
+            distillation_weight=weighting.weight(self.learnt, DISTILLATION) if weighting else 1.0,
         )
 
     def _task_weights(self) -> dict[str, float]:
         weighting = self._run.settings.weighting
         return {
-            name: task.weight * (weighting.weight(self.log_variances, name) if weighting else 1.0)
+            name: task.weight * (weighting.weight(self.learnt, name) if weighting else 1.0)
             for name, task in self._run.tasks.items()
         }
 
-    def _learn_weights(self, mine: Mapping[str, float]) -> None:
+    def _weights(self) -> dict[str, float]:
+        """Return the learnt weights, as they are recorded."""
+        weighting = self._run.settings.weighting
+        if weighting is None:
+            return {}
+        if weighting.shared is None:
+            return self._task_weights()
+        return {**self._task_weights(), DISTILLATION: weighting.weight(self.learnt, DISTILLATION)}
+
+    def _learn_weights(self, record: StepRecord) -> None:
         weighting = self._run.settings.weighting
         if weighting is None:
             return
-        shares: list[Mapping[str, float]] = [mine]
+        losses = dict(record.tasks)
+        if record.features or record.outputs:
+            losses[DISTILLATION] = sum(record.features.values()) + sum(record.outputs.values())
+        shares = [(losses, self._norms)]
         if self._accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
-            shares = gather_object([mine])
-        seen = {
-            name: [share[name] for share in shares if name in share] for name in self._run.tasks
-        }
-        means = {name: sum(values) / len(values) for name, values in seen.items() if values}
-        self.log_variances = weighting.updated(self.log_variances, means)
+            shares = gather_object(shares)
+        self.learnt = weighting.updated(
+            self.learnt, _means([x for x, _ in shares]), _means([x for _, x in shares])
+        )
 
     def _agreed(self, record: Callable[[], StepRecord]) -> StepRecord:
         """Return this process's record, or raise in all processes what one of them raises.
@@ -194,9 +211,12 @@ class Stepper:
             for kind, group in losses.by_kind().items()
             for name, loss in group.items()
         ]
+        norms = [(name, x) for _, losses in done for name, x in losses.gradient_norms.items()]
         values = [loss for *_, loss in named] + [losses.total() for _, losses in done] + [norm]
+        values += [value for _, value in norms]
         # The only wait for the device in a step; its backward pass is already under way.
         numbers = torch.stack([value.detach().float().reshape(()) for value in values]).tolist()
+        numbers, after = numbers[: len(numbers) - len(norms)], numbers[len(numbers) - len(norms) :]
         seen: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         for (number, kind, name, _), value in zip(named, numbers, strict=False):
             if not math.isfinite(value):
@@ -204,6 +224,7 @@ class Stepper:
             seen[kind][name].append(value)
         if not math.isfinite(numbers[-1]) and self._accelerator.scaler is None:
             raise _not_finite(step, done[-1][0], "the gradient norm", numbers[-1])
+        self._norms = _means([{name: value} for (name, _), value in zip(norms, after, strict=True)])
         means = {
             kind: {name: sum(values) / len(values) for name, values in group.items()}
             for kind, group in seen.items()
@@ -217,8 +238,39 @@ class Stepper:
             features=means.get("feature", {}),
             outputs=means.get("output", {}),
             gradient_norm=numbers[-1],
-            weights={} if self._run.settings.weighting is None else self._task_weights(),
+            weights=self._weights(),
         )
+
+
+def _shared_parameters(run: Run) -> list[nn.Parameter]:
+    """Return the parameters of the module in which gradients are measured, if there is one."""
+    weighting = run.settings.weighting
+    if weighting is None or weighting.shared is None:
+        return []
+    modules = dict(run.objective.student.named_modules())
+    module = modules.get(weighting.shared)
+    found = [] if module is None else [p for p in module.parameters() if p.requires_grad]
+    if not found:
+        what = "no such module" if module is None else "no parameter that requires a gradient"
+        raise InputError(
+            f"Gradients are to be measured in the student's module `{weighting.shared}`. Found "
+            f"{what}. Name the last module that all tasks share."
+        )
+    if DISTILLATION in run.tasks:
+        raise InputError(
+            f"A task is called `{DISTILLATION}`, which is the name of the losses that follow the "
+            "teacher where weights are learnt. Rename the task."
+        )
+    return found
+
+
+def _means(shares: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average every name over those that have it."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for share in shares:
+        for name, value in share.items():
+            values[name].append(value)
+    return {name: sum(found) / len(found) for name, found in values.items()}
 
 
 class _Snapshot:

@@ -46,7 +46,7 @@ def test_the_descent_is_that_of_the_papers_loss() -> None:
     losses = torch.tensor([2.0, 0.1], dtype=torch.float64)
     (0.5 * (-s).exp() * losses + 0.5 * s).sum().backward()  # type: ignore[no-untyped-call]
     assert s.grad is not None
-    new = weighting.updated({"a": 0.0, "b": 0.3}, {"a": 2.0, "b": 0.1})
+    new = weighting.updated({"a": 0.0, "b": 0.3}, {"a": 2.0, "b": 0.1}, {})
     expected = s.detach() - 0.05 * s.grad
     assert list(new.values()) == pytest.approx(expected.tolist())
 
@@ -55,13 +55,13 @@ def test_weights_settle_where_the_papers_loss_is_least() -> None:
     weighting = UncertaintyWeights(0.5)
     learnt: dict[str, float] = {}
     for _ in range(500):
-        learnt = weighting.updated(learnt, {"a": 4.0, "b": 0.25})
+        learnt = weighting.updated(learnt, {"a": 4.0, "b": 0.25}, {})
     assert learnt == pytest.approx({"a": math.log(4.0), "b": math.log(0.25)}, abs=1e-3)
     assert weighting.weight(learnt, "a") == pytest.approx(0.5 / 4)
 
 
 def test_a_task_without_labels_keeps_its_weight_and_an_outlier_moves_it_little() -> None:
-    learnt = UncertaintyWeights().updated({"a": 0.2, "b": 0.7}, {"a": 1e9})
+    learnt = UncertaintyWeights().updated({"a": 0.2, "b": 0.7}, {"a": 1e9}, {})
     assert learnt == pytest.approx({"a": 0.3, "b": 0.7})
 
 
