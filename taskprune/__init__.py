@@ -4,7 +4,7 @@
 five stages; ``distill`` trains the result against its teacher.
 """
 
-from taskprune.api import PruneResult, distill, prune
+from taskprune.api import distill, prune
 from taskprune.budget import Budget
 from taskprune.checkpoint import load_checkpoint, save_checkpoint
 from taskprune.compression import CompressionPoint, CompressionResult, compress
@@ -20,6 +20,7 @@ from taskprune.errors import TaskPruneError
 from taskprune.graph import ModelGraph, trace
 from taskprune.importance import ChannelScores, Evidence, Importance, score
 from taskprune.plan import PruningPlan
+from taskprune.result import PruneResult
 from taskprune.rewrite import apply_plan
 from taskprune.safety import Safety
 from taskprune.solver import solve

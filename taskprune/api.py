@@ -6,7 +6,6 @@ Both only compose public functions; everything they do can be done stage by stag
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,53 +13,28 @@ from torch import nn
 
 from taskprune.budget import Budget
 from taskprune.coupling import couple
-from taskprune.coupling.groups import CouplingGroups
 from taskprune.distillation import DistillSettings
 from taskprune.distillation import distill as distill_features
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
 from taskprune.graph import trace
 from taskprune.importance import Importance, importance_by_name, output_owners, score
-from taskprune.importance.scores import ChannelScores
 from taskprune.importance.scoring import check_values
 from taskprune.inputs import ModelInputs, model_inputs
+from taskprune.iterative import BetweenSteps, prune_in_steps
 from taskprune.meta import without_values
 from taskprune.plan import PruningPlan
 from taskprune.progress import stages
-from taskprune.report import PruneReport, make_report, render
+from taskprune.report import make_report
+from taskprune.result import PruneResult
 from taskprune.rewrite import apply_and_verify
 from taskprune.rewrite.surgery import duplicate
 from taskprune.rng import preserved_rng
 from taskprune.safety import Safety
+from taskprune.schedule import check_steps
 from taskprune.solver import solve
 from taskprune.tasks import Task, check_tasks
 from taskprune.wrappers import bare, unwrap
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class PruneResult:
-    """What :func:`prune` returns. ``print(result)`` shows the report.
-
-    Attributes:
-        model: The smaller model: same class, same interface, its own tensors.
-        plan: The decision as data; with the weights it is the checkpoint.
-        report: Figures per task, per group and per reason, also as JSON.
-        groups: The coupling groups, prunable and frozen.
-        scores: Every channel's score, per task and in total.
-    """
-
-    model: nn.Module
-    plan: PruningPlan
-    report: PruneReport
-    groups: CouplingGroups
-    scores: ChannelScores
-
-    def __str__(self) -> str:
-        return render(self.report)
-
-    def __repr__(self) -> str:
-        before, after = self.report.costs["params"]
-        return f"PruneResult({type(self.model).__name__}: {before:,} -> {after:,} parameters)"
 
 
 def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyword
@@ -79,6 +53,9 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     calibrate: Literal["all", "auto"] = "all",
     strict: bool = False,
     verify: bool = True,
+    steps: int = 1,
+    between_steps: BetweenSteps | None = None,
+    validation: Iterable[Any] | None = None,
 ) -> PruneResult:
     """Make a model smaller without any of its tasks paying for it.
 
@@ -112,6 +89,16 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
         strict: Raise on the first operator without a channel rule in place of freezing it.
         verify: Compare the rewritten model with the masked original, and raise on a difference.
             Models on the meta device have nothing to compare.
+        steps: In how many steps to get there. After each the channels are scored anew, on what is
+            left of the model; every step removes the same fraction of it. `data` is gone through
+            in every step. Limits hold for all steps together, and there is one plan in the end.
+        between_steps: Called as ``(step, model, plan)`` after every step, the last included, so
+            that a tolerance judges all of them alike; `plan` leads from the original to `model`,
+            which may be trained in place. Each step is then verified against its own input,
+            as the original's weights are no longer those of the result.
+        validation: Batches on which the metric of every task that has one is measured, before the
+            first step and after each. If a task loses more than its ``tolerance``, that step is
+            undone and the report says which task it was. Needs the ``distill`` extra.
 
     Raises:
         InputError: An argument does not fit, a loader is empty, a task's outputs do not exist.
@@ -131,6 +118,36 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     limits = _checked_safety(safety)
     protected = _checked_protect(protect)
     named = check_tasks(tasks) if tasks is not None else {}
+    if check_steps(steps) > 1 or between_steps is not None or validation is not None:
+        return prune_in_steps(
+            model,
+            lambda current, part, within: prune(
+                current,
+                tasks,
+                data=data,
+                example_inputs=example_inputs,
+                forward=forward,
+                budget=part,
+                importance=importance,
+                safety=within,
+                protect=protected,
+                n_batches=n_batches,
+                calibrate=calibrate,
+                strict=strict,
+                verify=verify and between_steps is not None,
+            ),
+            named,
+            target,
+            limits,
+            steps=steps,
+            data=data,
+            example_inputs=example_inputs,
+            forward=forward,
+            between_steps=between_steps,
+            validation=validation,
+            verify=verify,
+            notes=notes,
+        )
     criterion = importance_by_name(importance) if isinstance(importance, str) else importance
     check_values(model, criterion)
     duplicate(model)
@@ -168,7 +185,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     notes += graph.notes
     if verify and (name := without_values(model)):
         notes += (f"Not verified: `{name}` is on the meta device and has no values to compare.",)
-    report = make_report(groups, scores, plan, target, verification, safety=limits, notes=notes)
+    report = make_report(groups, scores, plan, target, verification, notes=notes)
     return PruneResult(smaller, plan, report, groups, scores)
 
 

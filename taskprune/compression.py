@@ -13,16 +13,19 @@ from typing import Any
 
 from torch import nn
 
-from taskprune.api import PruneResult, distill, prune
+from taskprune.api import distill, prune
 from taskprune.budget import Budget
 from taskprune.checkpoint import save_checkpoint
 from taskprune.distillation import DistillSettings, measure
-from taskprune.errors import InfeasibleBudgetError, InputError
+from taskprune.errors import InfeasibleBudgetError
 from taskprune.forward import Forward, call_batch
 from taskprune.importance import Importance
-from taskprune.plan import PruningPlan, compose
+from taskprune.plan import PruningPlan
+from taskprune.result import PruneResult
 from taskprune.safety import Safety
+from taskprune.schedule import check_steps, pruned_in_steps
 from taskprune.tasks import Task, check_tasks
+from taskprune.tolerances import broken_tolerances, check_watched
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +124,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
         settings: Of the distillation in each step.
         forward: ``(model, batch) -> outputs``.
         importance: Criterion, as in :func:`taskprune.prune`.
-        safety: Limits of each step, as in :func:`taskprune.prune`.
+        safety: Limits of all steps together, as in :func:`taskprune.prune`.
         n_batches: How many batches to score on. Default: all of them.
 
     Returns:
@@ -134,42 +137,46 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
     """
     named = check_tasks(tasks)
     whole = Budget.from_ratio(ratio)
-    assert whole.params is not None
-    held_out = _checked(named, steps, validation)
+    held_out = check_watched(named, validation) or ()
     settings = settings or DistillSettings()
     call = forward or call_batch
 
+    def prune_to(current: nn.Module, budget: Budget, limits: Safety) -> PruneResult:
+        return prune(
+            current,
+            named,
+            data=data,
+            forward=forward,
+            budget=budget,
+            importance=importance,
+            safety=limits,
+            n_batches=n_batches,
+        )
+
     points: list[CompressionPoint] = []
-    current, plan = model, None
-    for step in range(1, steps + 1):
-        n_original = points[0].params if points else sum(p.numel() for p in model.parameters())
-        target = max(2, int(n_original * whole.params ** (step / steps)))  # 1 would mean all
+    on_the_way = pruned_in_steps(
+        model, prune_to, whole, safety or Safety(), steps=check_steps(steps)
+    )
+    while True:
         try:
-            result: PruneResult = prune(
-                current,
-                named,
-                data=data,
-                forward=forward,
-                budget=Budget(params=target),
-                importance=importance,
-                safety=safety,
-                n_batches=n_batches,
-            )
+            step = next(on_the_way, None)
         except InfeasibleBudgetError as error:
-            if step == 1:
+            if not points:
                 raise
-            return CompressionResult(tuple(points), f"Step {step}: {error}")
+            return CompressionResult(tuple(points), f"Step {len(points)}: {error}")
+        if step is None:
+            return CompressionResult(tuple(points), None)
+        number, result, plan = step.number, step.result, step.plan
         if not points:
             before = {name: cost for name, (cost, _) in result.plan.costs.items()}
             metrics = measure(model, named, held_out, forward=call)
             points.append(
                 CompressionPoint(0, before["params"], before["macs"], metrics, (), model, None)
             )
-        plan = result.plan if plan is None else compose(plan, result.plan)
         folder = None
         if settings.directory is not None:
-            folder = Path(settings.directory) / f"step_{step}"
-        current = distill(
+            folder = Path(settings.directory) / f"step_{number}"
+        current = distill(  # in place
             result.model,
             teacher=model,
             tasks=named,
@@ -183,48 +190,14 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
             path = folder / "model.safetensors"
             save_checkpoint(path, current, plan)
         metrics = measure(current, named, held_out, forward=call)
-        lost = _lost(named, points[0].metrics, metrics)
+        broken = broken_tolerances(named, points[0].metrics, metrics, step=number)
         costs = {name: after for name, (_, after) in result.plan.costs.items()}
-        point = CompressionPoint(
-            step, costs["params"], costs["macs"], metrics, lost, current, plan, path
-        )
-        points.append(point)
-        if point.broken:
-            return CompressionResult(tuple(points), _reason(point, points[0], named))
-    return CompressionResult(tuple(points), None)
-
-
-def _checked(
-    tasks: Mapping[str, Task], steps: object, validation: Iterable[Any] | None
-) -> Iterable[Any]:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"`steps` must be a whole number of at least 1. Found {steps!r}.")
-    for name, task in tasks.items():
-        if task.tolerance is not None and task.metric is None:
-            raise InputError(
-                f"Task `{name}` has a tolerance of {task.tolerance} but no `metric` that it could "
-                "be measured in. Give it one, or leave the tolerance out."
+        lost = tuple(each.task for each in broken)
+        points.append(
+            CompressionPoint(
+                number, costs["params"], costs["macs"], metrics, lost, current, plan, path
             )
-    if validation is None and any(task.metric is not None for task in tasks.values()):
-        raise InputError(
-            "Tasks have metrics, but there is no data to measure them on. Pass `validation=`, "
-            "batches that are not trained on."
         )
-    return () if validation is None else validation
-
-
-def _lost(
-    tasks: Mapping[str, Task], before: Mapping[str, float], after: Mapping[str, float]
-) -> tuple[str, ...]:
-    limits = {n: t.tolerance for n, t in tasks.items() if t.tolerance is not None}
-    # Written so that a metric of NaN counts as broken.
-    return tuple(n for n, limit in limits.items() if not before[n] - after[n] <= limit)
-
-
-def _reason(point: CompressionPoint, original: CompressionPoint, tasks: Mapping[str, Task]) -> str:
-    losses = "; ".join(
-        f"`{name}` fell from {original.metrics[name]:.4g} to {point.metrics[name]:.4g} and may "
-        f"lose {tasks[name].tolerance:.4g}"
-        for name in point.broken
-    )
-    return f"Step {point.step}: {losses}."
+        if broken:
+            reason = "; ".join(str(each) for each in broken)
+            return CompressionResult(tuple(points), f"Step {number}: {reason}.")

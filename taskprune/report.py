@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
@@ -22,7 +22,8 @@ from taskprune.importance.conflict_report import (
 from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.plan import PruningPlan
 from taskprune.rewrite import VerificationReport
-from taskprune.safety import BoundLimit, Safety, bound_limits
+from taskprune.safety import BoundLimit
+from taskprune.tolerances import BrokenTolerance
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
@@ -95,6 +96,23 @@ class ReplacementLine:
     kind: str
 
 
+@dataclass(frozen=True, slots=True)
+class StepLine:
+    """One step of a run in several, or one that was watched.
+
+    Attributes:
+        step: Its number, from 1.
+        costs: What the model cost after it; MACs are of one sample.
+        metrics: What was measured after it on the validation data, by task.
+        undone: Whether it broke a tolerance and was undone.
+    """
+
+    step: int
+    costs: Mapping[str, int]
+    metrics: Mapping[str, float]
+    undone: bool
+
+
 @dataclass(frozen=True)
 class PruneReport:
     """All figures of a run.
@@ -114,6 +132,9 @@ class PruneReport:
         limits: Safety limits that held a group back.
         notes: What else a reader must know: wrappers taken off, passes that did not run.
         conflict: Where tasks fight; ``None`` where the criterion has no conflict term.
+        metrics: What was measured on the original, by task; empty without validation data.
+        steps: A line per step; empty for a single one that nobody watched.
+        broken: Tasks that lost more than their tolerance in the last step, which was undone.
     """
 
     budget: str
@@ -129,6 +150,9 @@ class PruneReport:
     limits: tuple[BoundLimit, ...] = ()
     notes: tuple[str, ...] = ()
     conflict: ConflictReport | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[StepLine, ...] = ()
+    broken: tuple[BrokenTolerance, ...] = ()
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""
@@ -140,7 +164,11 @@ class PruneReport:
         return 1 - after / before if before else 0.0
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from (cost_table(self), task_table(self), frozen_table(self))
+        yield from (cost_table(self), task_table(self))
+        if self.steps:
+            yield step_table(self)
+        yield from (f"Stopped at step {broken.step}: {broken}." for broken in self.broken)
+        yield frozen_table(self)
         if self.frozen:
             yield frozen_group_table(self)
         if self.replacements:
@@ -161,10 +189,9 @@ def make_report(
     budget: Budget,
     verification: VerificationReport | None,
     *,
-    safety: Safety,
     notes: tuple[str, ...] = (),
 ) -> PruneReport:
-    """Gather the figures of one run; `safety` holds the limits that the plan was solved under."""
+    """Gather the figures of one run."""
     return PruneReport(
         budget=str(budget),
         criterion=scores.criterion,
@@ -188,10 +215,17 @@ def make_report(
         untraced=groups.untraced,
         verification=verification,
         replacements=tuple(ReplacementLine(r.path, r.kind) for r in plan.replacements),
-        limits=bound_limits(groups, scores, safety, {d.name: d.n_kept for d in plan.groups}),
+        limits=_limits(plan),
         notes=notes,
         conflict=conflict_report(groups, scores) if scores.pair_conflict else None,
     )
+
+
+def _limits(plan: PruningPlan) -> tuple[BoundLimit, ...]:
+    """Return what held each group in the last round of solving."""
+    held = {why.group: why.held_by for why in plan.rationale}
+    kept = plan.kept
+    return tuple(BoundLimit(name, kept[name], limit) for name, limit in held.items() if limit)
 
 
 def _per_sample(pair: tuple[int, int], batch_size: int) -> tuple[int, int]:
@@ -257,6 +291,23 @@ def task_table(report: PruneReport) -> Table:
             str(line.channels),
             str(line.dropped),
             f"{line.importance_removed:.2%}",
+        )
+    return table
+
+
+def step_table(report: PruneReport) -> Table:
+    """What was left after each step, and how well each task did."""
+    table = Table(title="Steps", title_justify="left")
+    costs = tuple(report.costs)
+    for heading in ("step", *costs, *report.metrics, ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    original = StepLine(0, {name: report.costs[name][0] for name in costs}, report.metrics, False)
+    for line in (original, *report.steps):
+        table.add_row(
+            str(line.step),
+            *(f"{line.costs[name]:,}" for name in costs),
+            *(f"{line.metrics[name]:.4g}" for name in report.metrics),
+            "undone" if line.undone else "",
         )
     return table
 

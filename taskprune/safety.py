@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +20,8 @@ from taskprune.errors import InputError
 from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.multiples import multiple_for
 
-Limit: TypeAlias = Literal["min_channels", "max_removed", "max_removed_private", "protected"]
-"""The fields of :class:`Safety` that can hold a group back (``protected_quantile`` for short)."""
+Limit: TypeAlias = str
+"""What holds a group back: a field of :class:`Safety`, ``"protected"`` for the quantile."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Safety:
     def multiple(self) -> int:
         """The number of channels that ``round_to`` stands for."""
         return multiple_for(self.round_to)
+
+    def most_removable(self, group: CouplingGroup, fraction: float) -> int:
+        """Return how many channels of a group may go where at most this fraction of them may."""
+        return int(fraction * group.n_channels + 1e-9)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -158,7 +162,7 @@ def _removable(
     allowed: dict[Limit, int] = {
         "protected": len(order),
         "min_channels": max(0, n - math.ceil(safety.min_channels / _width(group))),
-        "max_removed_private" if private else "max_removed": int(cap * n + 1e-9),
+        "max_removed_private" if private else "max_removed": safety.most_removable(group, cap),
     }
     held_by: Limit = min(allowed, key=lambda limit: allowed[limit])
     order = order[: allowed[held_by]]

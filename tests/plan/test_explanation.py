@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import taskprune
-from taskprune.api import PruneResult
 from taskprune.cost import count_macs, count_params
 from taskprune.errors import InputError
 from taskprune.plan import PruningPlan
+from taskprune.result import PruneResult
 from taskprune.testing import randomise_
 
 

@@ -1,0 +1,87 @@
+"""Whether every task still does what its user asks of it, in its own metric."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taskprune.errors import InputError
+from taskprune.tasks import Task
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenTolerance:
+    """A task that lost more of its metric than it may.
+
+    Attributes:
+        task: Its name.
+        step: The step after which it was measured, from 1.
+        before: The metric of the original.
+        after: The metric after that step.
+        tolerance: How much may be lost.
+    """
+
+    task: str
+    step: int
+    before: float
+    after: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        return (
+            f"`{self.task}` fell from {self.before:.4g} to {self.after:.4g} and may lose "
+            f"{self.tolerance:.4g}"
+        )
+
+
+def check_watched(
+    tasks: Mapping[str, Task], validation: Iterable[Any] | None
+) -> Iterable[Any] | None:
+    """Return the validation data if there is all that metrics and tolerances need.
+
+    Raises:
+        InputError: A task has a tolerance and no metric, there is no data to measure a metric on,
+            or it can be gone through only once.
+    """
+    for name, task in tasks.items():
+        if task.tolerance is not None and task.metric is None:
+            raise InputError(
+                f"Task `{name}` has a tolerance of {task.tolerance} but no `metric` that it could "
+                "be measured in. Give it one, or leave the tolerance out."
+            )
+    watched = any(task.metric is not None for task in tasks.values())
+    if validation is None and watched:
+        raise InputError(
+            "Tasks have metrics, but there is no data to measure them on. Pass `validation=`, "
+            "batches that are not trained on."
+        )
+    if validation is not None and isinstance(validation, Iterator):
+        raise InputError(
+            "`validation` is gone through before the first step and after each. Found an iterator, "
+            "which has one pass only: pass a list of batches or a `DataLoader`."
+        )
+    return validation
+
+
+def broken_tolerances(
+    tasks: Mapping[str, Task],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    *,
+    step: int,
+) -> tuple[BrokenTolerance, ...]:
+    """Return the tasks whose metric fell by more than their tolerance.
+
+    Args:
+        tasks: Tolerances by task.
+        before: Metrics of the original.
+        after: Metrics after the step.
+        step: Its number.
+    """
+    return tuple(
+        BrokenTolerance(name, step, before[name], after[name], task.tolerance)
+        for name, task in tasks.items()
+        # Written so that a metric of NaN counts as broken.
+        if task.tolerance is not None and not before[name] - after[name] <= task.tolerance
+    )

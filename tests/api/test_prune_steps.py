@@ -1,0 +1,224 @@
+"""Pruning in several steps: one plan in the end, limits and tolerances for all of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from front_nets import (
+    Batch,
+    batches,
+    everything,
+    same_weights,
+    two_task_net,
+    two_tasks,
+)
+from torch import nn
+
+import taskprune
+from taskprune import Budget, PruneResult, PruningPlan, Safety, Task
+from taskprune.errors import InfeasibleBudgetError, InputError
+from taskprune.testing import assert_masked_equals_pruned
+
+
+class Given:
+    """A metric that takes the values it was given, one by one."""
+
+    def __init__(self, *values: float) -> None:
+        self.values = list(values)
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def update(self, outputs: Any, batch: Batch, /) -> None:
+        """Nothing is looked at."""
+
+    def compute(self) -> float:
+        return self.values.pop(0)
+
+
+def watched(*values: float, tolerance: float | None = 1.5) -> dict[str, Task]:
+    tasks = two_tasks()
+    return {**tasks, "kind": replace(tasks["kind"], metric=Given(*values), tolerance=tolerance)}
+
+
+def pruned(model: nn.Module | None = None, **changes: Any) -> PruneResult:
+    arguments: dict[str, Any] = {
+        "tasks": two_tasks(),
+        "data": batches(),
+        "budget": Budget(params=0.4),
+        **changes,
+    }
+    return taskprune.prune(model or two_task_net(), arguments.pop("tasks"), **arguments)
+
+
+def size(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def train_(step: int, model: nn.Module, plan: PruningPlan) -> None:
+    """Move every weight a little, and leave the model in training mode."""
+    model.train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.01)
+
+
+def test_one_step_is_what_pruning_was_before() -> None:
+    plain = pruned()
+    for result in (pruned(steps=1), pruned(steps=1, between_steps=lambda *_: None)):
+        assert result.plan == plain.plan
+        assert same_weights(result.model, plain.model)
+
+
+@pytest.mark.parametrize(
+    "budget", [Budget(params=0.4), Budget(macs=0.5), Budget(0.5, 0.5)], ids=str
+)
+def test_steps_end_in_one_plan_that_is_verified_against_the_original(budget: Budget) -> None:
+    model = two_task_net().double().eval()
+    data = [tuple(t.double() if t.is_floating_point() else t for t in b) for b in batches()]
+    before = everything(model)
+    result = pruned(model, data=data, budget=budget, steps=3)
+    assert everything(model) == before
+    assert result.report.verification is not None
+    assert_masked_equals_pruned(model, result.plan, data[0][0], groups=result.groups)
+    again = taskprune.apply_plan(model, result.plan, example_inputs=data[0][0])
+    assert same_weights(again, result.model)
+    whole = budget.limits({name: cost[0] for name, cost in result.plan.costs.items()}, batch_size=8)
+    assert all(result.plan.costs[name][1] <= limit for name, limit in whole.items())
+
+
+def test_every_step_removes_the_same_fraction_of_what_is_left() -> None:
+    model = two_task_net()
+    seen: list[int] = []
+    result = pruned(model, steps=4, between_steps=lambda _, m, __: seen.append(size(m)))
+    wanted = [size(model) * 0.4 ** (step / 4) for step in (1, 2, 3, 4)]
+    assert all(0.97 * want <= got <= want for got, want in zip(seen, wanted, strict=True))
+    assert [line.costs["params"] for line in result.report.steps] == seen
+    assert size(result.model) == seen[-1] == result.report.costs["params"][1]
+
+
+def test_later_steps_score_what_is_left() -> None:
+    # The composed plan is not the one-shot plan, and no scores but the first step's are of the
+    # original's size.
+    assert pruned(steps=4).plan.drop != pruned().plan.drop
+
+
+def test_what_is_trained_between_steps_is_what_comes_out() -> None:
+    seen: list[tuple[int, int]] = []
+
+    def callback(step: int, model: nn.Module, plan: PruningPlan) -> None:
+        seen.append(
+            (
+                step,
+                size(model)
+                - sum(
+                    torch.Size(s).numel()
+                    for n, s in plan.pruned_shapes.items()
+                    if n in dict(model.named_parameters())
+                ),
+            )
+        )
+        train_(step, model, plan)
+
+    model = two_task_net().eval()
+    result = pruned(model, steps=3, between_steps=callback)
+    assert seen == [(1, 0), (2, 0), (3, 0)]
+    untrained = taskprune.apply_plan(model, result.plan)
+    for (name, one), other in zip(
+        untrained.named_parameters(), result.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(other, one * 1.01**3, msg=name)
+    assert not any(module.training for module in result.model.modules())
+    assert result.report.verification is not None
+    assert any("each step was verified" in note for note in result.report.notes)
+
+
+def test_limits_hold_for_all_steps_together() -> None:
+    model = two_task_net()
+    safety = Safety(min_channels=1, max_removed=0.5, max_removed_private=0.5)
+    result = pruned(model, safety=safety, budget=Budget(params=0.5), steps=4)
+    assert all(len(d.drop) <= d.n_channels / 2 for d in result.plan.groups)
+    with pytest.raises(InfeasibleBudgetError):
+        pruned(model, safety=safety, budget=Budget(params=0.1), steps=4)
+
+
+def test_a_broken_tolerance_undoes_the_step_and_names_the_task() -> None:
+    model = two_task_net()
+    result = pruned(
+        model, tasks=watched(9, 8, 7.4, 0, tolerance=1.5), validation=batches(1), steps=3
+    )
+    assert [line.undone for line in result.report.steps] == [False, True]
+    assert [dict(line.metrics) for line in result.report.steps] == [{"kind": 8}, {"kind": 7.4}]
+    (broken,) = result.report.broken
+    assert (broken.task, broken.step, broken.before, broken.after) == ("kind", 2, 9, 7.4)
+    assert size(result.model) == result.report.steps[0].costs["params"]
+    text = str(result)
+    assert "Stopped at step 2: `kind` fell from 9 to 7.4 and may lose 1.5" in text
+    assert "undone" in text
+    assert json.loads(result.report.to_json())["broken"][0]["task"] == "kind"
+
+
+def test_where_the_first_step_breaks_a_tolerance_nothing_goes() -> None:
+    model = two_task_net()
+    result = pruned(model, tasks=watched(9, float("nan")), validation=batches(1))
+    assert result.plan.drop == {}
+    assert same_weights(result.model, model)
+    assert result.model is not model
+    assert result.report.removed("params") == 0
+
+
+def test_tolerances_that_hold_change_nothing() -> None:
+    watching = pruned(tasks=watched(9, 8.5, 8, 7.5), validation=batches(1), steps=3)
+    assert watching.plan == pruned(steps=3).plan
+    assert watching.report.broken == ()
+    assert "kind" in str(watching)
+
+
+def test_a_tolerance_is_judged_after_training() -> None:
+    order: list[str] = []
+
+    class Told(Given):
+        def compute(self) -> float:
+            order.append("measured")
+            return 1.0
+
+    tasks = two_tasks()
+    tasks["kind"] = replace(tasks["kind"], metric=Told(), tolerance=0.1)
+    pruned(
+        tasks=tasks,
+        validation=batches(1),
+        steps=2,
+        between_steps=lambda *_: order.append("trained"),
+    )
+    assert order == ["measured", "trained", "measured", "trained", "measured"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "`steps` must be a whole number"),
+        ({"steps": 2.0}, "`steps` must be a whole number"),
+        ({"steps": 2, "data": iter(batches())}, "goes through `data` more than once"),
+        ({"steps": 2, "between_steps": 3}, "`between_steps` must be a function"),
+        ({"validation": batches(1)}, "no task has a metric"),
+        (
+            {"validation": iter(batches(1)), "tasks": watched(1)},
+            "one pass only: pass a list of batches",
+        ),
+        (
+            {
+                "validation": batches(1),
+                "tasks": {"kind": replace(two_tasks()["kind"], tolerance=0.5)},
+            },
+            "has a tolerance of 0.5 but no `metric`",
+        ),
+    ],
+    ids=lambda value: str(value)[:20] if isinstance(value, str) else "",
+)
+def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pruned(**changes)
