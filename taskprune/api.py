@@ -28,6 +28,7 @@ from taskprune.progress import stages
 from taskprune.report import make_report
 from taskprune.result import PruneResult
 from taskprune.rewrite import apply_and_verify
+from taskprune.rewrite.descriptions import describe
 from taskprune.rewrite.surgery import duplicate
 from taskprune.rng import preserved_rng
 from taskprune.safety import Safety
@@ -183,6 +184,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             verify=verify,
         )
     notes += graph.notes
+    notes += describe(model, plan).notes()
     if verify and (name := without_values(model)):
         notes += (f"Not verified: `{name}` is on the meta device and has no values to compare.",)
     report = make_report(groups, scores, plan, target, verification, notes=notes)

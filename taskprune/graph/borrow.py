@@ -141,7 +141,7 @@ def _mapped(
             inner = (*path, key) if isinstance(key, str | int) else None
             mapping[key] = _mapped(v, inner, function, copied) if inner else v
         return mapping
-    if _is_configuration(value):
+    if is_configuration(value):
         configuration = object.__new__(type(value))
         copied[id(value)] = configuration
         for name, v in vars(value).items():
@@ -153,7 +153,7 @@ def _mapped(
 _NO_CONFIGURATIONS = frozenset({"torch", "builtins", "functools", "types", "enum", "collections"})
 
 
-def _is_configuration(value: Any) -> bool:
+def is_configuration(value: Any) -> bool:
     """Whether a value is an object of somebody's own class that only holds settings."""
     kind = type(value)
     if kind.__module__.split(".", 1)[0] in _NO_CONFIGURATIONS or not hasattr(value, "__dict__"):

@@ -53,6 +53,16 @@ def _prelu(_: Any, weight: Tensor) -> dict[str, Any]:
     return {"num_parameters": weight.numel()}
 
 
+def _recurrent(module: Any, hidden: Tensor) -> dict[str, Any]:
+    # The first layer's weights under their names in a cell, or in a stack of layers.
+    inputs = getattr(module, "weight_ih_l0", None)
+    inputs = module.weight_ih if inputs is None else inputs
+    gates = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+    n_gates = next((n for kind, n in gates.items() if isinstance(module, kind)), 1)
+    sizes = {"input_size": inputs.shape[1], "hidden_size": inputs.shape[0] // n_gates}
+    return {**sizes, "proj_size": hidden.shape[1]} if getattr(module, "proj_size", 0) else sizes
+
+
 _DESCRIBERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Describer], ...] = (
     (_ConvNd, _conv),
     (nn.Linear, _linear),
@@ -62,19 +72,22 @@ _DESCRIBERS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], Describe
     (nn.GroupNorm, _group_norm),
     ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
     (nn.PReLU, _prelu),
+    ((nn.RNNBase, nn.RNNCellBase), _recurrent),
 )
+
+_DESCRIBING_TENSORS = ("weight", "running_mean", "weight_hh", "weight_hh_l0")
+"""Which tensor of a layer tells its sizes, the first that it has."""
 
 
 def true_attributes(module: nn.Module) -> dict[str, Any]:
     """Return the size attributes of a standard module by its tensors; empty for all others."""
     # In training mode some parametrised weights change whenever they are read.
     with evaluating(module):
-        weight = getattr(module, "weight", None)
+        tensors = (getattr(module, name, None) for name in _DESCRIBING_TENSORS)
+        weight = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
         if weight is None:
-            weight = getattr(module, "running_mean", None)
-    if not isinstance(weight, Tensor):
-        return {}
-    for kind, describe in _DESCRIBERS:
-        if isinstance(module, kind):
-            return describe(module, weight)
+            return {}
+        for kind, describe in _DESCRIBERS:
+            if isinstance(module, kind):
+                return describe(module, weight)
     return {}

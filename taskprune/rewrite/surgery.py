@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from taskprune.errors import InputError, PlanMismatchError
 from taskprune.plan import AttributeChange, KeptEntries, PruningPlan
 from taskprune.replace import ModuleReplacement, replace_modules
+from taskprune.rewrite.descriptions import describe
 from taskprune.rewrite.descriptive import true_attributes
 
 
@@ -35,9 +36,10 @@ class UndoLog:
 
 def cut(model: nn.Module, plan: PruningPlan, undo: UndoLog) -> None:
     """Carry out a plan that fits on ``model`` itself and remember how to take it back."""
+    described = describe(model, plan).updated
     with torch.no_grad():
         shrink_tensors(named_tensors(model), plan.tensors, undo)
-    store_attributes(model, plan.attributes, undo)
+    store_attributes(model, (*plan.attributes, *described), undo)
     describe_truthfully(model, plan.attributes, shrinking(plan), undo)
 
 
