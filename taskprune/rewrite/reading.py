@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dis
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import lru_cache, partial
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -49,6 +49,8 @@ _BY_OPERATOR = frozenset(
 _WHOLE_STATE = frozenset({"vars", "__dict__", "asdict", "astuple", "attrgetter", "to_dict"})
 """Names that read all attributes at once."""
 
+_CALLABLES = (FunctionType, MethodType, partial, classmethod, staticmethod, property)
+
 _TAKE_KEYWORDS = frozenset({"CALL_KW", "CALL_FUNCTION_KW"})
 """Instructions before which the names of keyword arguments are loaded."""
 
@@ -62,23 +64,27 @@ def read_names(model: nn.Module) -> frozenset[str] | None:
     Standard modules of torch and those of taskprune read their own sizes only and are left out.
     """
     modules = [m for m in model.modules() if not is_standard(m) or _holds_others(m)]
-    classes = dict.fromkeys(type(module) for module in modules)
-    attached: dict[FunctionType, None] = {}
-    held: dict[type, None] = {}
+    search = _Search()
+    for module in modules:
+        search.add_class(type(module), _runs_in_a_module)
     for module in model.modules():
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())
         for value in (*hooks, *_inner_values(vars(module))):
-            if isinstance(value, FunctionType | MethodType | partial):
-                attached.update(dict.fromkeys(_functions(value)))
-            elif not isinstance(value, type | nn.Module) and not _is_library(
-                type(value).__module__
-            ):
-                held[type(value)] = None
-    names = _reached(tuple(classes), tuple(held), tuple(attached))
+            kind = type(value)
+            if isinstance(value, _CALLABLES):
+                search.open_ends += _functions(value)
+            elif not issubclass(kind, type | nn.Module) and not _is_library(kind.__module__):
+                search.add_class(kind, _BY_OPERATOR.__contains__)
+    names = search.run()
     if names is EVERYTHING:
         return EVERYTHING
     texts = (_strings(value) for module in modules for value in vars(module).values())
     return names.union(*texts)
+
+
+def _runs_in_a_module(name: str) -> bool:
+    special = name.startswith("__") and name not in _NEVER_RUN
+    return special or name in ("forward", "train", "eval")
 
 
 def _inner_values(state: Mapping[str, Any], depth: int = 3) -> Iterator[Any]:
@@ -104,50 +110,65 @@ def _holds_others(module: nn.Module) -> bool:
     return any(not is_standard(inner) for inner in module.modules())
 
 
-def _reached(
-    classes: tuple[type, ...], held: tuple[type, ...], attached: tuple[FunctionType, ...]
-) -> frozenset[str] | None:
-    """Search all code that the forwards of ``classes`` and ``attached`` can reach.
+class _Search:
+    """Follows calls by the names in the code: a name stands for every method called that."""
 
-    They call methods of the classes of objects that modules hold by their names, or by operators.
-    """
-    methods = _methods(classes)
-    open_ends: list[FunctionType] = list(attached)
-    for name, functions in methods.items():
-        if name in ("forward", "train", "eval") or (name[:2] == "__" and name not in _NEVER_RUN):
-            open_ends += functions
-    for name, functions in _methods(held).items():
-        methods.setdefault(name, []).extend(functions)
-        if name in _BY_OPERATOR:
-            open_ends += functions
-    seen: set[Any] = set()
-    names: set[str] = set()
-    for kind in (*classes, *held):
+    def __init__(self) -> None:
+        self._methods: dict[str, list[FunctionType]] = {}
+        self._mentioned: set[str] = set()
+        self._seen: set[type | FunctionType] = set()
+        self.open_ends: list[FunctionType] = []
+        self.names: set[str] = set()
+
+    def add_class(self, kind: type, runs: Callable[[str], bool]) -> None:
+        """Make methods known; those that `runs` says run without being named, and those named."""
+        if kind in self._seen:
+            return
+        self._seen.add(kind)
+        for name, functions in _methods(kind).items():
+            self._methods.setdefault(name, []).extend(functions)
+            if runs(name) or (name in self._mentioned and name not in _NEVER_RUN):
+                self.open_ends += functions
         for name, value in vars(kind).items():
             if name[:2] != "__":  # what Python itself notes of a class, such as its fields
-                names |= _strings(value)
-    while open_ends:
-        function = open_ends.pop()
-        if function in seen:
-            continue
-        seen.add(function)
-        mentioned, read = _names_in(function.__code__)
-        if mentioned & _WHOLE_STATE:
-            return EVERYTHING
-        names |= read
-        for name in mentioned - _NEVER_RUN:
-            open_ends += methods.get(name, ())
-        for value in _outer_values(function, mentioned):
-            names |= _strings(value)
-            open_ends += _functions(value)
-    return frozenset(names)
+                self.names |= _strings(value)
+
+    def run(self) -> frozenset[str] | None:
+        """Read code until nothing new is reached; return the names that it reads."""
+        while self.open_ends:
+            function = self.open_ends.pop()
+            if function in self._seen:
+                continue
+            self._seen.add(function)
+            mentioned, read = _names_in(function.__code__)
+            if mentioned & _WHOLE_STATE:
+                return EVERYTHING
+            self.names |= read
+            if "getattr" in mentioned:
+                mentioned |= read
+            for name in mentioned - self._mentioned - _NEVER_RUN:
+                self.open_ends += self._methods.get(name, ())
+            self._mentioned |= mentioned
+            for value in _outer_values(function, mentioned):
+                self._reach(value)
+        return frozenset(self.names)
+
+    def _reach(self, value: Any) -> None:
+        """Go on in a global, or in something that a function closes over."""
+        self.names |= _strings(value)
+        kind = value if isinstance(value, type) else type(value)
+        if isinstance(value, _CALLABLES):
+            self.open_ends += _functions(value)
+        elif not issubclass(kind, nn.Module) and not _is_library(kind.__module__):
+            # Modules are searched where they are in the model; making one is no reading.
+            made = {"__init__", "__new__", "__post_init__"} if kind is value else set[str]()
+            self.add_class(kind, (_BY_OPERATOR | made).__contains__)
 
 
-def _methods(classes: Iterable[type]) -> dict[str, list[FunctionType]]:
-    """Gather methods by name, without those that every module and every object has."""
+def _methods(kind: type) -> dict[str, list[FunctionType]]:
+    """Gather a class's methods by name, without those that every module and object has."""
     found: dict[str, list[FunctionType]] = {}
-    bases = dict.fromkeys(base for kind in classes for base in kind.__mro__)
-    for base in bases:
+    for base in kind.__mro__:
         if base is not nn.Module and base is not object:
             for name, value in vars(base).items():
                 # A base class of a library reads attributes of the user's object all the same.
@@ -180,7 +201,7 @@ def _names_in(code: CodeType) -> tuple[frozenset[str], frozenset[str]]:
         elif name in ("LOAD_CONST", "RETURN_CONST"):
             keywords = following is not None and following.opname in _TAKE_KEYWORDS
             read |= frozenset() if keywords else _strings(value)
-    return frozenset(mentioned | read), frozenset(read)
+    return frozenset(mentioned), frozenset(read)
 
 
 def _outer_values(function: FunctionType, mentioned: Iterable[str]) -> Iterator[Any]:
@@ -213,14 +234,6 @@ def _functions(value: Any) -> Iterator[FunctionType]:
         yield from _functions(value.fget)
     elif isinstance(value, partial):
         yield from _functions(value.func)
-    elif isinstance(value, type):
-        # Modules are searched where they are in the model; making one is no reading.
-        if not issubclass(value, nn.Module) and not _is_library(value.__module__):
-            for member in vars(value).values():
-                if not isinstance(member, type):
-                    yield from _functions(member)
-    elif callable(value) and not isinstance(value, nn.Module):
-        yield from _functions(type(value))
 
 
 def _strings(value: Any, depth: int = 2) -> frozenset[str]:
