@@ -109,7 +109,7 @@ def distill(
         teacher = stack.enter_context(_frozen(teacher, accelerator.device))
         student.to(accelerator.device)
         example = _example(data, accelerator.device)
-        chosen = _taps(teacher, example, taps, forward)
+        chosen = _taps(teacher, example, taps, tasks=tasks, forward=forward)
         teacher_recorder = stack.enter_context(tapped(teacher, chosen))
         recorder = stack.enter_context(tapped(student, chosen))
         alignments, feature_losses = _comparisons(
@@ -202,10 +202,15 @@ def _example(data: Iterable[Any], device: torch.device) -> Any:
 
 
 def _taps(
-    teacher: nn.Module, example: Any, taps: Sequence[TapSelector] | None, forward: Forward
+    teacher: nn.Module,
+    example: Any,
+    taps: Sequence[TapSelector] | None,
+    *,
+    tasks: Mapping[str, Task],
+    forward: Forward,
 ) -> tuple[Tap, ...]:
     if taps is None:
-        return default_taps(teacher, example, forward=forward)
+        return default_taps(teacher, example, forward=forward, tasks=tasks)
     if isinstance(taps, str):
         raise InputError(f"`taps` must be a sequence of selectors. Found the string {taps!r}.")
     return resolve_taps(teacher, taps)

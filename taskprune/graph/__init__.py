@@ -1,8 +1,8 @@
 """Record what a model computes: operators, sizes with their origins, outputs of tasks."""
 
-from taskprune.graph.outputs import flatten_outputs
 from taskprune.graph.reach import tasks_reached
 from taskprune.graph.records import ModelGraph
 from taskprune.graph.tracing import trace
+from taskprune.outputs import flatten_outputs
 
 __all__ = ["ModelGraph", "flatten_outputs", "tasks_reached", "trace"]

@@ -18,10 +18,10 @@ from taskprune.garbage import collection_paused
 from taskprune.graph.borrow import TensorGuard, borrowed, trace_attributes
 from taskprune.graph.caches import without_caches
 from taskprune.graph.listening import DispatchMode, FunctionMode
-from taskprune.graph.outputs import flatten_outputs, resolve_paths
 from taskprune.graph.recorder import Recorder
 from taskprune.graph.records import GraphOutput, Mode, ModelGraph, Ref
 from taskprune.meta import beside, shapes_only, without_values
+from taskprune.outputs import flatten_outputs, resolve_paths
 from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
 from taskprune.tasks import Task
 from taskprune.wrappers import bare, uncompiled

@@ -10,8 +10,8 @@ from torch import nn
 
 from taskprune.errors import LossError
 from taskprune.forward import Forward, call_batch
-from taskprune.graph.outputs import flatten_outputs, resolve_paths
 from taskprune.importance.calibration import differentiable, run_forward, task_loss
+from taskprune.outputs import flatten_outputs, resolve_paths
 from taskprune.tasks import Task
 
 

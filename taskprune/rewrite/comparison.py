@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from taskprune.errors import TraceError, VerificationError
 from taskprune.forward import Forward
-from taskprune.graph.outputs import SINGLE, flatten_outputs
+from taskprune.outputs import SINGLE, flatten_outputs
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
 from taskprune.rewrite.widening import InDouble
 from taskprune.rng import preserved_rng

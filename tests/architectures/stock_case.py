@@ -13,9 +13,9 @@ from taskprune.budget import Budget
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.forward import call_inputs
 from taskprune.graph import trace
-from taskprune.graph.outputs import flatten_outputs
 from taskprune.importance import importance_by_name, score
 from taskprune.importance.scores import ChannelScores
+from taskprune.outputs import flatten_outputs
 from taskprune.plan import PruningPlan
 from taskprune.rewrite import VerificationReport, apply_and_verify
 from taskprune.solver import solve

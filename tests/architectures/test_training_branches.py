@@ -10,7 +10,7 @@ from architectures.torchvision_import import import_torchvision
 
 from taskprune.coupling import couple
 from taskprune.graph import trace
-from taskprune.graph.outputs import flatten_outputs
+from taskprune.outputs import flatten_outputs
 from taskprune.plan import build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.testing import random_drop, randomise_

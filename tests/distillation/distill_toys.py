@@ -115,3 +115,8 @@ def same_state(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
         torch.equal(tensor, second[name]) for name, tensor in first.items()
     )
+
+
+def n_hooks(model: nn.Module) -> int:
+    """Return how many forward hooks there are."""
+    return sum(len(module._forward_hooks) for module in model.modules())

@@ -2,17 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from distill_toys import TwoTaskNet, make_net
+from distill_toys import make_net, n_hooks
 from torch import Tensor, nn
 
-from taskprune.distillation import Tap, default_taps, resolve_taps, tapped
+from taskprune.distillation import Tap, resolve_taps, tapped
 from taskprune.errors import InputError
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
-def n_hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) for module in model.modules())
 
 
 class Collections(nn.Module):
@@ -128,53 +124,3 @@ def test_elements_and_calls_can_be_chosen() -> None:
     assert features["named[coarse]"].shape == (2, 3, 4, 4)
     assert torch.equal(net.twice(features["twice@0"]), features["alias@-1"])
     assert torch.equal(features["alias@-1"], output)
-
-
-def test_default_taps_are_the_last_shared_output_of_each_resolution() -> None:
-    assert default_taps(make_net(0), IMAGES) == (Tap("stem"), Tap("stage"))
-
-
-def test_default_taps_leave_the_model_as_it_was() -> None:
-    net = make_net(0, norm=True, dropout=0.5)
-    net.requires_grad_(False)
-    net.stage[1].eval()
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    flags = [module.training for module in net.modules()]
-    random_state = torch.get_rng_state()
-    with torch.no_grad():
-        taps = default_taps(net, IMAGES)
-    assert taps == (Tap("stem"), Tap("stage"))
-    assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
-    assert [module.training for module in net.modules()] == flags
-    assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
-    assert n_hooks(net) == 0
-    assert torch.equal(torch.get_rng_state(), random_state)
-
-
-def test_default_taps_name_the_last_call_of_a_shared_module() -> None:
-    class Twice(TwoTaskNet):
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            x = self.stem(images)
-            features = self.stage(x) + self.stage(x.flip(-1))
-            return {"near": self.near(features), "far": self.far(features)}
-
-    assert default_taps(Twice(), IMAGES) == (Tap("stem"), Tap("stage", call=1))
-
-
-def test_default_taps_take_tokens_where_there_are_no_maps() -> None:
-    net = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 2))
-    assert default_taps(net, torch.randn(2, 7, 5)) == (Tap("1"),)
-
-
-def test_outputs_that_share_nothing_have_no_default_taps() -> None:
-    class Apart(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1))
-            self.two = nn.Sequential(nn.Conv2d(3, 2, 1), nn.Conv2d(2, 1, 1))
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.one(x), self.two(x)
-
-    with pytest.raises(InputError, match="automatic choice of taps"):
-        default_taps(Apart(), IMAGES)

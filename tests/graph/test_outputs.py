@@ -12,7 +12,7 @@ from torch import Tensor
 
 from taskprune.errors import InputError
 from taskprune.graph import flatten_outputs
-from taskprune.graph.outputs import matching_paths, resolve_paths
+from taskprune.outputs import matching_paths, resolve_paths
 
 T = torch.zeros(1)
 
