@@ -48,6 +48,7 @@ _DEEPEST = 3
 """How far configurations inside of configurations are followed."""
 
 _READ = "code that the forward can reach reads an attribute of that name"
+_ALL_READ = "code that the forward may reach reads all attributes of an object at once"
 _COMPUTED = "the class that holds it computes its attributes"
 _HEADS_UNCLEAR = "the number of heads and their width after pruning do not follow from the sizes"
 
@@ -139,11 +140,13 @@ def describe(model: nn.Module, plan: PruningPlan) -> Descriptions:
         return Descriptions(tuple(bare), ())
     names = read_names(model)
 
+    why_read = _ALL_READ if names is EVERYTHING else _READ
+
     def is_read(place: _Place) -> bool:
         return names is EVERYTHING or not names.isdisjoint((place.name, *place.aliases))
 
     decisions: list[tuple[_Place, int | str]] = [
-        (places[0], _READ if is_read(places[0]) else found) for places, found in suspects
+        (places[0], why_read if is_read(places[0]) else found) for places, found in suspects
     ]
     for pair, width in heads:
         decisions += _heads_and_width(pair, width, planned, is_read)
