@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import copy
+import math
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from distill_run import run
+from distill_toys import (
+    make_batches,
+    make_net,
+    n_hooks,
+    same_state,
+    state,
+)
+
+from taskprune.distillation import (
+    DistillSettings,
+)
+from taskprune.errors import (
+    InputError,
+    MissingDependencyError,
+    TaskPruneError,
+)
+
+
+def generator() -> Iterator[Any]:
+    yield from make_batches()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": generator()}, "one-way iterator"),
+        ({"data": 5}, "Found int"),
+        ({"data": []}, "no batch"),
+        ({"tasks": {}}, "at least one name"),
+        ({"taps": ["neck"]}, "No module of the model fits the tap `neck`"),
+        ({"taps": "stage"}, "must be a sequence"),
+        ({"channel_map": {"stage": (0, 1)}}, "Tap `stage`: the channel map"),
+        ({"settings": DistillSettings(epochs=1, accumulation=9, cpu=True)}, "less than one step"),
+    ],
+)
+def test_bad_arguments_are_refused_and_change_nothing(
+    changes: Mapping[str, Any], message: str
+) -> None:
+    student, teacher = make_net(1), make_net(0)
+    before = state(student)
+    with pytest.raises(TaskPruneError, match=message):
+        run(student, teacher, **changes)
+    assert same_state(state(student), before)
+    assert n_hooks(student) == n_hooks(teacher) == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 3, "epochs": 1},
+        {"steps": 0},
+        {"epochs": 1.5},
+        {"learning_rate": 0.0},
+        {"weight_decay": -1.0},
+        {"warmup": 1.5},
+        {"accumulation": 0},
+        {"ema_decay": 1.0},
+        {"feature_weight": math.nan},
+        {"mixed_precision": "int8"},
+        {"seed": -1},
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: Mapping[str, Any]) -> None:
+    with pytest.raises(InputError, match=list(changes)[-1]):
+        DistillSettings(**changes)
+
+
+def test_a_student_that_shares_memory_with_its_teacher_is_refused() -> None:
+    teacher = make_net(0)
+    with pytest.raises(InputError, match=r"share the memory of `stem\.0\.weight`"):
+        run(teacher, teacher)
+    half = copy.copy(teacher)
+    half._modules = {**teacher._modules, "stem": copy.deepcopy(teacher.stem)}
+    with pytest.raises(InputError, match=r"share the memory of `stage\.0\.weight`"):
+        run(half, teacher)
+
+
+def test_a_student_that_cannot_learn_is_refused() -> None:
+    student = make_net(1)
+    student.requires_grad_(False)
+    with pytest.raises(InputError, match="no parameter that requires a gradient"):
+        run(student, make_net(0))
+
+
+def test_a_missing_accelerate_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingDependencyError, match=r"taskprune\[distill\]"):
+        run(make_net(1), make_net(0))
