@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from torch import Tensor
 
 CHILD = Path(__file__).with_name("distributed_child.py")
 NAN_CHILD = Path(__file__).with_name("nan_child.py")
+GRADNORM_CHILD = Path(__file__).with_name("gradnorm_child.py")
 
 
 def launch(folder: Path, *, n_processes: int, child: Path = CHILD) -> None:
@@ -109,5 +111,16 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_at_the_same_weights(
     said = [(tmp_path / f"said_{rank}.txt").read_text() for rank in (0, 1)]
     assert said[1].startswith("Step 2: the task loss `near` is nan")
     assert said[0] == f"Process 1 stopped, and with it all others. {said[1]}"
+    first, second = (load_file(tmp_path / f"student_{rank}.safetensors") for rank in (0, 1))
+    assert same_state(first, second)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+def test_weights_learnt_from_gradients_are_the_same_in_all_processes(tmp_path: Path) -> None:
+    launch(tmp_path, n_processes=2, child=GRADNORM_CHILD)
+    weights = [json.loads((tmp_path / f"weights_{rank}.json").read_text()) for rank in (0, 1)]
+    assert weights[0] == weights[1]
+    assert weights[0][-1] != weights[0][0]
     first, second = (load_file(tmp_path / f"student_{rank}.safetensors") for rank in (0, 1))
     assert same_state(first, second)
