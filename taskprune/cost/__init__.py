@@ -1,21 +1,31 @@
 """What a model costs: exact functions of how many channels each group keeps, and measurements."""
 
 from taskprune.cost.latency import LatencyReport, measure_latency
+from taskprune.cost.latency_cost import LatencyCost, measure_tables
 from taskprune.cost.measured import measure_macs, measure_params
 from taskprune.cost.memory import ActivationMemory
 from taskprune.cost.model import CostModel, CostState, count_macs, count_params
+from taskprune.cost.operator_call import OperatorCall
 from taskprune.cost.protocol import Cost, CostAccount
+from taskprune.cost.timing import CachedTimer, DeviceTimer, OperatorTimer, device_timer
 
 __all__ = [
     "ActivationMemory",
+    "CachedTimer",
     "Cost",
     "CostAccount",
     "CostModel",
     "CostState",
+    "DeviceTimer",
+    "LatencyCost",
     "LatencyReport",
+    "OperatorCall",
+    "OperatorTimer",
     "count_macs",
     "count_params",
+    "device_timer",
     "measure_latency",
     "measure_macs",
     "measure_params",
+    "measure_tables",
 ]

@@ -1,0 +1,328 @@
+r"""Latency as a function of how many channels each group keeps, from measured operators.
+
+Each operator call is timed at a few widths of what it reads and of what it makes, and interpolated
+linearly in both between them. The sum over a forward pass, times a scale and plus an offset, is the
+prediction,
+
+.. math:: V(k) = a + b \sum_t T_t(x_t(k), y_t(k)),
+
+where the scale and the offset come from measurements of whole models: what runs between operators
+takes time as well, and operators in a row find other things in the caches than one repeated does.
+The formulation is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from taskprune.cost.operator_call import OperatorCall
+from taskprune.cost.timing import OperatorTimer
+from taskprune.coupling.groups import CouplingGroups, IntArray, LinearForm, OperatorSite
+from taskprune.errors import InputError
+
+FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
+"""Widths at which operators are timed, as fractions of the full ones."""
+
+FloatArray: TypeAlias = NDArray[np.float64]
+Measured: TypeAlias = tuple[Mapping[str, int] | None, int]
+"""Kept counts, or ``None`` for all channels, and nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class SiteTable:
+    """Times of one operator call.
+
+    Attributes:
+        sizes: The two lengths that they depend on.
+        grid: Values of each of them, ascending. Shape ``[2, n_fractions]``.
+        times: Nanoseconds. Shape ``[n_fractions, n_fractions]``.
+    """
+
+    sizes: tuple[LinearForm, LinearForm]
+    grid: FloatArray
+    times: FloatArray
+
+
+def measure_tables(
+    groups: CouplingGroups,
+    timer: OperatorTimer,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[SiteTable, ...]:
+    """Time all operators of a forward pass at several widths.
+
+    Args:
+        groups: The model's coupling groups.
+        timer: Says how long an operator takes.
+        progress: Called with the number of calls looked up so far, and of all.
+
+    Raises:
+        InputError: The groups come without operator calls.
+    """
+    sites = [site for site in groups.sites if site.operator != "output"]
+    if not sites:
+        raise InputError(
+            "Latency is predicted from the operators of a traced forward pass. These groups have "
+            "none: get them from `couple(trace(model, example_inputs))`."
+        )
+    tables = []
+    for number, site in enumerate(sites):
+        tables.append(_table(groups, site, timer))
+        if progress is not None:
+            progress(number + 1, len(sites))
+    return tuple(tables)
+
+
+class LatencyCost:
+    """Predicted nanoseconds of one forward pass on the traced inputs; a ``Cost``.
+
+    A table is flat where an operator takes no less time with fewer channels, and steep elsewhere.
+    So that nothing stops at a step, :meth:`marginals` is the larger of what one more channel saves
+    and of the mean saving per channel down to the smallest width that was measured; values and
+    :meth:`LatencyAccount.saving` are exactly those of the tables.
+
+    Args:
+        groups: The model's coupling groups.
+        tables: From :func:`measure_tables`.
+        offset: Nanoseconds that are spent whatever is kept.
+        scale: What the sum of the operators is multiplied by.
+    """
+
+    def __init__(
+        self,
+        groups: CouplingGroups,
+        tables: tuple[SiteTable, ...],
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+    ) -> None:
+        self.groups = groups
+        self.tables = tables
+        self.offset, self.scale = round(offset), scale
+        self.names = tuple(group.name for group in groups)
+        self.full: IntArray = np.array([g.n_channels for g in groups], dtype=np.int64)
+        n = len(FRACTIONS)
+        self.grid: FloatArray = np.array([t.grid for t in tables]).reshape(-1, 2, n)
+        times: FloatArray = np.array([t.times for t in tables]).reshape(-1, n, n)
+        self.times = times * scale
+        self.constants: IntArray = np.array(
+            [[form.constant for form in t.sizes] for t in tables], dtype=np.int64
+        ).reshape(-1, 2)
+        position = {name: i for i, name in enumerate(self.names)}
+        slopes: dict[tuple[int, int], list[int]] = {}
+        for site, table in enumerate(tables):
+            for axis, form in enumerate(table.sizes):
+                for name, coefficient in form.coefficients.items():
+                    slopes.setdefault((site, position[name]), [0, 0])[axis] += coefficient
+        self.pair_site: IntArray = np.array([s for s, _ in slopes], dtype=np.int64)
+        self.pair_group: IntArray = np.array([g for _, g in slopes], dtype=np.int64)
+        self.pair_slopes: IntArray = np.array(list(slopes.values()), dtype=np.int64).reshape(-1, 2)
+        order = np.argsort(self.pair_group, kind="stable")
+        bounds = np.searchsorted(self.pair_group[order], np.arange(len(self.names) + 1))
+        self.pairs_of = [order[a:b] for a, b in pairwise(bounds.tolist())]
+
+    def calibrated(self, measured: Sequence[Measured]) -> LatencyCost:
+        """Return this cost with scale and offset so that it agrees with measurements.
+
+        Args:
+            measured: Kept counts (``None`` for the whole model, which comes first) and the measured
+                nanoseconds. From one measurement comes a scale; from two a scale and an offset,
+                unless one of them would be negative: then the first alone counts.
+
+        Raises:
+            InputError: No measurement, or more than two.
+        """
+        if not 1 <= len(measured) <= 2:
+            raise InputError(f"Expected one or two measurements. Found {len(measured)}.")
+        plain = LatencyCost(self.groups, self.tables)
+        sums = [plain.value(kept) for kept, _ in measured]
+        first = measured[0][1]
+        scale = first / max(1, sums[0])
+        if len(measured) == 2 and sums[0] > sums[1]:
+            slope = (first - measured[1][1]) / (sums[0] - sums[1])
+            # A negative offset: caches that fit the smaller model, for one.
+            scale = slope if 0 < slope < scale else scale
+        scaled = LatencyCost(self.groups, self.tables, scale=scale)
+        offset = first - scaled.value(measured[0][0])
+        return LatencyCost(self.groups, self.tables, scale=scale, offset=offset)
+
+    def sizes(self, counts: IntArray) -> IntArray:
+        """Return the two lengths of every operator call. Shape ``[n_calls, 2]``."""
+        sizes: IntArray = self.constants.copy()
+        np.add.at(sizes, self.pair_site, self.pair_slopes * counts[self.pair_group, None])
+        return sizes
+
+    def interpolated(self, sites: IntArray, sizes: IntArray) -> IntArray:
+        """Return nanoseconds of some operator calls at these lengths. Shape ``[n_sites]``."""
+        low, part = self._segments(sites, sizes, 0)
+        left, share = self._segments(sites, sizes, 1)
+        times, steps = self.times, ((0, 0), (0, 1), (1, 0), (1, 1))
+        total = np.zeros(len(sites))
+        for down, right in steps:
+            weight = (part if down else 1 - part) * (share if right else 1 - share)
+            total += weight * times[sites, low + down, left + right]
+        rounded: IntArray = np.rint(total).astype(np.int64)
+        return rounded
+
+    def _segments(self, sites: IntArray, sizes: IntArray, axis: int) -> tuple[IntArray, FloatArray]:
+        grid, size = self.grid[sites, axis], sizes[:, axis]
+        segment: IntArray = (size[:, None] >= grid[:, 1:-1]).sum(axis=1).astype(np.int64)
+        rows = np.arange(len(sites))
+        start, end = grid[rows, segment], grid[rows, segment + 1]
+        return segment, np.clip((size - start) / (end - start), 0.0, 1.0)
+
+    def counts(self, kept: Mapping[str, int] | IntArray | None) -> IntArray:
+        """Return kept counts as an array in the order of ``names``; ``None`` means all."""
+        if kept is None:
+            return self.full
+        if isinstance(kept, np.ndarray):
+            return kept
+        counts: IntArray = np.array([kept[name] for name in self.names], dtype=np.int64)
+        return counts
+
+    def value(self, kept: Mapping[str, int] | IntArray | None = None) -> int:
+        """Return the predicted time in nanoseconds."""
+        return self.at(kept).total
+
+    def marginals(self, kept: Mapping[str, int] | IntArray | None = None) -> IntArray:
+        """Return what one more channel of each group is worth, see the class."""
+        return self.at(kept).marginals
+
+    def at(self, kept: Mapping[str, int] | IntArray | None = None) -> LatencyAccount:
+        """Return a running account that starts from these counts."""
+        return LatencyAccount(self, self.counts(kept))
+
+
+class LatencyAccount:
+    """The predicted time at the current counts."""
+
+    def __init__(self, cost: LatencyCost, counts: IntArray) -> None:
+        self.cost = cost
+        self.counts = counts.copy()
+        self.sizes = cost.sizes(self.counts)
+        self.times = cost.interpolated(np.arange(len(self.sizes)), self.sizes)
+        self.total = cost.offset + int(self.times.sum())
+
+    @property
+    def marginals(self) -> IntArray:
+        """What one more channel of each group is worth. Shape ``[n_groups]``."""
+        cost = self.cost
+        sites, slopes = cost.pair_site, cost.pair_slopes
+        sizes, now = self.sizes[sites], self.times[sites]
+        one = now - cost.interpolated(sites, sizes - slopes)
+        # Down to the smallest width that was measured, in steps of one channel.
+        room = (sizes - cost.grid[sites, :, 0]) / np.maximum(slopes, 1)
+        steps = np.maximum(1, np.where(slopes > 0, room, 0).max(axis=1, initial=1)).astype(np.int64)
+        mean = (now - cost.interpolated(sites, sizes - slopes * steps[:, None])) // steps
+        marginals: IntArray = np.zeros(len(cost.names), dtype=np.int64)
+        np.add.at(marginals, cost.pair_group, np.maximum(one, mean))
+        return marginals
+
+    def saving(self, group: int, n_channels: int) -> int:
+        """Return what dropping ``n_channels`` more channels of one group saves."""
+        return int((self.times[self._sites(group)] - self._after(group, n_channels)[1]).sum())
+
+    def update(self, group: int, count: int) -> None:
+        """Set how many channels one group keeps."""
+        sites = self._sites(group)
+        sizes, times = self._after(group, int(self.counts[group]) - count)
+        self.total += int((times - self.times[sites]).sum())
+        self.counts[group], self.sizes[sites], self.times[sites] = count, sizes, times
+
+    def _sites(self, group: int) -> IntArray:
+        sites: IntArray = self.cost.pair_site[self.cost.pairs_of[group]]
+        return sites
+
+    def _after(self, group: int, n_channels: int) -> tuple[IntArray, IntArray]:
+        sites = self._sites(group)
+        slopes = self.cost.pair_slopes[self.cost.pairs_of[group]]
+        sizes: IntArray = self.sizes[sites] - n_channels * slopes
+        return sizes, self.cost.interpolated(sites, sizes)
+
+
+def _table(groups: CouplingGroups, site: OperatorSite, timer: OperatorTimer) -> SiteTable:
+    """Time one call at all widths; what cannot be run alone is left to scale and offset."""
+    n = len(FRACTIONS)
+    clusters = _clusters(site)
+    widths = [_widths(groups, forms) for forms in clusters]
+    times = np.zeros((n, n))
+    rows, columns = (range(n) if forms else [n - 1] for forms in clusters)
+    for row in rows:
+        for column in columns:
+            kept = {**widths[0][row], **widths[1][column]}
+            times[row, column] = timer(OperatorCall.of(site, kept)) or 0
+    if not clusters[0]:
+        times[:] = times[-1]
+    if not clusters[1]:
+        times[:] = times[:, -1:]
+    # Fewer channels never take longer: what differs from that is noise, taken half from each side.
+    for axis in (0, 1):
+        times = _ascending(times, axis)
+    sizes = tuple(_sum(forms) for forms in clusters)
+    grid = np.array(
+        [
+            _strictly_ascending([form.value(kept) for kept in own])
+            for form, own in zip(sizes, widths, strict=True)
+        ]
+    )
+    return SiteTable((sizes[0], sizes[1]), grid, times)
+
+
+def _clusters(site: OperatorSite) -> tuple[list[LinearForm], list[LinearForm]]:
+    """Return the sizes of a call in two sets that share no group; in one where there are more."""
+    outputs = [tensor for tensor in site.outputs if tensor is not None]
+    forms: dict[tuple[int, tuple[tuple[str, int], ...]], LinearForm] = {}
+    for tensor in (*site.inputs, *outputs):
+        for factor in (f for size in tensor.shape for f in size.factors):
+            forms[factor.constant, tuple(sorted(factor.coefficients.items()))] = factor
+    clusters: list[tuple[set[str], list[LinearForm]]] = []
+    for form in forms.values():
+        names, members = set(form.coefficients), [form]
+        apart = []
+        for others, own in clusters:
+            if others & names:
+                names, members = names | others, own + members
+            else:
+                apart.append((others, own))
+        clusters = [*apart, (names, members)]
+    if len(clusters) > 2:
+        return list(forms.values()), []
+    first, second = [*(own for _, own in clusters), [], []][:2]
+    return first, second
+
+
+def _widths(groups: CouplingGroups, forms: Sequence[LinearForm]) -> list[dict[str, int]]:
+    """Return kept counts of all groups in these sizes, for every fraction."""
+    names = sorted({name for form in forms for name in form.coefficients})
+    return [
+        {name: max(1, round(fraction * groups[name].n_channels)) for name in names}
+        for fraction in FRACTIONS
+    ]
+
+
+def _sum(forms: Sequence[LinearForm]) -> LinearForm:
+    total: dict[str, int] = {}
+    for form in forms:
+        for name, coefficient in form.coefficients.items():
+            total[name] = total.get(name, 0) + coefficient
+    return LinearForm(sum(form.constant for form in forms), total)
+
+
+def _strictly_ascending(values: Sequence[int]) -> list[float]:
+    """Move equal values, at the narrow end of narrow layers, apart towards lower ones."""
+    ascending = [float(values[-1])]
+    for value in reversed(values[:-1]):
+        ascending.append(min(float(value), ascending[-1] - 1))
+    return ascending[::-1]
+
+
+def _ascending(times: FloatArray, axis: int) -> FloatArray:
+    rising = np.maximum.accumulate(times, axis=axis)
+    falling = np.flip(np.minimum.accumulate(np.flip(times, axis), axis=axis), axis)
+    result: FloatArray = (rising + falling) / 2
+    return result
