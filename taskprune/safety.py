@@ -21,7 +21,8 @@ from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.multiples import multiple_for
 
 Limit: TypeAlias = str
-"""What holds a group back: a field of :class:`Safety`, ``"protected"`` for the quantile."""
+"""What holds a group back: a field of :class:`Safety`, ``"protected"`` for the quantile, and
+``"max_loss_increase of lane"`` with the task that can afford no more."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class Safety:
             :data:`taskprune.multiples.DEVICE_MULTIPLES` such as ``"tensor-core-fp16"``. A group
             may keep all, and where the multiples would miss the target by more than 0.5 % as few
             groups as possible do not keep one.
+        max_loss_increase: By which fraction of itself the loss of a task may rise when the
+            channels go, 0.05 for 5 %: one number for all tasks, or ``{task: number}`` for some.
+            Predicted to first order, see :mod:`taskprune.loss_budget`; in steps the predictions
+            add up, each from scores taken anew. Needs a criterion that knows, as the default does.
     """
 
     min_channels: int = 4
@@ -49,6 +54,7 @@ class Safety:
     max_removed_private: float = 0.75
     protected_quantile: float = 0.95
     round_to: int | str = 1
+    max_loss_increase: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         count = self.min_channels
@@ -59,11 +65,28 @@ class Safety:
             fraction = getattr(self, name)
             if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
                 raise InputError(f"`{name}` must be a fraction from 0 to 1. Found {fraction!r}.")
+        limits = self.max_loss_increase
+        if limits is None:
+            return
+        for limit in limits.values() if isinstance(limits, Mapping) else (limits,):
+            is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+            if not is_number or not 0 <= limit < math.inf:
+                raise InputError(
+                    "`max_loss_increase` must be a fraction from 0 on, such as 0.05, or "
+                    f"{{task: fraction}}. Found {limit!r}."
+                )
 
     @property
     def multiple(self) -> int:
         """The number of channels that ``round_to`` stands for."""
         return multiple_for(self.round_to)
+
+    def loss_limits(self, tasks: Sequence[str]) -> dict[str, float]:
+        """Return ``max_loss_increase`` by task; empty where there is no limit."""
+        limits = self.max_loss_increase
+        if limits is None:
+            return {}
+        return dict(limits) if isinstance(limits, Mapping) else dict.fromkeys(tasks, limits)
 
     def most_removable(self, group: CouplingGroup, fraction: float) -> int:
         """Return how many channels of a group may go where at most this fraction of them may."""
@@ -130,18 +153,20 @@ def removable(
 
 
 def bound_limits(
-    groups: CouplingGroups,
-    scores: ChannelScores,
-    safety: Safety,
-    kept: Mapping[str, int],
+    parts: Sequence[Removable], kept: Mapping[str, int], safety: Safety
 ) -> tuple[BoundLimit, ...]:
     """Return the limits that a plan with these kept counts runs into.
 
     They bind where not even one more step of ``round_to`` channels could go.
+
+    Args:
+        parts: What may go, by group.
+        kept: ``{group name: channels that stay}``.
+        safety: What sets the step.
     """
     return tuple(
         BoundLimit(part.group.name, kept[part.group.name], part.held_by)
-        for part in removable(groups, scores, safety)
+        for part in parts
         if len(part.order) - (part.group.n_channels - kept[part.group.name]) < safety.multiple
     )
 

@@ -13,7 +13,8 @@ same fraction of what is left.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -22,6 +23,7 @@ from torch import nn
 from taskprune.budget import Budget
 from taskprune.coupling.groups import CouplingGroup
 from taskprune.errors import InputError
+from taskprune.loss_budget import predicted_loss
 from taskprune.plan import PruningPlan, compose
 from taskprune.safety import Safety
 
@@ -88,16 +90,23 @@ class StepSafety(Safety):
 
     Attributes:
         kept: ``{group name: (channels of the original, channels before this step)}``.
+        spent: What the steps before have used of each task's ``max_loss_increase``.
     """
 
-    kept: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    kept: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
+    spent: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, safety: Safety, plan: PruningPlan | None) -> StepSafety:
+    def of(cls, safety: Safety, plan: PruningPlan | None, spent: Mapping[str, float]) -> StepSafety:
         """Make the limits of a step from those of all, and what the steps before have done."""
         whole = {each.name: getattr(safety, each.name) for each in fields(safety)}
         decisions = plan.groups if plan else ()
-        return cls(**whole, kept={d.name: (d.n_channels, d.n_kept) for d in decisions})
+        return cls(**whole, kept={d.name: (d.n_channels, d.n_kept) for d in decisions}, spent=spent)
+
+    def loss_limits(self, tasks: Sequence[str]) -> dict[str, float]:
+        """Return what is left of ``max_loss_increase``; see :meth:`Safety.loss_limits`."""
+        limits = super().loss_limits(tasks)
+        return {task: max(0.0, limit - self.spent.get(task, 0.0)) for task, limit in limits.items()}
 
     def most_removable(self, group: CouplingGroup, fraction: float) -> int:
         """Return how many channels of a group may go; see :meth:`Safety.most_removable`."""
@@ -145,11 +154,13 @@ def pruned_in_steps(
     plan: PruningPlan | None = None
     original: dict[str, int] = {}
     batch_size = 0
+    spent: Counter[str] = Counter()
     for number in range(1, steps + 1):
         target = StepBudget.of(
             budget, step=number, steps=steps, original=original, batch_size=batch_size
         )
-        result = prune_to(current, target, StepSafety.of(safety, plan))
+        result = prune_to(current, target, StepSafety.of(safety, plan, dict(spent)))
+        spent.update(predicted_loss(result.scores, result.plan.drop))
         if plan is None:
             original = {name: before for name, (before, _) in result.plan.costs.items()}
             batch_size = result.groups.batch_size

@@ -58,6 +58,10 @@ class ChannelScores:
         standard_error: ``{group: error}`` of ``per_task`` over the batches, each of shape
             ``[n_tasks, n_channels]``; empty where the criterion does not keep it, or a task was
             seen in one batch only.
+        loss_increase: ``{group: fraction}``, each of shape ``[n_tasks, n_channels]``, not
+            negative: by how much of itself each task's loss changes when the channel goes, the
+            root of the mean square over the batches, to first order. Empty where the criterion
+            does not know it, or a loss is 0.
     """
 
     criterion: str
@@ -68,6 +72,7 @@ class ChannelScores:
     n_batches: int = 0
     pair_conflict: Mapping[str, Tensor] = field(default_factory=dict)
     standard_error: Mapping[str, Tensor] = field(default_factory=dict)
+    loss_increase: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of_all_tasks(

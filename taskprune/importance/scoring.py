@@ -219,6 +219,7 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
     conflict: dict[str, Tensor] = {}
     pair_conflict: dict[str, Tensor] = {}
     standard_error: dict[str, Tensor] = {}
+    loss_increase: dict[str, Tensor] = {}
     for group in groups:
         name, n_channels = group.name, group.n_channels
         rows = _scores_of(found.per_task, name, found.criterion)
@@ -236,6 +237,10 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
             errors = _scores_of(found.standard_error, name, found.criterion)
             shape = (len(found.tasks), n_channels)
             standard_error[name] = _fitting(errors, shape, name, found.criterion)
+        if name in found.loss_increase:
+            rises = _scores_of(found.loss_increase, name, found.criterion)
+            shape = (len(found.tasks), n_channels)
+            loss_increase[name] = _fitting(rises, shape, name, found.criterion)
     return ChannelScores(
         found.criterion,
         tuple(found.tasks),
@@ -245,6 +250,7 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
         found.n_batches,
         pair_conflict,
         standard_error,
+        loss_increase,
     )
 
 

@@ -126,6 +126,7 @@ class TaskTaylorImportance:
         parts = self._parts(statistics, weights)
         split = statistics.index.split
         errors = standard_errors(statistics, parts.scale)
+        rises = loss_increases(statistics)
         return ChannelScores(
             criterion="task_taylor",
             tasks=statistics.tasks,
@@ -135,6 +136,7 @@ class TaskTaylorImportance:
             n_batches=statistics.n_batches,
             pair_conflict={} if parts.pairs is None else split(parts.pairs),
             standard_error={} if errors is None else split(errors),
+            loss_increase={} if rises is None else split(rises),
         )
 
     def _parts(self, statistics: TaskStatistics, weights: Tensor) -> _Parts:
@@ -171,6 +173,18 @@ def per_task_importance(statistics: TaskStatistics, scale: Tensor) -> Tensor:
     squares = statistics.products.diagonal(dim1=0, dim2=1).T  # [T, C]
     labelled = statistics.n_labelled.diagonal().clamp_min(1)
     return squares * (scale.square() / labelled)[:, None]
+
+
+def loss_increases(statistics: TaskStatistics) -> Tensor | None:
+    """Return the root mean square effect on each task's loss, as a fraction of that loss.
+
+    ``None`` where a loss is 0 and its effects are not. Shape ``[T, C]``.
+    """
+    squares = per_task_importance(statistics, torch.ones(len(statistics.tasks)))
+    loss = statistics.mean_loss[:, None]
+    if bool(((loss == 0) & (squares > 0)).any()):
+        return None
+    return squares.sqrt() / loss.where(loss > 0, 1.0)
 
 
 def standard_errors(statistics: TaskStatistics, scale: Tensor) -> Tensor | None:

@@ -14,14 +14,15 @@ import numpy as np
 
 from taskprune.budget import Budget
 from taskprune.cost import ActivationMemory, Cost, CostModel
-from taskprune.coupling.groups import CouplingGroups
+from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
+from taskprune.loss_budget import affordable, allowed_loss, predicted_loss
 from taskprune.plan import PruningPlan, build_plan
 from taskprune.rationale import make_rationale
 from taskprune.safety import Safety, bound_limits, removable
 from taskprune.solver.account import Account
-from taskprune.solver.blocks import in_multiples
+from taskprune.solver.blocks import FloatArray, in_multiples, order_keys
 from taskprune.solver.exchange import exchange
 from taskprune.solver.infeasible import infeasible
 from taskprune.solver.landing import MISS, fill, put_back, remove
@@ -104,15 +105,55 @@ def solve(
         raise InputError(
             f"The budget bounds `{unknown[0]}`, which must be measured first. Pass it in `costs=`."
         )
-    account = Account(
-        removable(groups, scores, safety), models, budget, batch_size=groups.batch_size
-    )
+    parts = removable(groups, scores, safety)
+    allowed = allowed_loss(safety, scores)
+    account = Account(parts, models, budget, batch_size=groups.batch_size)
+    keys = _order(account, cost_power)
+    _meet(account, groups, safety, cost_power)
+    predicted = predicted_loss(scores, _dropped(account))
+    if any(predicted[task] > limit for task, limit in allowed.items()):
+        # What the budget asks for is more than a task can afford: only then do limits bind.
+        parts = affordable(parts, scores, allowed, keys)
+        account = Account(parts, models, budget, batch_size=groups.batch_size)
+        _meet(account, groups, safety, cost_power)
+    drop = _dropped(account)
+    names = [group.name for group in groups]
+    kept = account.full - account.removed
+    bounds = bound_limits(parts, dict(zip(names, kept.tolist(), strict=True)), safety)
+    for bound in bounds:
+        _log.info("`%s` keeps %d channels: held by %s", bound.group, bound.n_kept, bound.limit)
+    spent = {name: (model.value(), model.value(kept)) for name, model in models.items()}
+    rationale = make_rationale(groups, scores, drop, {b.group: b.limit for b in bounds})
+    return build_plan(groups, drop, spent, rationale)
+
+
+def _power(account: Account, cost_power: CostPower) -> float:
+    exceeded = [name for name in account.limits if account.shortfall(name) > 0]
+    return max(cost_power.of(name) for name in exceeded or account.limits)
+
+
+def _order(account: Account, cost_power: CostPower) -> list[FloatArray]:
+    """Return the keys by which the first channels of each group go."""
+    power = _power(account, cost_power)
+    prices = np.maximum(account.prices(), 1e-30)  # what saves nothing goes last
+    return [
+        order_keys(part.scores, np.full(len(part.scores), price), power)
+        for part, price in zip(account.parts, prices.tolist(), strict=True)
+    ]
+
+
+def _meet(account: Account, groups: CouplingGroups, safety: Safety, cost_power: CostPower) -> None:
+    """Let channels go until the budget is met.
+
+    Raises:
+        InfeasibleBudgetError: The limits leave too little to remove.
+    """
     multiples = [in_multiples(part, safety.multiple) for part in account.parts]
     exceeded = [name for name in account.limits if account.shortfall(name) > 0]
+    power = _power(account, cost_power)
     if len(exceeded) > 1:
         powers = np.array([cost_power.of(name) for name in exceeded])
         account.move_to(balanced(account, multiples, exceeded, powers))
-    power = max(cost_power.of(name) for name in exceeded or account.limits)
     remove(account, multiples, power)
     if safety.multiple > 1:
         # Where multiples alone cannot reach the target, the target comes first.
@@ -123,16 +164,11 @@ def solve(
     exchange(account, multiples, power)
     if safety.multiple > 1 and account.miss() > MISS:
         fill(account, safety.multiple)
-    names = [group.name for group in groups]
-    drop = {
+
+
+def _dropped(account: Account) -> dict[str, IntArray]:
+    return {
         part.group.name: np.sort(part.order[:n])
         for part, n in zip(account.parts, account.removed.tolist(), strict=True)
         if n
     }
-    kept = account.full - account.removed
-    bounds = bound_limits(groups, scores, safety, dict(zip(names, kept.tolist(), strict=True)))
-    for bound in bounds:
-        _log.info("`%s` keeps %d channels: held by %s", bound.group, bound.n_kept, bound.limit)
-    spent = {name: (model.value(), model.value(kept)) for name, model in models.items()}
-    rationale = make_rationale(groups, scores, drop, {b.group: b.limit for b in bounds})
-    return build_plan(groups, drop, spent, rationale)

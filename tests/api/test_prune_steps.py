@@ -21,6 +21,7 @@ from torch import nn
 import taskprune
 from taskprune import Budget, PruneResult, PruningPlan, Safety, Task
 from taskprune.errors import InfeasibleBudgetError, InputError
+from taskprune.loss_budget import predicted_loss
 from taskprune.testing import assert_masked_equals_pruned
 
 
@@ -222,3 +223,21 @@ def test_a_tolerance_is_judged_after_training() -> None:
 def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         pruned(**changes)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_what_the_losses_may_rise_by_binds_and_is_reported(steps: int) -> None:
+    budget = Budget(params=0.9)
+    free = pruned(budget=budget, safety=Safety(protected_quantile=1.0))
+    allowed = 0.7 * predicted_loss(free.scores, free.plan.drop)["kind"]
+    safety = Safety(protected_quantile=1.0, max_loss_increase={"kind": allowed})
+    result = pruned(budget=budget, steps=steps, safety=safety)
+    if steps == 1:
+        assert predicted_loss(result.scores, result.plan.drop)["kind"] <= allowed
+    assert result.plan.drop != free.plan.drop
+    bound = [b for b in result.report.limits if b.limit == "max_loss_increase of kind"]
+    assert bound
+    assert "max_loss_increase of kind" in str(result)
+    assert "max_loss_increase of kind" in str(result.plan.explain(bound[0].group))
+    with pytest.raises(InfeasibleBudgetError, match="max_loss_increase"):
+        pruned(budget=Budget(params=0.5), steps=steps, safety=safety)

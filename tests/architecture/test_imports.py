@@ -17,7 +17,7 @@ LAYERS = (
     ("graph",),
     ("coupling",),
     ("importance", "cost", "rationale", "explanation", "plan", "plan_tables"),
-    ("budget", "safety", "solver", "rewrite"),
+    ("budget", "safety", "loss_budget", "solver", "rewrite"),
     ("checkpoint", "report", "result"),
     ("schedule", "iterative"),
     ("api", "task_removal"),

@@ -28,6 +28,7 @@ from taskprune.importance import (
     TaskTaylorImportance,
     TaylorImportance,
     as_they_are,
+    by_mean_loss,
     score,
 )
 from taskprune.importance.aggregation import maximum, mean, weighted, worst_task
@@ -129,6 +130,29 @@ def test_scaling_one_loss_by_a_thousand_leaves_scores_and_plan() -> None:
         plans.append(solve(groups, found, Budget.from_ratio(0.4), safety=safety))
     torch.testing.assert_close(totals[0], totals[1], rtol=1e-4, atol=1e-12)
     assert plans[0].drop == plans[1].drop
+
+
+@pytest.mark.parametrize("normalise", [by_mean_loss, as_they_are])
+def test_what_a_channel_costs_a_loss_is_relative_and_knows_no_weights(normalise: Any) -> None:
+    net, data = two_task_net(), batches()
+    groups = two_task_groups(net)
+    tasks = two_tasks()
+    loud = {"first": Task(scaled(first_loss, 1000.0), weight=3.0), "second": tasks["second"]}
+    found = score(net, groups, loud, data, importance=TaskTaylorImportance(normalise=normalise))
+    for group in groups:
+        effects = torch.stack(
+            [
+                torch.stack([effects_one_by_one(net, group, t, batch) for t in tasks.values()])
+                for batch in data
+            ]
+        )
+        with torch.no_grad():
+            loss = torch.tensor(
+                [[float(t.loss(net(b[0]), b) or 0) for t in tasks.values()] for b in data],
+                dtype=torch.float64,
+            )
+        wanted = effects.square().mean(0).sqrt() / loss.mean(0)[:, None]
+        torch.testing.assert_close(found.loss_increase[group.name], wanted, rtol=1e-4, atol=1e-9)
 
 
 def test_without_conflict_weight_the_score_is_bit_equal_to_the_sum_of_tasks() -> None:

@@ -97,13 +97,13 @@ def test_limits_that_bind_are_reported() -> None:
     most = {
         p.group.name: p.group.n_channels - len(p.order) for p in removable(groups, scores, safety)
     }
-    assert bound_limits(groups, scores, safety, most) == (
+    assert bound_limits(removable(groups, scores, safety), most, safety) == (
         BoundLimit("layer0", 4, "min_channels"),
         BoundLimit("layer1", 4, "min_channels"),
         BoundLimit("layer2", 10, "max_removed_private"),
         BoundLimit("layer3", 10, "max_removed_private"),
     )
-    assert bound_limits(groups, scores, safety, groups.full_counts()) == ()
+    assert bound_limits(removable(groups, scores, safety), groups.full_counts(), safety) == ()
 
 
 def test_the_solver_logs_what_a_limit_held(caplog: pytest.LogCaptureFixture) -> None:
