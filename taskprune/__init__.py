@@ -19,6 +19,7 @@ from taskprune.distillation import DistillSettings
 from taskprune.errors import TaskPruneError
 from taskprune.graph import ModelGraph, trace
 from taskprune.importance import ChannelScores, Evidence, Importance, score
+from taskprune.latency import latency_cost
 from taskprune.plan import PruningPlan
 from taskprune.result import PruneResult
 from taskprune.rewrite import apply_plan
@@ -54,6 +55,7 @@ __all__ = [
     "couple",
     "distill",
     "drop_task",
+    "latency_cost",
     "load_checkpoint",
     "prune",
     "save_checkpoint",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from taskprune.budget import Budget
+from taskprune.cost import Cost
 from taskprune.coupling import couple
 from taskprune.distillation import DistillSettings
 from taskprune.distillation import distill as distill_features
@@ -22,6 +23,7 @@ from taskprune.importance import Importance, importance_by_name, output_owners, 
 from taskprune.importance.scoring import check_values
 from taskprune.inputs import ModelInputs, model_inputs
 from taskprune.iterative import BetweenSteps, prune_in_steps
+from taskprune.latency import compare_latency, device_of, latency_cost
 from taskprune.meta import without_values
 from taskprune.plan import PruningPlan
 from taskprune.progress import stages
@@ -79,7 +81,9 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             with a criterion that needs none.
         forward: ``(model, batch) -> outputs``, where the batch is not ``(inputs, targets)``, a
             tensor or a dict of keyword arguments.
-        budget: What the smaller model may cost, in parameters and multiply-adds.
+        budget: What the smaller model may cost: parameters, multiply-adds, latency, memory of
+            activations. Latency is predicted from operators that are timed on the model's device
+            with its first inputs; what was timed once is read from disk (``$TASKPRUNE_CACHE``).
         importance: Name of a criterion, or any callable that scores channels, such as one of
             Torch-Pruning's through ``TorchPruningImportance``.
         safety: Limits that hold whatever the scores say. Default: ``Safety()``.
@@ -151,6 +155,8 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
         )
     criterion = importance_by_name(importance) if isinstance(importance, str) else importance
     check_values(model, criterion)
+    if target.latency_ms is not None:
+        device_of(model, example_inputs)
     duplicate(model)
     # Tensors made in inference mode could neither be scored nor trained on.
     with stages("Pruning") as stage, preserved_rng(), torch.inference_mode(False):
@@ -173,7 +179,13 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             progress=lambda done: stage(f"scoring every channel, {source.count(done)}"),
         )
         stage("choosing channels")
-        plan = solve(groups, scores, target, safety=limits)
+        costs: dict[str, Cost] = {}
+        if target.latency_ms is not None:
+            costs["latency_ns"] = latency_cost(
+                model, groups, source.example, forward=source.forward, progress=stage
+            )
+            stage("choosing channels")
+        plan = solve(groups, scores, target, safety=limits, costs=costs)
         stage("rewriting and verifying")
         smaller, verification = apply_and_verify(
             model,
@@ -183,11 +195,15 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             groups=groups,
             verify=verify,
         )
+        latency = None
+        if costs:
+            stage("measuring the latency")
+            latency = compare_latency(model, smaller, plan, source.example, forward=source.forward)
     notes += graph.notes
     notes += describe(model, plan).notes()
     if verify and (name := without_values(model)):
         notes += (f"Not verified: `{name}` is on the meta device and has no values to compare.",)
-    report = make_report(groups, scores, plan, target, verification, notes=notes)
+    report = make_report(groups, scores, plan, target, verification, notes=notes, latency=latency)
     return PruneResult(smaller, plan, report, groups, scores)
 
 

@@ -20,6 +20,7 @@ from taskprune.importance.conflict_report import (
     conflict_table,
 )
 from taskprune.importance.scores import BLIND, ChannelScores
+from taskprune.latency import LatencyComparison
 from taskprune.plan import PruningPlan
 from taskprune.rewrite import VerificationReport
 from taskprune.safety import BoundLimit
@@ -135,6 +136,7 @@ class PruneReport:
         metrics: What was measured on the original, by task; empty without validation data.
         steps: A line per step; empty for a single one that nobody watched.
         broken: Tasks that lost more than their tolerance in the last step, which was undone.
+        latency: Predicted and measured, where the budget of a single step bounds it.
     """
 
     budget: str
@@ -153,6 +155,7 @@ class PruneReport:
     metrics: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[StepLine, ...] = ()
     broken: tuple[BrokenTolerance, ...] = ()
+    latency: LatencyComparison | None = None
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""
@@ -190,6 +193,7 @@ def make_report(
     verification: VerificationReport | None,
     *,
     notes: tuple[str, ...] = (),
+    latency: LatencyComparison | None = None,
 ) -> PruneReport:
     """Gather the figures of one run."""
     return PruneReport(
@@ -218,6 +222,7 @@ def make_report(
         limits=_limits(plan),
         notes=notes,
         conflict=conflict_report(groups, scores) if scores.pair_conflict else None,
+        latency=latency,
     )
 
 
@@ -272,6 +277,11 @@ def cost_table(report: PruneReport) -> Table:
     for cost, pair in report.costs.items():
         before, after = (amount(cost, n) if cost == "latency_ns" else f"{n:,}" for n in pair)
         table.add_row(names.get(cost, cost), before, after, f"{report.removed(cost):.2%}")
+    if report.latency is not None:
+        whole, less = report.latency.measured_ms
+        table.add_row(
+            "latency, measured", f"{whole:.3g} ms", f"{less:.3g} ms", f"{1 - less / whole:.2%}"
+        )
     return table
 
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("coupling",),
     ("importance", "cost", "rationale", "explanation", "plan", "plan_tables"),
     ("budget", "safety", "loss_budget", "solver", "rewrite"),
-    ("checkpoint", "report", "result"),
+    ("checkpoint", "latency", "report", "result"),
     ("schedule", "iterative"),
     ("api", "task_removal"),
     ("compression",),
