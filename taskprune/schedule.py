@@ -94,7 +94,11 @@ class StepSafety(Safety):
     """
 
     kept: Mapping[str, tuple[int, int]] = field(default_factory=dict, repr=False)
-    spent: Mapping[str, float] = field(default_factory=dict)
+    spent: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    def __str__(self) -> str:
+        """Show the limits that were asked for."""
+        return str(Safety(**{each.name: getattr(self, each.name) for each in fields(Safety)}))
 
     @classmethod
     def of(cls, safety: Safety, plan: PruningPlan | None, spent: Mapping[str, float]) -> StepSafety:

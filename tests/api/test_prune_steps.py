@@ -22,6 +22,7 @@ import taskprune
 from taskprune import Budget, PruneResult, PruningPlan, Safety, Task
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.loss_budget import predicted_loss
+from taskprune.schedule import StepBudget
 from taskprune.testing import assert_masked_equals_pruned
 
 
@@ -102,6 +103,13 @@ def test_every_step_removes_the_same_fraction_of_what_is_left() -> None:
     assert size(result.model) == seen[-1] == result.report.costs["params"][1]
 
 
+def test_batches_of_another_size_in_a_later_step_are_refused() -> None:
+    budget = StepBudget.of(Budget(macs=0.5), step=2, steps=2, original={"macs": 800}, batch_size=8)
+    assert budget.limits({"macs": 600}, batch_size=8) == {"macs": 400}
+    with pytest.raises(InputError, match="Found 4 samples after 8: pass a `DataLoader`"):
+        budget.limits({"macs": 300}, batch_size=4)
+
+
 def test_later_steps_score_what_is_left() -> None:
     # The composed plan is not the one-shot plan, and no scores but the first step's are of the
     # original's size.
@@ -143,7 +151,7 @@ def test_limits_hold_for_all_steps_together() -> None:
     safety = Safety(min_channels=1, max_removed=0.5, max_removed_private=0.5)
     result = pruned(model, safety=safety, budget=Budget(params=0.5), steps=4)
     assert all(len(d.drop) <= d.n_channels / 2 for d in result.plan.groups)
-    with pytest.raises(InfeasibleBudgetError):
+    with pytest.raises(InfeasibleBudgetError, match=r"with Safety\(.*max_removed=0.5"):
         pruned(model, safety=safety, budget=Budget(params=0.1), steps=4)
 
 
@@ -161,6 +169,22 @@ def test_a_broken_tolerance_undoes_the_step_and_names_the_task() -> None:
     assert "Stopped at step 2: `kind` fell from 9 to 7.4 and may lose 1.5" in text
     assert "undone" in text
     assert json.loads(result.report.to_json())["broken"][0]["task"] == "kind"
+
+
+def test_what_was_trained_before_the_undone_step_comes_back() -> None:
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def callback(step: int, model: nn.Module, plan: PruningPlan) -> None:
+        train_(step, model, plan)
+        kept.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+
+    result = pruned(
+        tasks=watched(9, 9, 9, 0), validation=batches(1), steps=4, between_steps=callback
+    )
+    assert len(kept) == 3
+    state = result.model.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in kept[1].items())
+    assert {name: tuple(t.shape) for name, t in state.items()} == result.plan.pruned_shapes
 
 
 def test_where_the_first_step_breaks_a_tolerance_nothing_goes() -> None:
