@@ -38,7 +38,8 @@ class Safety:
             else in the model can take over for them.
         protected_quantile: Channels above this quantile of *any* task's own scores stay, however
             the tasks' scores and penalties add up. Taken over all channels that the task can
-            reach; 1.0 protects none.
+            reach; 1.0 protects none. Where there is a single row of scores it protects none
+            either: nothing adds up there, and the order itself keeps the highest for last.
         round_to: Groups keep a multiple of this many channels; a number, or a name in
             :data:`taskprune.multiples.DEVICE_MULTIPLES` such as ``"tensor-core-fp16"``. A group
             may keep all, and where the multiples would miss the target by more than 0.5 % as few
@@ -204,7 +205,7 @@ def _protected(
     groups: CouplingGroups, scores: ChannelScores, quantile: float
 ) -> dict[str, NDArray[np.bool_]]:
     protected = {group.name: np.zeros(group.n_channels, dtype=np.bool_) for group in groups}
-    if quantile == 1:
+    if quantile == 1 or len(scores.tasks) == 1:
         return protected
     for row, task in enumerate(scores.tasks):
         reached = [group for group in groups if _reaches(task, group, scores.tasks)]

@@ -47,6 +47,18 @@ def borrowed(model: nn.Module) -> Iterator[None]:
                 parameter.grad = grad
 
 
+@contextmanager
+def readable_kernels() -> Iterator[None]:
+    """Keep oneDNN away, whose recurrent layers are one opaque operator, for some dtypes only."""
+    enabled = torch._C._get_mkldnn_enabled()
+    # `torch.backends.mkldnn.flags` sets more than this, and warns on most machines.
+    torch._C._set_mkldnn_enabled(False)
+    try:
+        yield
+    finally:
+        torch._C._set_mkldnn_enabled(enabled)
+
+
 def _snapshot(module: nn.Module) -> Callable[[], None]:
     state = vars(module)
     before = dict(state)

@@ -15,7 +15,12 @@ from torch.nn.parameter import is_lazy
 from taskprune.errors import InputError, TaskPruneError, TraceError
 from taskprune.forward import Forward, call_inputs
 from taskprune.garbage import collection_paused
-from taskprune.graph.borrow import TensorGuard, borrowed, trace_attributes
+from taskprune.graph.borrow import (
+    TensorGuard,
+    borrowed,
+    readable_kernels,
+    trace_attributes,
+)
 from taskprune.graph.caches import without_caches
 from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.recorder import Recorder
@@ -154,6 +159,7 @@ class _Session:
         with ExitStack() as stack:
             stack.callback(recorder.tensor_guard.restore)
             stack.enter_context(borrowed(self.model))
+            stack.enter_context(readable_kernels())
             stack.enter_context(without_caches(self.model))
             _set_mode(self.model, mode)
             stack.enter_context(uncompiled(self.model))

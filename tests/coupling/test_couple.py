@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from zoo import ZOO, NetCase
 from zoo_case import image, tokens
 from zoo_forwards import AuxiliaryHead, UnknownOperator
@@ -52,6 +53,16 @@ def test_every_entry_belongs_to_one_channel_and_no_channel_is_empty(case: NetCas
             assert member.index.shape[0] == group.n_channels
             assert member.index.dtype == np.int64
             assert (np.diff(member.index, axis=1) > 0).all()
+
+
+@pytest.mark.parametrize("case", ZOO, ids=str)
+def test_single_precision_is_coupled_like_double(case: NetCase) -> None:
+    """Kernels differ by dtype: some write one opaque operator for a whole recurrent layer."""
+    inputs = pytree.tree_map_only(
+        torch.Tensor, lambda t: t.float() if t.is_floating_point() else t, case.inputs()
+    )
+    groups = couple(trace(case.make().float(), inputs))
+    assert sum(group.n_channels for group in groups) == case.channels
 
 
 def test_coupling_twice_gives_the_same_records() -> None:

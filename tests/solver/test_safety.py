@@ -78,6 +78,17 @@ def test_what_one_task_needs_most_stays_in_spite_of_a_penalty() -> None:
     assert 17 in free.drop["layer0"]
 
 
+def test_a_single_row_of_scores_makes_no_budget_infeasible() -> None:
+    """As where one wide group holds all of the highest scores, a residual stream by magnitude."""
+    groups = chain([40, 40])
+    total = {
+        "layer0": 100 + torch.arange(40, dtype=torch.float64),
+        "layer1": torch.arange(40, dtype=torch.float64),
+    }
+    plan = solve(groups, scores_from(total), Budget.from_ratio(0.8))
+    assert plan.drop["layer0"] == tuple(range(len(plan.drop["layer0"])))
+
+
 def test_a_task_protects_only_channels_that_it_can_reach() -> None:
     groups = chain([10, 10, 10, 10], tasks=TASKS)
     per_task = {g.name: torch.zeros(2, 10, dtype=torch.float64) for g in groups}
