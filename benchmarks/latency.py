@@ -1,25 +1,36 @@
-"""What do budgets save in measured time? The bundled `l` net, parameters alone and with compute.
+"""What do budgets save in measured time, and how well is that predicted?
 
-The segmentation decoder has 0.4 % of the parameters and almost half of the compute: a bound on the
-parameters alone need not touch it. Weights are random, channels are ranked by magnitude.
+The segmentation decoder of the bundled `l` net has 0.4 % of the parameters and almost half of the
+compute: a bound on the parameters alone need not touch it. Bounds on multiply-adds or on the
+latency do. Then the predicted latency of the `n` net and of torchvision's resnet18 beside the
+measured one, at several bounds. Weights are random, channels are ranked by magnitude.
 
-    python benchmarks/latency.py [--macs 0.55 0.45] [--height 128 --width 192]
+    python benchmarks/latency.py [--macs 0.55 0.45] [--latency 0.6] [--height 128 --width 192]
+                                 [--fractions 0.9 0.8 0.7] [--device cpu]
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from architectures.torchvision_import import import_torchvision
 from protocol import record, show
+from torch import Tensor, nn
 
+from taskprune import latency_cost
 from taskprune.budget import Budget
-from taskprune.cost import measure_latency
-from taskprune.coupling import couple
+from taskprune.cost import LatencyCost, measure_latency
+from taskprune.coupling import CouplingGroups, couple
 from taskprune.driving.nets import build_net
+from taskprune.errors import InfeasibleBudgetError
 from taskprune.graph import trace
-from taskprune.importance import importance_by_name, score
+from taskprune.importance import ChannelScores, importance_by_name, score
+from taskprune.latency import recalibrated
+from taskprune.plan import PruningPlan
 from taskprune.rewrite import apply_plan
 from taskprune.safety import Safety
 from taskprune.solver import solve
@@ -27,17 +38,50 @@ from taskprune.solver import solve
 PARAMS = 0.673
 
 
-def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
-    torch.manual_seed(0)
-    net = build_net("l").eval()
-    image = torch.randn(1, 3, args.height, args.width)
+def plans_for(net: nn.Module, image: Tensor, budgets: list[Budget]) -> dict[str, PruningPlan]:
+    """Solve each budget that can be met, as `prune` does: once, and again with what that taught."""
     groups = couple(trace(net, (image,)))
     scores = score(net, groups, {}, (), importance=importance_by_name("magnitude"))
-    budgets = (Budget(params=PARAMS), *(Budget(params=PARAMS, macs=m) for m in args.macs))
-    plans = {str(budget): solve(groups, scores, budget) for budget in budgets}
-    models = {"original": net} | {name: apply_plan(net, plan) for name, plan in plans.items()}
+    cost = latency_cost(net, groups, (image,))
+    found = {str(b): solved(net, image, groups, scores, b, cost) for b in budgets}
+    return {name: plan for name, plan in found.items() if plan is not None}
+
+
+def solved(
+    net: nn.Module,
+    image: Tensor,
+    groups: CouplingGroups,
+    scores: ChannelScores,
+    budget: Budget,
+    cost: LatencyCost,
+) -> PruningPlan | None:
+    try:
+        plan = solve(groups, scores, budget, costs={"latency_ns": cost})
+        if budget.latency_ms is None:
+            return plan
+        again = recalibrated(cost, net, plan, (image,))
+        return solve(groups, scores, budget, costs={"latency_ns": again})
+    except InfeasibleBudgetError as error:
+        print(f"{budget}: {error}")
+        return None
+
+
+def models_of(net: nn.Module, plans: Mapping[str, PruningPlan]) -> dict[str, nn.Module]:
+    return {"original": net} | {name: apply_plan(net, plan) for name, plan in plans.items()}
+
+
+def large_net(args: argparse.Namespace) -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    net = build_net("l").eval().to(args.device)
+    image = torch.randn(1, 3, args.height, args.width, device=args.device)
+    budgets = [
+        Budget(params=PARAMS),
+        *(Budget(params=PARAMS, macs=m) for m in args.macs),
+        *(Budget(params=PARAMS, latency_ms=t) for t in args.latency),
+    ]
+    plans = plans_for(net, image, budgets)
     # All take turns, so that whatever slows the machine down slows every one of them.
-    times = measure_latency(models, (image,), repeats=args.repeats, warmup=2)
+    times = measure_latency(models_of(net, plans), (image,), repeats=args.repeats, warmup=2)
     found: list[dict[str, Any]] = []
     for name, time in times.items():
         row: dict[str, Any] = {"model": name}
@@ -50,18 +94,59 @@ def rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def predictions(name: str, net: nn.Module, args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Predict, then measure `args.rounds` times, each the median of `args.repeats` passes."""
+    net = net.eval().to(args.device)
+    image = torch.randn(1, 3, args.height, args.width, device=args.device)
+    plans = plans_for(net, image, [Budget(latency_ms=f) for f in args.fractions])
+    models = models_of(net, plans)
+    rounds = [measure_latency(models, (image,), repeats=args.repeats) for _ in range(args.rounds)]
+    found: list[dict[str, Any]] = []
+    for model in models:
+        times = [one[model].median_ms for one in rounds]
+        before, _ = next(iter(plans.values())).costs["latency_ns"]
+        predicted = (plans[model].costs["latency_ns"][1] if model in plans else before) / 1e6
+        found.append(
+            {
+                "net": name,
+                "budget": model,
+                "predicted ms": predicted,
+                "measured ms": statistics.median(times),
+                "lowest": min(times),
+                "highest": max(times),
+                "measured / predicted": statistics.median(times) / predicted,
+            }
+        )
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--macs", type=float, nargs="+", default=[0.55, 0.45])
+    parser.add_argument("--macs", type=float, nargs="*", default=[0.55, 0.45])
+    parser.add_argument("--latency", type=float, nargs="*", default=[0.6])
+    parser.add_argument("--fractions", type=float, nargs="+", default=[0.9, 0.8, 0.7])
     parser.add_argument("--height", type=int, default=128)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--nets", nargs="*", default=["n", "resnet18", "l"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = rows(args)
-    show("The l net on a CPU", found)
-    record("latency", {"settings": vars(args) | {"safety": str(Safety())}, "rows": found})
+    torch.manual_seed(0)
+    predicted: list[dict[str, Any]] = []
+    if "n" in args.nets:
+        predicted += predictions("n", build_net("n"), args)
+    if "resnet18" in args.nets:
+        predicted += predictions("resnet18", import_torchvision().models.resnet18(), args)
+    if predicted:
+        show("Predicted and measured latency", predicted)
+    found = large_net(args) if "l" in args.nets else []
+    if found:
+        show("The l net", found)
+    settings = vars(args) | {"safety": str(Safety())}
+    record("latency", {"settings": settings, "rows": found, "predictions": predicted})
 
 
 if __name__ == "__main__":

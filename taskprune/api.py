@@ -23,7 +23,7 @@ from taskprune.importance import Importance, importance_by_name, output_owners, 
 from taskprune.importance.scoring import check_values
 from taskprune.inputs import ModelInputs, model_inputs
 from taskprune.iterative import BetweenSteps, prune_in_steps
-from taskprune.latency import compare_latency, device_of, latency_cost
+from taskprune.latency import compare_latency, device_of, latency_cost, recalibrated
 from taskprune.meta import without_values
 from taskprune.plan import PruningPlan
 from taskprune.progress import stages
@@ -181,9 +181,12 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
         stage("choosing channels")
         costs: dict[str, Cost] = {}
         if target.latency_ms is not None:
-            costs["latency_ns"] = latency_cost(
-                model, groups, source.example, forward=source.forward, progress=stage
-            )
+            call = source.forward
+            first = latency_cost(model, groups, source.example, forward=call, progress=stage)
+            plan = solve(groups, scores, target, safety=limits, costs={"latency_ns": first})
+            stage("timing a first choice of channels")
+            again = recalibrated(first, model, plan, source.example, forward=call)
+            costs["latency_ns"] = again
             stage("choosing channels")
         plan = solve(groups, scores, target, safety=limits, costs=costs)
         stage("rewriting and verifying")

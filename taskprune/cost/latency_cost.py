@@ -91,6 +91,9 @@ class LatencyCost:
         tables: From :func:`measure_tables`.
         offset: Nanoseconds that are spent whatever is kept.
         scale: What the sum of the operators is multiplied by.
+
+    Attributes:
+        measured: What it was calibrated with.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class LatencyCost:
         self.groups = groups
         self.tables = tables
         self.offset, self.scale = round(offset), scale
+        self.measured: tuple[Measured, ...] = ()
         self.names = tuple(group.name for group in groups)
         self.full: IntArray = np.array([g.n_channels for g in groups], dtype=np.int64)
         n = len(FRACTIONS)
@@ -130,26 +134,29 @@ class LatencyCost:
         """Return this cost with scale and offset so that it agrees with measurements.
 
         Args:
-            measured: Kept counts (``None`` for the whole model, which comes first) and the measured
-                nanoseconds. From one measurement comes a scale; from two a scale and an offset,
-                unless one of them would be negative: then the first alone counts.
+            measured: Kept counts and measured nanoseconds. The first is of the whole model (counts
+                ``None``) and is met exactly. The others say by least squares what grows with the
+                sum of the operators and what is spent anyway; they count by how far from the whole
+                model they are. Alone, or where that came out negative, all is taken to grow.
 
         Raises:
-            InputError: No measurement, or more than two.
+            InputError: The first measurement is missing.
         """
-        if not 1 <= len(measured) <= 2:
-            raise InputError(f"Expected one or two measurements. Found {len(measured)}.")
+        if not measured or measured[0][0] is not None:
+            raise InputError("Expected a measurement of the whole model first. Found none.")
         plain = LatencyCost(self.groups, self.tables)
-        sums = [plain.value(kept) for kept, _ in measured]
-        first = measured[0][1]
-        scale = first / max(1, sums[0])
-        if len(measured) == 2 and sums[0] > sums[1]:
-            slope = (first - measured[1][1]) / (sums[0] - sums[1])
-            # A negative offset: caches that fit the smaller model, for one.
-            scale = slope if 0 < slope < scale else scale
+        whole, first = plain.value(), measured[0][1]
+        less = np.array([(whole - plain.value(k), first - ns) for k, ns in measured], dtype=float)
+        squares = float(less[:, 0] @ less[:, 0])
+        slope = float(less[:, 0] @ less[:, 1]) / squares if squares else 0.0
+        scale = first / max(1, whole)
+        # A negative offset can come from caches that fit the smaller model, for one.
+        scale = slope if 0 < slope < scale else scale
         scaled = LatencyCost(self.groups, self.tables, scale=scale)
-        offset = first - scaled.value(measured[0][0])
-        return LatencyCost(self.groups, self.tables, scale=scale, offset=offset)
+        offset = first - scaled.value()
+        made = LatencyCost(self.groups, self.tables, scale=scale, offset=offset)
+        made.measured = tuple(measured)
+        return made
 
     def sizes(self, counts: IntArray) -> IntArray:
         """Return the two lengths of every operator call. Shape ``[n_calls, 2]``."""

@@ -111,6 +111,12 @@ def test_calibration_agrees_with_what_was_measured() -> None:
     both = plain.calibrated([(None, whole), (half, less)])
     assert both.value() == whole
     assert both.value(half) == pytest.approx(less, abs=len(groups.sites))
+    with pytest.raises(InputError, match="whole model first"):
+        plain.calibrated([(half, less)])
+    # A third that lies on the same line changes nothing.
+    most = build_plan(groups, random_drop(groups, 0.8, seed=0)).kept
+    three = plain.calibrated([(None, whole), (half, less), (most, 3 * plain.value(most) + 1000)])
+    assert three.scale == pytest.approx(3)
     # A negative offset makes no sense: the first measurement decides.
     alone = plain.calibrated([(None, 1000), (half, 1)])
     assert alone.value() == 1000
