@@ -31,7 +31,7 @@ SAMPLE_NS = 200_000
 TOTAL_NS = 8_000_000
 """Samples are taken for this long, at least ``MIN_SAMPLES`` of them."""
 
-MIN_SAMPLES = 3
+MIN_SAMPLES = 5
 
 
 class OperatorTimer(Protocol):
