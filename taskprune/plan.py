@@ -410,24 +410,32 @@ def _composed_entries(
     return tuple(composed[key] for key in sorted(composed))
 
 
+REGROUPED = " (regrouped)"
+"""Ends the name of a group that only formed once a first plan was carried out.
+
+With one attention head left, for example, the head's width can shrink. The channel numbers of such
+a group are those of the model in which it formed.
+"""
+
+
 def _composed_groups(
     first: Iterable[GroupDecision], second: Iterable[GroupDecision]
 ) -> tuple[GroupDecision, ...]:
     composed = {decision.name: decision for decision in first}
     for later in second:
-        earlier = composed.get(later.name)
-        if earlier is None or earlier.n_kept != later.n_channels:
-            if not later.drop:
-                continue
-            raise PlanMismatchError(
-                f"Expected the second plan's group `{later.name}` to be what the first plan leaves "
-                f"of it, {earlier.n_kept if earlier else 'no such group'}. Found "
-                f"{later.n_channels} channels. Were both traced with the same tasks and settings?"
-            )
+        name = later.name
+        while name in composed and composed[name].n_kept != later.n_channels:
+            name += REGROUPED
+        earlier = composed.get(name)
+        if earlier is None:
+            if later.drop:
+                name = name if name.endswith(REGROUPED) else name + REGROUPED
+                composed[name] = replace(later, name=name)
+            continue
         kept = np.delete(np.arange(earlier.n_channels), np.array(earlier.drop, dtype=np.int64))
         drop = (*earlier.drop, *kept[list(later.drop)].tolist())
-        composed[later.name] = replace(
-            later, n_channels=earlier.n_channels, drop=tuple(sorted(drop))
+        composed[name] = replace(
+            later, name=name, n_channels=earlier.n_channels, drop=tuple(sorted(drop))
         )
     return tuple(composed.values())
 

@@ -107,10 +107,15 @@ def verify_against_masked(
     crossed = _crossed(plan, everything=measured.only_expected_is_nan)
     if not crossed or any(error.problem for error in measured.wrong if not error.is_nan):
         raise _difference(measured)
-    if groups is None:
+    regrouped = groups is not None and any(name not in groups for name in plan.drop)
+    if groups is None or regrouped:
+        hint = (
+            "groups formed between plans cannot be permuted in the original"
+            if regrouped
+            else "pass `groups=` to check it by permutation"
+        )
         excluded = tuple(
-            ExcludedGroup(name, f"{reason}; pass `groups=` to check it by permutation", "shapes")
-            for name, reason in crossed.items()
+            ExcludedGroup(name, f"{reason}; {hint}", "shapes") for name, reason in crossed.items()
         )
         return _report("shapes", measured, excluded)
     return _verify_in_parts(original, plan, groups, crossed, inputs, forward)
