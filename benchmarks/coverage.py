@@ -28,106 +28,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
 
-import torch
-from architectures import Architecture, architectures
-from children import Outcome, limit_processor_time, report, run_all, run_child, watched
-from peers import torch_pruning_is_exact, torch_pruning_result
+from architectures import architectures
+from children import Outcome, preload, run_all, run_forked
+from coverage_row import RATIOS, our_result, peer_result
 from protocol import RESULTS, record, show
 
-from taskprune import Budget, couple, solve, trace
-from taskprune.coupling.groups import CouplingGroups
-from taskprune.errors import InfeasibleBudgetError
-from taskprune.importance import score
-from taskprune.rewrite import apply_and_verify
-from taskprune.testing import assert_permutation_invariant, randomise_
-
-RATIOS = (0.3, 0.5)
-PEER_RATIO = 0.5
-STUCK = frozenset({"literal", "attribute", "unknown"})
 SLACK = 0.005
 """By how much less than asked may go for a row to count as pruned: nothing, but for rounding."""
-
-
-def built(architecture: Architecture) -> tuple[torch.nn.Module, Any]:
-    torch.manual_seed(0)
-    return randomise_(architecture.make().eval(), seed=0), architecture.inputs()
-
-
-def our_result(architecture: Architecture) -> Outcome:
-    """Prune one architecture at all ratios."""
-    model, inputs = built(architecture)
-    with watched() as watch:
-        groups = couple(trace(model, inputs))
-    row: Outcome = {"outcome": "ok", "seconds": watch.seconds, **_coverage(groups)}
-    try:
-        row["permuted"] = assert_permutation_invariant(model, groups, None, inputs)
-    except AssertionError as error:
-        row["outcome"] = f"permutation: {str(error)[:200]}"
-    scores = score(model, groups, importance="magnitude")
-    for ratio in RATIOS:
-        key = f"{ratio:g}"
-        try:
-            plan = solve(groups, scores, Budget.from_ratio(ratio))
-            before, after = plan.costs["params"]
-            row[f"removed {key}"] = 1 - after / before
-            verified = apply_and_verify(model, plan, example_inputs=inputs, groups=groups)[1]
-            assert verified is not None
-            row[f"oracle {key}"] = verified.oracle
-            row[f"error {key}"] = verified.max_relative_error
-        except InfeasibleBudgetError as error:
-            row[f"oracle {key}"] = "infeasible"
-            row["outcome"] = f"infeasible: {str(error)[:300]}"
-        except Exception as error:  # noqa: BLE001 - whatever goes wrong is the row's content
-            row[f"oracle {key}"] = "failed"
-            row["outcome"] = f"{type(error).__name__}: {str(error)[:300]}"
-    return row
-
-
-def peer_result(architecture: Architecture) -> None:
-    """Report what Torch-Pruning does, then again with the exactness, if there is time for that."""
-    outcome = torch_pruning_result(*built(architecture), ratio=PEER_RATIO)
-    report({**outcome, "exact": None})
-    if outcome["outcome"] == "runs":
-        report({**outcome, "exact": torch_pruning_is_exact(*built(architecture), ratio=PEER_RATIO)})
-
-
-def _coverage(groups: CouplingGroups) -> Outcome:
-    free = sum(group.n_channels for group in groups)
-    frozen = [(g.n_channels, g.reasons[0].kind) for g in groups.frozen if g.reasons]
-    stuck = sum(n for n, kind in frozen if kind in STUCK)
-    unknown = sum(n for n, kind in frozen if kind == "unknown")
-    total = sum(math.prod(groups.shapes[name]) for name in groups.parameter_names)
-    return {
-        "params": total,
-        "groups": len(groups),
-        "channels": free,
-        "stuck": stuck / max(1, free + stuck),
-        "unknown": unknown / max(1, free + unknown),
-        "unknown channels": unknown,
-        "params in reach": _in_reach(groups) / max(1, total),
-    }
-
-
-def _in_reach(groups: CouplingGroups) -> float:
-    """Return how many parameters belong to a channel that can go."""
-    staying: dict[str, dict[int, int]] = {}
-    for member in (member for group in groups for member in group.members):
-        if member.name in groups.parameter_names:
-            dims = staying.setdefault(member.name, {})
-            full = dims.setdefault(member.dim, groups.shapes[member.name][member.dim])
-            dims[member.dim] = full - member.index.size
-    reach = 0.0
-    for name, dims in staying.items():
-        shape = groups.shapes[name]
-        rest = math.prod(n / shape[dim] for dim, n in dims.items())
-        reach += math.prod(shape) * (1 - rest)
-    return reach
 
 
 def is_done(row: Outcome) -> bool:
@@ -186,8 +98,8 @@ def _small(value: float | None) -> str | None:
 
 def both(name: str, limit: float, peer_limit: float) -> Outcome:
     """Measure one architecture with both libraries, in two processes."""
-    ours = run_child(__file__, ["--child", "ours", name], limit=limit)
-    peer = run_child(__file__, ["--child", "peer", name], limit=peer_limit)
+    ours = run_forked(our_result, name, limit=limit)
+    peer = run_forked(peer_result, name, limit=peer_limit)
     return {"name": name, **ours, "peer": peer}
 
 
@@ -207,18 +119,9 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=120, help="seconds for taskprune")
     parser.add_argument("--peer-limit", type=float, default=60, help="seconds for Torch-Pruning")
     parser.add_argument("--resume", action="store_true", help="keep the rows that exist")
-    parser.add_argument("--child", nargs=2, metavar=("SIDE", "NAME"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    catalogue = {architecture.name: architecture for architecture in architectures()}
-    if args.child is not None:
-        side, name = args.child
-        torch.set_num_threads(1)
-        limit_processor_time(args.limit)
-        if side == "ours":
-            report(our_result(catalogue[name]))
-        else:
-            peer_result(catalogue[name])
-        return
+    preload("architectures.preloaded", "coverage_row")
+    catalogue = [architecture.name for architecture in architectures()]
     rows = {name: row for name, row in known_rows().items() if name in catalogue}
     wanted = [name for name in catalogue if fnmatchcase(name, args.only)]
     if args.resume:

@@ -57,17 +57,20 @@ def demo_table(content: dict[str, Any]) -> str:
 
 
 def criteria_table(content: dict[str, Any]) -> str:
-    """Return the comparison of importance criteria, one row per criterion and ratio."""
-    rows = content["rows"]
-    columns = [c for c in rows[0] if c not in ("criterion", "ratio") and not c.endswith("±")]
+    """Return the comparison of importance criteria: a row per network, budget and criterion."""
     lines = []
-    for row in rows:
-        cells = []
-        for column in columns:
-            spread = row.get(f"{column} ±")
-            cells.append(f"{row[column]:.1f}" + (f" ± {spread:.1f}" if spread is not None else ""))
-        lines.append([row["criterion"], f"{100 * row['ratio']:.1f} %", *cells])
-    return markdown(["criterion", "parameters removed", *columns], lines)
+    for row in content["rows"]:
+        cells = [row["network"], f"{100 * row['MACs kept']:.0f} %", row["criterion"]]
+        cells.append(f"{row['params removed %']:.0f} %")
+        for when in ("before", "after"):
+            cells.append(_with_spread((row[f"worst {when}"], row[f"worst {when} ±"]), "{:+.1f}"))
+            tasks = row[f"tasks {when}"] or {}
+            cells.append(", ".join(f"{name} {lost:+.1f}" for name, lost in tasks.items()))
+        lines.append(cells)
+    headings = ["network", "MACs kept", "criterion", "parameters removed"]
+    for when in ("before fine-tuning", "after"):
+        headings += [f"worst task {when}", "each task"]
+    return markdown(headings, lines)
 
 
 def tracing_table(content: dict[str, Any]) -> str:
@@ -104,11 +107,23 @@ def coverage_table(content: dict[str, Any]) -> str:
             verdict += {True: ", exact", False: ", wrong", None: ""}[peer["exact"]]
         rows.append([row["name"], *["–"] * (6 - len(cells)), *cells, verdict])
     headings = ["", "trace + couple", "stuck", "−30 %", "error", "−50 %", "error", "Torch-Pruning"]
-    counts = "\n".join(
-        f"- {name}: {f'{100 * n:.2f} %' if isinstance(n, float) else n}"
-        for name, n in content["summary"].items()
-    )
-    return f"{counts}\n\n{markdown(headings, rows)}"
+    return markdown(headings, rows)
+
+
+def coverage_summary(content: dict[str, Any]) -> str:
+    """Return the counts over all architectures; verification covers runs and shapes alike."""
+    counts = content["summary"]
+    done = str(counts["pruned to the asked ratio, exactly"])
+    peer = "Torch-Pruning"
+    rows = [
+        ["runs after pruning", done, str(counts[f"{peer} runs"])],
+        ["outputs keep their shapes", done, str(counts[f"{peer} keeps shapes"])],
+        ["what remains is exact", done, str(counts[f"{peer} exact"])],
+        ["ran out of time", "0", str(counts[f"{peer} time-outs"])],
+        ["channels without a rule", f"{100 * counts['frozen by ignorance']:.2f} %", ""],
+    ]
+    headings = [f"of {counts['models']} architectures", "taskprune", f"{peer}, unpatched"]
+    return markdown(headings, rows)
 
 
 def distillation_table(content: dict[str, Any]) -> str:
@@ -134,18 +149,23 @@ def _with_spread(figure: Sequence[float | None], form: str) -> str:
     return form.format(mean) + (f" ± {form.format(spread).lstrip('+')}" if spread else "")
 
 
+VIEWS = {
+    "demo": demo_table,
+    "criteria": criteria_table,
+    "coverage": coverage_table,
+    "coverage.summary": coverage_summary,
+    "tracing": tracing_table,
+    "distillation": distillation_table,
+}
+"""What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
+
+
 def table(name: str) -> str:
-    """Return the table made of one results file."""
-    content = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-    if "arms" in content:
-        return distillation_table(content)
-    if "metrics" in content:
-        return demo_table(content)
-    if "peer" in content["rows"][0]:
-        return coverage_table(content)
-    if "taskprune" in content["rows"][0]:
-        return tracing_table(content)
-    return criteria_table(content)
+    """Return what a page shows of one results file: ``NAME``, ``NAME_VARIANT`` or ``NAME.VIEW``."""
+    file, _, view = name.partition(".")
+    content = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
+    kind = file.partition("_")[0]
+    return VIEWS[f"{kind}.{view}" if view else kind](content)
 
 
 def rendered(text: str) -> str:
