@@ -180,7 +180,7 @@ def test_protected_modules_keep_their_output_channels(
         ("?ox.*", {"trunk", "lane.0", "area.0"}),
         ("lane.0.weight", {"trunk", "box.0", "area.0"}),
     ],
-    ids=str,
+    ids=["last", "class of characters", "any character", "tensor"],
 )
 def test_a_pattern_reaches_nested_names_and_is_named(pattern: str, left: set[str]) -> None:
     groups = groups_of(ThreeHeads(), protect=pattern)
