@@ -70,7 +70,7 @@ def save_checkpoint(
         path: The file to write, in an existing folder.
         model: The pruned model, perhaps trained further; taken out of ``torch.compile`` and
             data-parallel wrappers.
-        plan: The plan that made it; :func:`taskprune.plan.compose` makes one of several.
+        plan: The plan that made it; :func:`taskprune.composition.compose` makes one of several.
         metadata: Anything JSON can hold, to be read back from :func:`read_header`.
 
     Raises:

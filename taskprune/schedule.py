@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, TypeAlias
 from torch import nn
 
 from taskprune.budget import Budget
+from taskprune.composition import compose
 from taskprune.coupling.groups import CouplingGroup
 from taskprune.errors import InputError
 from taskprune.loss_budget import predicted_loss
-from taskprune.plan import PruningPlan, compose
+from taskprune.plan import PruningPlan
 from taskprune.safety import Safety
 
 if TYPE_CHECKING:

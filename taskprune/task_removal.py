@@ -44,7 +44,7 @@ class DropTaskResult:
     Attributes:
         model: The model without the task: same class, ``None`` where the task's outputs were.
         plan: What was taken out, as data: ``apply_plan`` redoes it, checkpoints carry it, and
-            :func:`taskprune.plan.compose` joins it with a plan that prunes the result.
+            :func:`taskprune.composition.compose` joins it with a plan that prunes the result.
         tasks: Names of the dropped tasks.
         modules: Paths of the modules that went.
         parameters: Names of the parameters that went, those of the modules included.

@@ -16,7 +16,7 @@ LAYERS = (
     ("forward", "tasks", "tolerances", "progress", "inputs", "outputs", "replace"),
     ("graph",),
     ("coupling",),
-    ("importance", "cost", "rationale", "explanation", "plan", "plan_tables"),
+    ("importance", "cost", "rationale", "explanation", "plan", "plan_tables", "composition"),
     ("budget", "safety", "loss_budget", "solver", "rewrite"),
     ("checkpoint", "latency", "report", "result"),
     ("schedule", "iterative"),

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from taskprune.checkpoint import load_checkpoint, read_header, save_checkpoint
+from taskprune.composition import compose
 from taskprune.errors import CheckpointError, InputError
-from taskprune.plan import PruningPlan, build_plan, compose
+from taskprune.plan import PruningPlan, build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.testing import random_drop, randomise_
 

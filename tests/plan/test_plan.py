@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from taskprune.composition import compose
 from taskprune.coupling.groups import (
     AttributeForm,
     CouplingGroup,
@@ -19,14 +20,7 @@ from taskprune.coupling.groups import (
     TensorSlice,
 )
 from taskprune.errors import InputError, PlanMismatchError
-from taskprune.plan import (
-    AttributeChange,
-    GroupDecision,
-    KeptEntries,
-    PruningPlan,
-    build_plan,
-    compose,
-)
+from taskprune.plan import AttributeChange, GroupDecision, KeptEntries, PruningPlan, build_plan
 from taskprune.plan_tables import numbers_in, ranges_text
 
 NAMES = ("trunk", "head")

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from zoo import ZOO, NetCase
 
 from taskprune import load_checkpoint, save_checkpoint
+from taskprune.composition import compose
 from taskprune.coupling import couple
 from taskprune.errors import PlanMismatchError
 from taskprune.graph import trace
-from taskprune.plan import PruningPlan, build_plan, compose
+from taskprune.plan import PruningPlan, build_plan
 from taskprune.replace import ModuleReplacement, UnequalGroupsConv
 from taskprune.rewrite import apply_plan, remap_optimizer
 from taskprune.testing import random_drop, randomise_
