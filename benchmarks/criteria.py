@@ -1,131 +1,292 @@
-"""Which importance criterion hurts the tasks least? On the bundled network, equal budgets.
+"""Which importance criterion hurts the worst task least, at equal multiply-adds?
 
-Every criterion scores the same trained teacher on the same calibration scenes, removes the same
-fraction of the parameters under the same safety rules, and is judged on the same unseen scenes,
-per task and on the worst task: right after pruning (no fine-tuning, no BatchNorm recalibration) and
-after equal, short distillation. Torch-Pruning's own criteria score our groups through the adapter.
+Every criterion scores the same trained network on the same calibration images, keeps the same
+fraction of the multiply-adds under the same safety limits, and is judged on the same unseen images:
+right after pruning (no fine-tuning, no BatchNorm recalibration), and after equal fine-tuning on the
+labels alone. Torch-Pruning's criteria score our groups through the adapter, so that the comparison
+is about the score; on the network it can prune, Torch-Pruning itself, with its own grouping and
+without limits, is a row too.
 
-    python benchmarks/criteria.py [--ratios 0.327 0.5] [--seeds 0 1 2] [--steps 0]
+    python benchmarks/criteria.py                      # all cells, then the tables
+    python benchmarks/criteria.py --subjects dense --seeds 0 --keep 0.5 --steps 0
 
-Rows are averages over seeds of the calibration (and training) scenes; points are 100 × metric.
+Cells are kept in ``runs/benchmarks/criteria.jsonl`` as they finish; a run that was stopped goes on.
+Points are 100 x metric; "worst" is the largest loss among the tasks; ± is the standard deviation
+over seeds, which draw calibration and fine-tuning images, and for "dense" train another network.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import json
+import os
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import torch
 import torch_pruning as tp
+from dense_net import RUNS
 from protocol import record, show
+from rich.progress import track
+from subjects import Subject, subjects
+from torch import nn
 
 import taskprune
-from taskprune.driving.data import RoadScenes, loader, standard_augment
-from taskprune.driving.evaluation import evaluate
-from taskprune.driving.nets import FEATURE_MODULES
-from taskprune.driving.tasks import driving_tasks, forward
-from taskprune.driving.teacher import load_teacher
+from taskprune import Budget, ChannelScores, CouplingGroups
+from taskprune.coupling import couple
+from taskprune.denormals import flushed_denormals
+from taskprune.graph import trace
 from taskprune.importance import (
     CosineConflict,
     Importance,
     TaskTaylorImportance,
     TorchPruningImportance,
     importance_by_name,
+    output_owners,
 )
+from taskprune.importance.aggregation import maximum
 
-HEADLINE = {"detection": "map50", "drivable": "miou", "lane": "iou"}
-VALIDATION_SEED = 3
+CELLS = RUNS / "criteria.jsonl"
+DEFAULT = "task Taylor − effect conflict (default)"
+ITSELF = "Torch-Pruning itself, GroupTaylor"
+TUNED = ("random", "task Taylor", DEFAULT, "Torch-Pruning GroupTaylor", ITSELF)
+"""Those that are fine-tuned as well; the others would say little more for their time."""
 
 
-def criteria() -> dict[str, Importance]:
+def criteria() -> dict[str, Callable[[], Importance]]:
     """Return the compared criteria by the name of their row."""
+    by_name = importance_by_name
+    adapted = TorchPruningImportance
     return {
-        "random": importance_by_name("random"),
-        "magnitude": importance_by_name("magnitude"),
-        "Taylor, summed loss": importance_by_name("taylor"),
-        "task Taylor (no conflict term)": TaskTaylorImportance(conflict_weight=0.0),
-        "task Taylor − effect conflict": TaskTaylorImportance(),
-        "task Taylor − cosine conflict": TaskTaylorImportance(conflict=CosineConflict()),
-        "CosPrune": importance_by_name("cosprune"),
-        "Torch-Pruning GroupTaylor": TorchPruningImportance(tp.importance.GroupTaylorImportance()),
-        "Torch-Pruning GroupMagnitude": TorchPruningImportance(
-            tp.importance.GroupMagnitudeImportance()
+        "random": lambda: by_name("random"),
+        "magnitude": lambda: by_name("magnitude"),
+        "CosPrune": lambda: by_name("cosprune"),
+        "Taylor of the summed loss": lambda: by_name("taylor"),
+        "task Taylor": lambda: TaskTaylorImportance(conflict_weight=0.0),
+        "task Taylor, worst task": lambda: TaskTaylorImportance(
+            conflict_weight=0.0, aggregate=maximum
         ),
+        DEFAULT: lambda: by_name("task_taylor"),
+        "task Taylor − cosine conflict": lambda: TaskTaylorImportance(conflict=CosineConflict()),
+        "Torch-Pruning GroupTaylor": lambda: adapted(tp.importance.GroupTaylorImportance()),
+        "Torch-Pruning GroupTaylor, multivariable": lambda: adapted(
+            tp.importance.GroupTaylorImportance(multivariable=True)
+        ),
+        "Torch-Pruning GroupMagnitude": lambda: adapted(tp.importance.GroupMagnitudeImportance()),
     }
 
 
-def points(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    return {task: 100 * metrics[task][name] for task, name in HEADLINE.items()}
+class Bench:
+    """One subject and seed, traced and coupled once for all criteria."""
 
+    def __init__(self, subject: Subject, seed: int, args: argparse.Namespace) -> None:
+        self.subject, self.seed, self.args = subject, seed, args
+        self.teacher = subject.teacher(seed)
+        self.tasks = subject.tasks()
+        self.keep: list[float] = args.keep or list(subject.keep)
+        self.calibration = list(subject.calibration(seed))
+        self.reference = subject.judge(self.teacher, args.images)
+        first = self.calibration[0]
+        owners = output_owners(self.teacher, self.tasks, first, forward=subject.forward)
+        graph = trace(self.teacher, first, forward=subject.forward, tasks=owners)
+        self.groups: CouplingGroups = couple(graph)
 
-def run(name: str, ratio: float, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Prune with one criterion and return points lost per task, before and after distillation."""
-    teacher = load_teacher()
-    tasks = driving_tasks()
-    validation = loader(
-        RoadScenes(args.images, seed=VALIDATION_SEED), batch_size=8, shuffle=False, seed=0
-    )
-    calibration = loader(RoadScenes(128, seed=1000 + seed), batch_size=8, shuffle=False, seed=seed)
-    reference = points(evaluate(teacher, validation))
-    result = taskprune.prune(
-        teacher, tasks, ratio, data=calibration, forward=forward, importance=criteria()[name]
-    )
-    lost = {"before": points(evaluate(result.model, validation))}
-    if args.steps:
-        training = loader(
-            RoadScenes(8 * args.steps, seed=2000 + seed),
-            batch_size=8,
-            shuffle=True,
-            seed=seed,
-            augment=standard_augment(),
+    def cells(self, name: str) -> Iterator[dict[str, Any]]:
+        """Prune with one criterion to every budget and judge."""
+        if name == ITSELF:
+            yield from self._cells_of_torch_pruning()
+            return
+        scores = self._scores(name)
+        for keep in self.keep:
+            plan = taskprune.solve(self.groups, scores, Budget(macs=keep))
+            model = taskprune.apply_plan(self.teacher, plan, verify=False)
+            removed = {cost: 1 - after / before for cost, (before, after) in plan.costs.items()}
+            yield self._cell(name, keep, model, removed)
+
+    def _scores(self, name: str) -> ChannelScores:
+        with flushed_denormals():
+            return taskprune.score(
+                self.teacher,
+                self.groups,
+                self.tasks,
+                self.calibration,
+                importance=criteria()[name](),
+                forward=self.subject.forward,
+            )
+
+    def _cell(
+        self, name: str, keep: float, model: nn.Module, removed: Mapping[str, float]
+    ) -> dict[str, Any]:
+        cell: dict[str, Any] = {
+            **identity(self.subject, name, self.seed, self.args),
+            "keep": keep,
+            "removed": dict(removed),
+            "before": self._lost(model),
+        }
+        if steps := cell["steps"]:
+            self._fine_tune(model, steps)
+            cell["after"] = self._lost(model)
+        return cell
+
+    def _lost(self, model: nn.Module) -> dict[str, float]:
+        found = self.subject.judge(model, self.args.images)
+        return {task: found[task] - self.reference[task] for task in found}
+
+    def _fine_tune(self, model: nn.Module, steps: int) -> None:
+        """Train on the labels alone; distillation is another benchmark's question."""
+        taskprune.distill(
+            model,
+            teacher=self.teacher,
+            tasks=self.tasks,
+            data=self.subject.training(self.seed, steps),
+            taps=self.subject.taps,
+            forward=self.subject.forward,
+            settings=taskprune.DistillSettings(
+                steps=steps, seed=self.seed, feature_weight=0.0, learning_rate=5e-4
+            ),
         )
-        student = taskprune.distill(
-            result.model,
-            teacher=teacher,
-            tasks=tasks,
-            data=training,
-            plan=result.plan,
-            taps=FEATURE_MODULES,
-            forward=forward,
-            settings=taskprune.DistillSettings(steps=args.steps, seed=seed),
+
+    def _cells_of_torch_pruning(self) -> Iterator[dict[str, Any]]:
+        """Let Torch-Pruning group, rank and cut; its channel ratio is searched for the budget."""
+        example = self.calibration[0].images[:1]
+        original, _ = tp.utils.count_ops_and_params(self.teacher, example)
+        heads = [m for n, m in self.teacher.named_modules() if n.startswith("heads.")]
+        ignored = [m for m in heads if isinstance(m, nn.Conv2d) and m.out_channels == 1]
+        for keep in self.keep:
+            low, high, best = 0.0, 0.95, None
+            for _ in range(7):
+                ratio = (low + high) / 2
+                model = self._pruned_by_torch_pruning(ratio, example, ignored)
+                macs, _ = tp.utils.count_ops_and_params(model, example)
+                if macs <= keep * original:
+                    high, best = ratio, model
+                else:
+                    low = ratio
+            assert best is not None
+            macs, params = tp.utils.count_ops_and_params(best, example)
+            before = sum(p.numel() for p in self.teacher.parameters())
+            removed = {"macs": 1 - macs / original, "params": 1 - params / before}
+            yield self._cell(ITSELF, keep, best, removed)
+
+    def _pruned_by_torch_pruning(
+        self, ratio: float, example: torch.Tensor, ignored: Sequence[nn.Module]
+    ) -> nn.Module:
+        model = copy.deepcopy(self.teacher)
+        names = {m: n for n, m in self.teacher.named_modules()}
+        pruner = tp.pruner.BasePruner(
+            model,
+            example,
+            importance=tp.importance.GroupTaylorImportance(),
+            pruning_ratio=ratio,
+            max_pruning_ratio=0.95,
+            global_pruning=True,
+            ignored_layers=[model.get_submodule(names[m]) for m in ignored],
         )
-        lost["after"] = points(evaluate(student, validation))
-    row: dict[str, Any] = {"macs removed %": 100 * result.report.removed("macs")}
-    for when, values in lost.items():
-        changes = {task: values[task] - reference[task] for task in HEADLINE}
-        row |= {f"{task} {when}": change for task, change in changes.items()}
-        row[f"worst {when}"] = min(changes.values())
-    return row
+        for batch in self.calibration:
+            outputs = self.subject.forward(model, batch)
+            losses = [task.loss(outputs, batch) for task in self.tasks.values()]
+            total = torch.stack([loss for loss in losses if loss is not None]).sum()
+            torch.autograd.backward(total)
+        pruner.step()
+        model.zero_grad()
+        return model.eval()
 
 
-def averaged(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    mean: dict[str, Any] = {key: statistics.fmean(row[key] for row in rows) for key in rows[0]}
-    worst = [key for key in mean if key.startswith("worst")]
-    for key in worst:
-        mean[f"{key} ±"] = statistics.stdev([r[key] for r in rows]) if len(rows) > 1 else None
-    return mean
+def identity(subject: Subject, name: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    steps = subject.steps if args.steps is None else args.steps
+    return {
+        "subject": subject.name,
+        "criterion": name,
+        "seed": seed,
+        "images": args.images,
+        "steps": steps if name in TUNED else 0,
+    }
+
+
+def finished() -> list[dict[str, Any]]:
+    if not CELLS.exists():
+        return []
+    return [json.loads(line) for line in CELLS.read_text(encoding="utf-8").splitlines()]
+
+
+def run(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Compute the cells that are missing and return all that were asked for."""
+    CELLS.parent.mkdir(parents=True, exist_ok=True)
+    wanted: list[dict[str, Any]] = []
+    for name in args.subjects:
+        subject = subjects(args.data)[name]
+        for seed in args.seeds:
+            names = [*criteria(), *([ITSELF] if name != "driving n" else [])]
+            todo = []
+            for criterion in names:
+                key = identity(subject, criterion, seed, args)
+                keys = [{**key, "keep": keep} for keep in args.keep or subject.keep]
+                wanted += keys
+                if not all(map(_have, keys)):
+                    todo.append(criterion)
+            if not todo:
+                continue
+            bench = Bench(subject, seed, args)
+            for criterion in track(todo, description=f"{name}, seed {seed}"):
+                for cell in bench.cells(criterion):
+                    with CELLS.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(cell) + "\n")
+    cells = finished()
+    return [c for key in wanted for c in cells if key.items() <= c.items()]
+
+
+def _have(key: dict[str, Any]) -> bool:
+    return any(key.items() <= cell.items() for cell in finished())
+
+
+def rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Average over seeds: a row per subject, budget and criterion."""
+    grouped: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for cell in cells:
+        key = (cell["subject"], cell["keep"], cell["criterion"])
+        grouped.setdefault(key, []).append(cell)
+    found = []
+    for (subject, keep, criterion), group in grouped.items():
+        row: dict[str, Any] = {"network": subject, "MACs kept": keep, "criterion": criterion}
+        row["seeds"] = len(group)
+        row["params removed %"] = 100 * statistics.fmean(c["removed"]["params"] for c in group)
+        for when in ("before", "after"):
+            lost = [c[when] for c in group if when in c]
+            worst = [min(values.values()) for values in lost]
+            row[f"worst {when}"] = statistics.fmean(worst) if worst else None
+            row[f"worst {when} ±"] = statistics.stdev(worst) if len(worst) > 1 else None
+            row[f"tasks {when}"] = (
+                {task: statistics.fmean(v[task] for v in lost) for task in lost[0]}
+                if lost
+                else None
+            )
+        found.append(row)
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0.327, 0.5])
+    parser.add_argument("--subjects", nargs="+", default=["driving n", "dense"])
+    parser.add_argument("--data", type=Path, default=os.environ.get("TASKPRUNE_DATA"))
+    parser.add_argument("--keep", type=float, nargs="+", help="MACs kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=0, help="distillation steps; 0: none")
-    parser.add_argument("--images", type=int, default=160, help="unseen scenes to judge on")
+    parser.add_argument("--steps", type=int, help="of fine-tuning; 0: none; default: the network's")
+    parser.add_argument("--images", type=int, default=96, help="unseen images to judge on")
     args = parser.parse_args()
-    rows = []
-    for ratio in args.ratios:
-        of_ratio = [
-            {"criterion": name, "ratio": ratio}
-            | averaged([run(name, ratio, seed, args) for seed in args.seeds])
-            for name in criteria()
+    table = rows(run(args))
+    for subject in args.subjects:
+        shown = [
+            {k: v for k, v in row.items() if not isinstance(v, dict) and k != "network"}
+            for row in table
+            if row["network"] == subject
         ]
-        show(f"Points lost at −{ratio:.1%} parameters", of_ratio)
-        rows += of_ratio
-    suffix = f"_distilled_{args.steps}" if args.steps else ""
-    settings = {"seeds": args.seeds, "images": args.images, "steps": args.steps}
-    record(f"criteria{suffix}", {"settings": settings, "rows": rows})
+        if shown:
+            show(f"Points lost, {subject}", shown)
+    settings = {"seeds": args.seeds, "images": args.images}
+    record("criteria", {"settings": settings, "rows": table})
 
 
 if __name__ == "__main__":
