@@ -10,7 +10,8 @@ without limits, is a row too.
     python benchmarks/criteria.py                      # all cells, then the tables
     python benchmarks/criteria.py --subjects dense --seeds 0 --keep 0.5 --steps 0
 
-Cells are kept in ``runs/benchmarks/criteria.jsonl`` as they finish; a run that was stopped goes on.
+Cells are kept in ``benchmarks/results/cells/criteria.jsonl`` as they finish, with the commit that
+measured them. The file is committed: a run that was stopped goes on, in another checkout as well.
 Points are 100 x metric; "worst" is the largest loss among the tasks; ± is the standard deviation
 over seeds, which draw calibration and fine-tuning images, and for "dense" train another network.
 """
@@ -19,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 import torch_pruning as tp
-from dense_net import RUNS
+from cells import Cells
 from protocol import record, show
 from rich.progress import track
 from subjects import Subject, subjects
@@ -49,7 +49,6 @@ from taskprune.importance import (
 )
 from taskprune.importance.aggregation import maximum
 
-CELLS = RUNS / "criteria.jsonl"
 DEFAULT = "task Taylor − effect conflict (default)"
 ITSELF = "Torch-Pruning itself, GroupTaylor"
 TUNED = ("random", "task Taylor", DEFAULT, "Torch-Pruning GroupTaylor", ITSELF)
@@ -206,15 +205,9 @@ def identity(subject: Subject, name: str, seed: int, args: argparse.Namespace) -
     }
 
 
-def finished() -> list[dict[str, Any]]:
-    if not CELLS.exists():
-        return []
-    return [json.loads(line) for line in CELLS.read_text(encoding="utf-8").splitlines()]
-
-
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Compute the cells that are missing and return all that were asked for."""
-    CELLS.parent.mkdir(parents=True, exist_ok=True)
+    cells = Cells("criteria")
     wanted: list[dict[str, Any]] = []
     for name in args.subjects:
         subject = subjects(args.data)[name]
@@ -225,21 +218,15 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
                 key = identity(subject, criterion, seed, args)
                 keys = [{**key, "keep": keep} for keep in args.keep or subject.keep]
                 wanted += keys
-                if not all(map(_have, keys)):
+                if not all(map(cells.has, keys)):
                     todo.append(criterion)
             if not todo:
                 continue
             bench = Bench(subject, seed, args)
             for criterion in track(todo, description=f"{name}, seed {seed}"):
                 for cell in bench.cells(criterion):
-                    with CELLS.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(cell) + "\n")
-    cells = finished()
-    return [c for key in wanted for c in cells if key.items() <= c.items()]
-
-
-def _have(key: dict[str, Any]) -> bool:
-    return any(key.items() <= cell.items() for cell in finished())
+                    cells.append(cell)
+    return [cell for key in wanted for cell in cells.matching(key)]
 
 
 def rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,14 +11,15 @@ the pruned shapes. The learning rate of each arm is in ``arms()``. A seed draws 
 images, the order of the training images and their augmentation.
 
 "Recovered" is (arm - pruned) / (teacher - pruned) per task, on unseen images. Cells are kept in
-``runs/benchmarks/distillation.jsonl`` as they finish; a run that was stopped goes on.
+``benchmarks/results/cells/distillation.jsonl`` as they finish, with the commit that measured them.
+The file is committed: a run that was stopped goes on, in another checkout as well. Cells of a
+``--trial`` stay under ``runs/``.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from cells import Cells
 from distillation_subjects import RUNS, Images, image_sets
 from protocol import record, show
 from torch import nn
@@ -47,7 +49,6 @@ from taskprune.driving.nets import FEATURE_MODULES, PanopticDrivingNet
 from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.training import TrainSettings
 
-CELLS = RUNS / "distillation.jsonl"
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 RATIO = 0.327
 ROUND_TO = 16
@@ -180,23 +181,16 @@ def identity(images: str, arm: str, seed: int, args: argparse.Namespace) -> dict
     return {"on": images, "arm": arm, "seed": seed, "images": args.images, "steps": steps}
 
 
-def finished() -> list[dict[str, Any]]:
-    if not CELLS.exists():
-        return []
-    return [json.loads(line) for line in CELLS.read_text(encoding="utf-8").splitlines()]
-
-
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Compute the cells that are missing and return all that were asked for."""
-    CELLS.parent.mkdir(parents=True, exist_ok=True)
+    cells = Cells("distillation", RUNS) if args.trial else Cells("distillation")
     keys = [
         (images, seed, identity(images.name, arm, seed, args))
         for images in image_sets(args.data)
         for seed in args.seeds
         for arm in (PRUNED, *args.arms)
     ]
-    done = finished()
-    missing = [key for key in keys if not any(key[2].items() <= cell.items() for cell in done)]
+    missing = [key for key in keys if not cells.has(key[2])]
     print(f"{len(missing)} of {len(keys)} cells are missing.")
     bench: Bench | None = None
     for number, (images, seed, key) in enumerate(missing):
@@ -205,11 +199,9 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         if number == 0:
             _say_how_long(bench, [key["arm"] for *_, key in missing])
         cell = bench.cell(key["arm"])
-        with CELLS.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(cell) + "\n")
+        cells.append(cell)
         print(_line(cell))
-    cells = finished()
-    return [next(c for c in cells if key.items() <= c.items()) for *_, key in keys]
+    return [cells.matching(key)[0] for *_, key in keys]
 
 
 def _say_how_long(bench: Bench, names: Iterable[str]) -> None:
@@ -287,7 +279,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=150, help="of 8 images")
     parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()))
     parser.add_argument("--images", type=int, default=160, help="unseen images to judge on")
-    parser.add_argument("--trial", action="store_true", help="write no results, draw no plot")
+    parser.add_argument("--trial", action="store_true", help="keep cells apart, write no results")
     args = parser.parse_args()
     table = rows(run(args))
     for on in dict.fromkeys(row["on"] for row in table):
