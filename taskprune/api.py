@@ -14,7 +14,7 @@ from torch import nn
 from taskprune.budget import Budget
 from taskprune.cost import Cost
 from taskprune.coupling import couple
-from taskprune.distillation import DistillSettings
+from taskprune.distillation import DistillSettings, TapSelector
 from taskprune.distillation import distill as distill_features
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
@@ -217,7 +217,7 @@ def distill(
     tasks: Mapping[str, Task],
     data: Iterable[Any],
     plan: PruningPlan | None = None,
-    taps: Sequence[str] | None = None,
+    taps: Sequence[TapSelector] | None = None,
     forward: Forward = call_batch,
     settings: DistillSettings | None = None,
 ) -> nn.Module:
@@ -234,8 +234,9 @@ def distill(
         tasks: The tasks whose losses are trained beside the features.
         data: Training batches, gone through as often as `settings` asks for.
         plan: The plan the student was made with; ``None`` for any other pair of models.
-        taps: Paths of the modules whose outputs are compared. Default: the last shared one of
-            every resolution.
+        taps: The modules whose outputs are compared: paths, patterns, types, or a
+            ``taskprune.distillation.Role`` that the model declares. Default: all roles that the
+            teacher declares; without any, the last shared output of every resolution.
         forward: ``(model, batch) -> outputs``, for student and teacher alike.
         settings: Length, learning rate, weights and the like.
 

@@ -25,6 +25,7 @@ from taskprune.distillation.losses import (
     query_matching,
 )
 from taskprune.distillation.one_cycle import OneCycle
+from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.schedule import Ramp, Schedule
 from taskprune.distillation.settings import DistillSettings, OutputLoss
 from taskprune.distillation.taps import (
@@ -55,6 +56,7 @@ __all__ = [
     "OneCycle",
     "OutputLoss",
     "Ramp",
+    "Role",
     "Schedule",
     "StepRecord",
     "Tap",
@@ -67,6 +69,7 @@ __all__ = [
     "channel_free",
     "cosine",
     "cwd",
+    "declared_roles",
     "default_taps",
     "distill",
     "logit_kl",

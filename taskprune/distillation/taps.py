@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from taskprune.distillation.roles import Role, modules_of_role
 from taskprune.errors import InputError
 
 _Result = TypeVar("_Result")
@@ -45,8 +46,9 @@ class Tap:
         return f"{self.module}{output}" + ("" if self.call is None else f"@{self.call}")
 
 
-TapSelector: TypeAlias = str | type[nn.Module] | Tap
-"""A module path, a pattern such as ``"backbone.stages.*"``, a module type, or a :class:`Tap`."""
+TapSelector: TypeAlias = str | type[nn.Module] | Role | Tap
+"""A module path, a pattern such as ``"backbone.stages.*"``, a module type, a :class:`Role` that the
+model declares, or a :class:`Tap`."""
 
 
 def resolve_taps(model: nn.Module, selectors: Iterable[TapSelector]) -> tuple[Tap, ...]:
@@ -56,18 +58,20 @@ def resolve_taps(model: nn.Module, selectors: Iterable[TapSelector]) -> tuple[Ta
     order of ``model.named_modules()``.
 
     Raises:
-        InputError: A selector matches no module of the model.
+        InputError: A selector matches no module of the model, or the model declares no such role.
     """
     inner = unwrapped(model)
     modules = {name: m for name, m in inner.named_modules(remove_duplicate=False) if name}
     taps: dict[str, Tap] = {}
     for selector in selectors:
-        for tap in _matches(modules, selector):
-            taps.setdefault(tap.label, tap)
+        meant = modules_of_role(inner, selector) if isinstance(selector, Role) else (selector,)
+        for each in meant:
+            for tap in _matches(modules, each):
+                taps.setdefault(tap.label, tap)
     return tuple(taps.values())
 
 
-def _matches(modules: Mapping[str, nn.Module], selector: TapSelector) -> list[Tap]:
+def _matches(modules: Mapping[str, nn.Module], selector: object) -> list[Tap]:
     if isinstance(selector, Tap):
         found = [selector] if selector.module in modules else []
         wanted = selector.module
@@ -81,8 +85,8 @@ def _matches(modules: Mapping[str, nn.Module], selector: TapSelector) -> list[Ta
         wanted = selector.__name__
     else:
         raise InputError(
-            "A tap is chosen by a module path, a pattern, a module type or a `Tap`. Found "
-            f"{selector!r}."
+            "A tap is chosen by a module path, a pattern, a module type, a `Role` or a `Tap`. "
+            f"Found {selector!r}."
         )
     if not found:
         close = difflib.get_close_matches(wanted, modules, n=3) or list(modules)[:5]

@@ -21,6 +21,7 @@ from taskprune.distillation.loop import train
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss
 from taskprune.distillation.losses.layout import compares_channels
 from taskprune.distillation.objective import StudentObjective
+from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.stepper import Run
 from taskprune.distillation.taps import FeatureRecorder, Tap, TapSelector, resolve_taps, tapped
@@ -82,8 +83,9 @@ def distill(
         settings: Length, learning rate, weights and the like.
         channel_map: Per module path, the teacher's channel that each student channel is. Paths
             that are not tapped are ignored.
-        taps: Modules whose outputs are compared: paths, patterns, types or :class:`Tap`. An empty
-            sequence compares none (plain training). ``None``: :func:`default_taps`.
+        taps: Modules whose outputs are compared: paths, patterns, types, :class:`Role` or
+            :class:`Tap`. An empty sequence compares none (plain training). ``None``: all roles
+            that the teacher declares, or :func:`default_taps` where it declares none.
         forward: ``(model, batch) -> outputs``, for both models.
 
     Raises:
@@ -210,6 +212,9 @@ def _taps(
     forward: Forward,
 ) -> tuple[Tap, ...]:
     if taps is None:
+        roles = [Role(name) for name in declared_roles(teacher)]
+        if roles:
+            return resolve_taps(teacher, roles)
         return default_taps(teacher, example, forward=forward, tasks=tasks)
     if isinstance(taps, str):
         raise InputError(f"`taps` must be a sequence of selectors. Found the string {taps!r}.")

@@ -27,7 +27,7 @@ from taskprune.cost.measured import evaluating
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.data import BDD100K, Cached, RoadScenes, loader, standard_augment
 from taskprune.driving.evaluation import evaluate
-from taskprune.driving.nets import FEATURE_MODULES, PanopticDrivingNet
+from taskprune.driving.nets import PanopticDrivingNet
 from taskprune.driving.pictures import side_by_side
 from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.teacher import TEACHER_SIZE, fit_teacher, load_teacher
@@ -154,7 +154,6 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         tasks=tasks,
         data=data.training,
         plan=result.plan,
-        taps=FEATURE_MODULES,
         forward=forward,
         settings=taskprune.DistillSettings(steps=settings.steps, seed=settings.seed),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,15 +18,16 @@ from taskprune.driving.nets.gate import GatedAdapter
 from taskprune.driving.nets.segmentation import SEGMENTATION_TASKS, SegmentationDecoder
 from taskprune.errors import InputError
 
-FEATURE_MODULES = (
-    "backbone.stages.1",
-    "backbone.stages.2",
-    "backbone.stages.3",
-    "encoder.top_down3",
-    "encoder.bottom_up4",
-    "encoder.bottom_up5",
+ROLES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "backbone": ("backbone.stages.1", "backbone.stages.2", "backbone.stages.3"),
+        "encoder": ("encoder.top_down3", "encoder.bottom_up4", "encoder.bottom_up5"),
+    }
 )
 """Where S3, S4, S5 and F3, F4, F5 come out: what a student shares with its teacher."""
+
+FEATURE_MODULES = tuple(path for paths in ROLES.values() for path in paths)
+"""The modules of all roles."""
 
 
 class PanopticDrivingNet(nn.Module):
@@ -34,6 +37,8 @@ class PanopticDrivingNet(nn.Module):
         Wang et al., *RMT-PPAD: Real-time Multi-task Learning for Panoptic Perception in
         Autonomous Driving*, arXiv:2508.06529. Written anew from the description.
     """
+
+    taskprune_roles = ROLES
 
     def __init__(self, config: NetConfig, *, num_classes: int = 1) -> None:
         super().__init__()
