@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.text import Text
 
-from taskprune.errors import TaskPruneError
+from taskprune.command_line import plain_errors
 from taskprune.version import __version__
 
 app = typer.Typer(
@@ -37,18 +34,6 @@ def main(
     """Options of all commands."""
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn the project's errors into one line on standard error and exit code 1."""
-    try:
-        yield
-    except TaskPruneError as error:
-        # As text, not markup: shapes in square brackets are no style names.
-        line = Text.assemble(("Error: ", "bold red"), str(error))
-        Console(stderr=True, soft_wrap=True).print(line)
-        raise typer.Exit(1) from error
-
-
 @app.command()
 def demo(
     data: Annotated[
@@ -70,5 +55,5 @@ def demo(
     # Imported here: help and version do not need the extra packages.
     from taskprune.driving.demo import DemoSettings, run_demo
 
-    with _plain_errors():
+    with plain_errors():
         run_demo(DemoSettings(data, teacher, ratio, steps, out, seed), Console())

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated, cast
 
 import torch
 import typer
 from rich.console import Console
-from rich.text import Text
 from torch.utils.data import Dataset
 
+from taskprune.command_line import plain_errors
 from taskprune.denormals import flushed_denormals
 from taskprune.driving.data import (
     BDD100K,
@@ -30,7 +29,7 @@ from taskprune.driving.nets import PanopticDrivingNet, build_net
 from taskprune.driving.teacher import load_teacher
 from taskprune.driving.training import TrainSettings, train
 from taskprune.driving.training.team import launched_team
-from taskprune.errors import InputError, TaskPruneError
+from taskprune.errors import InputError
 
 EMBEDDED = "embedded"
 N_EMBEDDED = 1_000_000
@@ -53,18 +52,6 @@ Size = Annotated[str, typer.Option(help="Width x height of the images, multiples
 Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 
 
-@contextmanager
-def _plain_errors() -> Iterator[None]:
-    """Turn the project's errors into one line and exit code 1."""
-    try:
-        yield
-    except TaskPruneError as error:
-        # As text, not markup: shapes in square brackets are no style names.
-        line = Text.assemble(("Error: ", "bold red"), str(error))
-        Console(stderr=True, soft_wrap=True).print(line)
-        raise typer.Exit(1) from error
-
-
 @app.command("train")
 def train_command(  # noqa: PLR0913 - one argument an option
     out: Out,
@@ -85,7 +72,7 @@ def train_command(  # noqa: PLR0913 - one argument an option
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
 ) -> None:
     """Train a net; under ``torchrun`` with several processes."""
-    with _plain_errors(), launched_team() as team:
+    with plain_errors(), launched_team() as team:
         dataset, validation, augment = _training_data(data, _parsed(size), seed=seed)
         if epochs is not None:
             if steps is not None:
@@ -125,7 +112,7 @@ def evaluate_command(
     out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.")] = None,
 ) -> None:
     """Measure a net on labelled images that it was not trained on."""
-    with _plain_errors():
+    with plain_errors():
         dataset = (
             RoadScenes(N_VALIDATION, seed=VALIDATION_SEED, size=_parsed(size))
             if data == EMBEDDED
@@ -148,7 +135,7 @@ def scenes_command(
     seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
 ) -> None:
     """Write embedded scenes with their labels, in BDD100K's layout."""
-    with _plain_errors():
+    with plain_errors():
         write_bdd100k(RoadScenes(n, seed=seed, size=_parsed(size)), out, split)
         Console().print(f"{n} scenes written to [bold]{out}[/]")
 

@@ -1,0 +1,30 @@
+"""What the project's command lines share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from taskprune.errors import TaskPruneError
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Turn the project's errors into one line on standard error and exit code 1.
+
+    All other exceptions pass through: they are bugs, and their traceback helps.
+
+    Raises:
+        typer.Exit: With code 1, in place of any :class:`~taskprune.errors.TaskPruneError`.
+    """
+    try:
+        yield
+    except TaskPruneError as error:
+        # As text, not markup: shapes in square brackets are no style names.
+        line = Text.assemble(("Error: ", "bold red"), str(error))
+        Console(stderr=True, soft_wrap=True).print(line)
+        raise typer.Exit(1) from error
