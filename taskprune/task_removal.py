@@ -18,11 +18,17 @@ from taskprune.errors import (
     AbsentValueError,
     InputError,
     TaskPruneError,
-    TraceError,
     VerificationError,
 )
 from taskprune.forward import Forward
-from taskprune.graph import ModelGraph, flatten_outputs, tasks_reached, trace
+from taskprune.graph import (
+    ModelGraph,
+    flatten_outputs,
+    set_mode_without_updates,
+    tasks_reached,
+    trace,
+)
+from taskprune.graph.records import Mode
 from taskprune.importance import output_owners
 from taskprune.inputs import model_inputs
 from taskprune.plan import PruningPlan, build_plan
@@ -106,7 +112,9 @@ def drop_task(
         source = model_inputs(data, example_inputs, named, forward=forward)
         inputs, call = source.example, source.forward
         owners = output_owners(model, named, inputs, forward=call)
-        graph = _with_others(_traced(model, inputs, call, owners), names)
+        # Training as well where it runs on these inputs: a branch of its own goes too.
+        traced = trace(model, inputs, forward=call, tasks=owners, modes="all")
+        graph = _with_others(traced, names)
         private = _private(graph)
         if not private:
             paths = ", ".join(graph.tasks[_DROPPED])
@@ -119,7 +127,7 @@ def drop_task(
         replace_modules(without, replacements)
         _check_others_unchanged(model, without, inputs, call, graph.tasks[_OTHERS])
         kept = {task: paths for task, paths in owners.items() if task not in names}
-        groups = couple(_traced(without, inputs, call, kept))
+        groups = couple(trace(without, inputs, forward=call, tasks=kept, modes="all"))
         before = couple(graph)
     plan = build_plan(
         groups,
@@ -136,16 +144,6 @@ def drop_task(
         modules=tuple(r.path for r in replacements if r.kind == dropping.MODULE),
         parameters=tuple(sorted(private)),
     )
-
-
-def _traced(
-    model: nn.Module, inputs: Any, forward: Forward, tasks: Mapping[str, tuple[str, ...]]
-) -> ModelGraph:
-    """Trace both modes; only evaluation for a model that trains on other inputs than these."""
-    try:
-        return trace(model, inputs, forward=forward, tasks=tasks, modes="both")
-    except TraceError:
-        return trace(model, inputs, forward=forward, tasks=tasks, modes="eval")
 
 
 def _checked_names(tasks: Mapping[str, Task], dropped: str | Sequence[str]) -> tuple[str, ...]:
@@ -264,10 +262,9 @@ class _Removal:
                     return always[0]
         return None
 
-    def _run(self, mode: str) -> None:
+    def _run(self, mode: Mode) -> None:
         with evaluating(self.model), torch.no_grad():
-            if mode == "train":
-                _train_without_statistics(self.model)
+            set_mode_without_updates(self.model, mode)
             try:
                 self.forward(self.model, self.inputs)
             except TaskPruneError:
@@ -276,13 +273,6 @@ class _Removal:
                 # Some models only train with targets.
                 if mode == "eval":
                     raise
-
-
-def _train_without_statistics(model: nn.Module) -> None:
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
 
 
 def _is_absent(args: Any) -> bool:

@@ -1,8 +1,9 @@
 """Record what a model computes: operators, sizes with their origins, outputs of tasks."""
 
+from taskprune.graph.modes import set_mode_without_updates
 from taskprune.graph.reach import tasks_reached
 from taskprune.graph.records import ModelGraph
 from taskprune.graph.tracing import trace
 from taskprune.outputs import flatten_outputs
 
-__all__ = ["ModelGraph", "flatten_outputs", "tasks_reached", "trace"]
+__all__ = ["ModelGraph", "flatten_outputs", "set_mode_without_updates", "tasks_reached", "trace"]

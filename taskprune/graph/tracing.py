@@ -9,7 +9,6 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from taskprune.errors import InputError, TaskPruneError, TraceError
@@ -23,6 +22,7 @@ from taskprune.graph.borrow import (
 )
 from taskprune.graph.caches import without_caches
 from taskprune.graph.listening import DispatchMode, FunctionMode
+from taskprune.graph.modes import set_mode_without_updates
 from taskprune.graph.recorder import Recorder
 from taskprune.graph.records import GraphOutput, Mode, ModelGraph, Ref
 from taskprune.meta import beside, shapes_only, without_values
@@ -161,7 +161,7 @@ class _Session:
             stack.enter_context(borrowed(self.model))
             stack.enter_context(readable_kernels())
             stack.enter_context(without_caches(self.model))
-            _set_mode(self.model, mode)
+            set_mode_without_updates(self.model, mode)
             stack.enter_context(uncompiled(self.model))
             stack.enter_context(beside(self.model))
             self.attributes = trace_attributes(self.model, recorder)
@@ -214,16 +214,6 @@ class _Session:
             used_real_tensors=self.used_real_tensors,
             replacements=replacements,
         )
-
-
-def _set_mode(model: nn.Module, mode: Mode) -> None:
-    model.train(mode == "train")
-    if mode == "train":
-        # Batch statistics couple nothing that running statistics do not, but they reject a
-        # single example and would be updated. So would the iterations of parametrizations.
-        for path, module in model.named_modules():
-            if isinstance(module, _BatchNorm) or "parametrizations" in path.split("."):
-                module.training = False
 
 
 def _refs(arguments: Any) -> Iterator[int]:
