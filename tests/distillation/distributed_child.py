@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def gradients(*, batch_size: int) -> dict[str, Tensor]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    folder, rank = Path(sys.argv[1]), sys.argv[2]
+    folder, rank = Path(sys.argv[1]), os.environ["RANK"]
     save_file(gradients(batch_size=2), folder / f"gradients_{rank}.safetensors")
     save_file(state(train(batch_size=2, shuffle=False)), folder / f"split_{rank}.safetensors")
     save_file(state(train(batch_size=2, shuffle=True)), folder / f"whole_{rank}.safetensors")

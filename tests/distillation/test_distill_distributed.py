@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +9,7 @@ import pytest
 import torch
 from distill_toys import same_state, state
 from distributed_child import gradients, train
+from launched_processes import child_environment, needs_processes, run_in_processes
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,43 +18,10 @@ NAN_CHILD = Path(__file__).with_name("nan_child.py")
 GRADNORM_CHILD = Path(__file__).with_name("gradnorm_child.py")
 
 
-def launch(folder: Path, *, n_processes: int, child: Path = CHILD) -> None:
-    """Start the child as `accelerate launch` would, and wait for all processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    root = Path(__file__).parents[2]
-    shared = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-        "ACCELERATE_USE_CPU": "true",
-        "WORLD_SIZE": str(n_processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(child), str(folder), str(rank)],
-            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(n_processes)
-    ]
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=180)
-            assert process.returncode == 0, output
-    finally:
-        for process in processes:
-            process.kill()
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@needs_processes
 def test_two_processes_train_one_student(tmp_path: Path) -> None:
-    launch(tmp_path, n_processes=2)
+    run_in_processes(CHILD, tmp_path)
 
     def saved(name: str, rank: int) -> dict[str, Tensor]:
         return load_file(tmp_path / f"{name}_{rank}.safetensors")
@@ -75,7 +41,7 @@ def test_two_processes_train_one_student(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@needs_processes
 def test_one_script_scores_prunes_and_distils_on_two_processes(tmp_path: Path) -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run(
@@ -84,12 +50,7 @@ def test_one_script_scores_prunes_and_distils_on_two_processes(tmp_path: Path) -
             *("--nproc-per-node", "2"),
             *(str(root / "examples" / "distributed.py"), "--out", str(tmp_path)),
         ],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-        },
+        env=child_environment(),
         capture_output=True,
         text=True,
         check=False,
@@ -103,11 +64,11 @@ def test_one_script_scores_prunes_and_distils_on_two_processes(tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@needs_processes
 def test_a_loss_that_is_not_finite_in_one_process_stops_all_at_the_same_weights(
     tmp_path: Path,
 ) -> None:
-    launch(tmp_path, n_processes=2, child=NAN_CHILD)
+    run_in_processes(NAN_CHILD, tmp_path)
     said = [(tmp_path / f"said_{rank}.txt").read_text() for rank in (0, 1)]
     assert said[1].startswith("Step 2: the task loss `near` is nan")
     assert said[0] == f"Process 1 stopped, and with it all others. {said[1]}"
@@ -116,9 +77,9 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_at_the_same_weights(
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
+@needs_processes
 def test_weights_learnt_from_gradients_are_the_same_in_all_processes(tmp_path: Path) -> None:
-    launch(tmp_path, n_processes=2, child=GRADNORM_CHILD)
+    run_in_processes(GRADNORM_CHILD, tmp_path)
     weights = [json.loads((tmp_path / f"weights_{rank}.json").read_text()) for rank in (0, 1)]
     assert weights[0] == weights[1]
     assert weights[0][-1] != weights[0][0]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from launched_processes import run_in_processes
 from nets_samples import TINY, scenes, tiny_net
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -258,49 +255,8 @@ def test_average_forgets_its_start_and_follows_the_weights() -> None:
     assert gaps[-1] < 1e-2
 
 
-TWO_PROCESSES = """
-import sys
-from pathlib import Path
-import torch
-from test_training import SETTINGS, Samples
-from nets_samples import TINY
-from taskprune.driving.nets import PanopticDrivingNet
-from taskprune.driving.training import train
-from taskprune.driving.training.team import launched_team
-
-torch.set_num_threads(1)
-with launched_team() as team:
-    torch.manual_seed(team.rank)  # different starts: the first process's counts
-    out = Path(sys.argv[1]) / str(team.rank)
-    net = train(PanopticDrivingNet(TINY), Samples(), settings=SETTINGS, out=out)
-    torch.save(net.state_dict(), out / "net.pt")
-"""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_two_processes_keep_the_same_parameters(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
-        "GLOO_SOCKET_IFNAME": "lo",
-        "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", TWO_PROCESSES, str(tmp_path)],
-            env={**environment, "RANK": str(rank)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    run_in_processes(Path(__file__).with_name("training_child.py"), tmp_path)
     first, second = (torch.load(tmp_path / str(rank) / "net.pt") for rank in range(2))
     for name, _ in tiny_net().named_parameters():
         assert torch.equal(first[name], second[name]), name
