@@ -7,7 +7,6 @@ in BDD100K's layout, and kept under ``runs/``.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,8 +24,10 @@ from taskprune.denormals import flushed_denormals
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.data import BDD100K, RoadScenes, loader, standard_augment
 from taskprune.driving.data.sample import DrivingSample
+from taskprune.driving.fusion.camera import CameraBranch
 from taskprune.driving.losses import drivable_loss, lane_loss
 from taskprune.driving.losses.pixelwise import tversky_loss
+from taskprune.driving.nets.conv import ConvUnit
 from taskprune.rng import preserved_rng
 
 SIZE = (160, 96)
@@ -35,66 +36,20 @@ BATCH_SIZE = 16
 RUNS = Path("runs") / "benchmarks"
 
 
-class Residual(nn.Module):
-    """Two 3x3 convolutions around a shortcut."""
-
-    def __init__(self, before: int, after: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(before, after, 3, stride, 1, bias=False)
-        self.norm1 = nn.BatchNorm2d(after)
-        self.conv2 = nn.Conv2d(after, after, 3, 1, 1, bias=False)
-        self.norm2 = nn.BatchNorm2d(after)
-        self.shortcut = (
-            nn.Sequential(nn.Conv2d(before, after, 1, stride, bias=False), nn.BatchNorm2d(after))
-            if stride > 1 or before != after
-            else nn.Identity()
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
-
-
 def head(width: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(width, 24, 3, padding=1, bias=False),
-        nn.BatchNorm2d(24),
-        nn.ReLU(),
-        nn.Conv2d(24, 1, 1),
-    )
+    return nn.Sequential(ConvUnit(width, 24, kernel=3, act="relu"), nn.Conv2d(24, 1, 1))
 
 
 class DenseNet(nn.Module):
-    """Logits ``[B, H, W]`` of three dense tasks."""
+    """The camera branch of the fusion net with three heads: logits ``[B, H, W]`` of dense tasks."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            nn.Conv2d(3, 24, 3, 2, 1, bias=False), nn.BatchNorm2d(24), nn.ReLU()
-        )
-        widths = (24, 40, 72, 128)
-        self.stages = nn.ModuleList(
-            nn.Sequential(Residual(before, after, 2), Residual(after, after, 1))
-            for before, after in itertools.pairwise(widths)
-        )
-        self.lateral = nn.ModuleList(nn.Conv2d(width, 48, 1) for width in widths[1:])
-        self.smooth = nn.Sequential(
-            nn.Conv2d(48, 48, 3, padding=1, bias=False), nn.BatchNorm2d(48), nn.ReLU()
-        )
+        self.camera = CameraBranch((24, 40, 72, 128), depth=2, out=48)
         self.heads = nn.ModuleDict({name: head(48) for name in ("drivable", "lane", "objects")})
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        maps = []
-        x = self.stem(images)
-        for stage in self.stages:
-            x = stage(x)
-            maps.append(x)
-        top: Tensor | None = None
-        for lateral, x in zip(reversed(self.lateral), reversed(maps), strict=True):
-            y = lateral(x)
-            top = y if top is None else y + F.interpolate(top, size=y.shape[2:])
-        assert top is not None
-        shared = self.smooth(top)
+        shared = self.camera(images)
         size = images.shape[2:]
         return {
             name: F.interpolate(part(shared), size=size, mode="bilinear", align_corners=False)[:, 0]
@@ -171,7 +126,7 @@ def scenes(n: int, *, seed: int, data: Path | None, split: str) -> Dataset[Drivi
 def trained(seed: int, *, data: Path | None = None, steps: int = TRAIN_STEPS) -> DenseNet:
     """Return the net trained from this seed; the second time it is read from ``runs/``."""
     source = "scenes" if data is None else data.name
-    path = RUNS / f"dense_{source}_{seed}_{steps}.safetensors"
+    path = RUNS / f"dense_camera_{source}_{seed}_{steps}.safetensors"
     with preserved_rng():
         torch.manual_seed(seed)
         net = DenseNet()
