@@ -14,7 +14,6 @@ from taskprune.coupling import CouplingGroups, couple
 from taskprune.forward import call_inputs
 from taskprune.graph import trace
 from taskprune.importance import importance_by_name, score
-from taskprune.importance.scores import ChannelScores
 from taskprune.outputs import flatten_outputs
 from taskprune.plan import PruningPlan
 from taskprune.rewrite import VerificationReport, apply_and_verify
@@ -24,38 +23,36 @@ from taskprune.testing import randomise_
 
 @dataclass(frozen=True, eq=False)
 class StockCase:
-    """A model with random weights and statistics, its groups, and scores at random."""
+    """A model with random weights and statistics, and its groups."""
 
     name: str
     model: nn.Module
     inputs: Any
     groups: CouplingGroups
-    scores: ChannelScores
 
 
 def stock_case(architecture: Architecture) -> StockCase:
-    """Build, trace, couple and score; everything is seeded."""
+    """Build, trace and couple; everything is seeded."""
     torch.manual_seed(0)
     model = randomise_(architecture.make().eval(), seed=0)
     inputs = architecture.inputs()
-    groups = couple(trace(model, inputs))
-    scores = score(model, groups, {}, [], importance=importance_by_name("random"))
-    return StockCase(architecture.name, model, inputs, groups, scores)
+    return StockCase(architecture.name, model, inputs, couple(trace(model, inputs)))
 
 
-def pruned(case: StockCase, ratio: float) -> tuple[nn.Module, PruningPlan, VerificationReport]:
-    """Remove a share of the parameters; the result has been compared with the masked original."""
-    plan = solve(case.groups, case.scores, Budget.from_ratio(ratio))
+def pruned(
+    case: StockCase, ratio: float, *, importance: str = "random"
+) -> tuple[nn.Module, PruningPlan, VerificationReport]:
+    """Remove a share of the parameters by a criterion that needs neither tasks nor data.
+
+    The result has been compared with the masked original.
+    """
+    scores = score(case.model, case.groups, {}, [], importance=importance_by_name(importance))
+    plan = solve(case.groups, scores, Budget.from_ratio(ratio))
     smaller, report = apply_and_verify(
         case.model, plan, example_inputs=case.inputs, groups=case.groups
     )
     assert report is not None
     return smaller, plan, report
-
-
-def n_parameters(model: nn.Module) -> int:
-    """Count the entries of all parameters, tied ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def outputs_of(model: nn.Module, inputs: Any) -> dict[str, Tensor]:
