@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from taskprune.cost.units import MEASURED
 from taskprune.errors import PlanMismatchError
 from taskprune.plan import GroupDecision, KeptEntries, PruningPlan
 
@@ -48,7 +49,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
             name: (first.costs[name][0], after)
             for name, (before, after) in second.costs.items()
             # Multiply-adds traced on another batch size do not add up.
-            if name in first.costs and first.costs[name][1] == before
+            if name in first.costs and (name in MEASURED or first.costs[name][1] == before)
         },
         replacements=tuple(dict.fromkeys((*first.replacements, *second.replacements))),
         frozen=second.frozen,

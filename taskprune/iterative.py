@@ -14,6 +14,7 @@ from taskprune.distillation import measure
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
 from taskprune.inputs import model_inputs
+from taskprune.latency import compare_latency
 from taskprune.plan import PruningPlan, build_plan
 from taskprune.report import StepLine, make_report
 from taskprune.result import PruneResult
@@ -119,6 +120,7 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
             groups=first.groups,
             verify=verify,
         )
+    timed = "latency_ns" in plan.costs
     report = make_report(
         first.groups,
         first.scores,
@@ -126,6 +128,9 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
         budget,
         verification,
         notes=tuple(dict.fromkeys((*notes, *first.report.notes))),
+        latency=compare_latency(model, smaller, plan, source.example, forward=source.forward)
+        if timed
+        else None,
     )
     report = replace(report, metrics=before, steps=tuple(lines), broken=broken)
     return PruneResult(smaller, plan, report, first.groups, first.scores)

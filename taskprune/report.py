@@ -136,7 +136,7 @@ class PruneReport:
         metrics: What was measured on the original, by task; empty without validation data.
         steps: A line per step; empty for a single one that nobody watched.
         broken: Tasks that lost more than their tolerance in the last step, which was undone.
-        latency: Predicted and measured, where the budget of a single step bounds it.
+        latency: Predicted and measured, where the budget bounds it.
     """
 
     budget: str

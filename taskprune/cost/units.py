@@ -16,3 +16,7 @@ def amount(cost: str, value: int) -> str:
     if cost == "latency_ns":
         return f"{value / 1e6:.3g} ms" if value < 1e9 else f"{value / 1e6:,.0f} ms"
     return f"{value:,} {COST_NAMES.get(cost, cost)}"
+
+
+MEASURED = frozenset({"latency_ns"})
+"""Costs that are measured, and so are never the same twice; the others are counted."""

@@ -63,6 +63,26 @@ def test_latency_is_bounded_and_reported_before_and_after(clock: Path) -> None:
     assert list(clock.glob("*.json"))
 
 
+def test_latency_is_bounded_and_reported_in_several_steps(clock: Path) -> None:
+    net = Plain()
+    result = taskprune.prune(
+        net,
+        None,
+        importance="magnitude",
+        example_inputs=images(2),
+        budget=Budget(latency_ms=0.7),
+        steps=3,
+    )
+    before, after = result.plan.costs["latency_ns"]
+    assert before == round(by_macs({"net": net}, images(2))["net"].median_ms * 1e6)
+    assert after <= 0.7 * before
+    assert [line.costs["latency_ns"] <= before for line in result.report.steps] == [True] * 3
+    latency = result.report.latency
+    assert latency is not None
+    assert latency.predicted_ms == (before / 1e6, after / 1e6)
+    assert latency.measured_ms[1] < latency.measured_ms[0]
+
+
 def test_latency_joins_other_bounds(clock: Path) -> None:
     model = two_task_net()
     budget = Budget(params=0.8, latency_ms=0.8, activation_memory=0.9)
