@@ -14,18 +14,19 @@ from taskprune.importance.isomorphic import IsomorphicImportance
 from taskprune.importance.lamp import LampImportance
 from taskprune.importance.magnitude import MagnitudeImportance
 from taskprune.importance.modality import Modality, modality_of_groups
+from taskprune.importance.normalisation import (
+    as_they_are,
+    by_mean_loss,
+    by_stake,
+    by_tolerance,
+)
 from taskprune.importance.obd import ObdImportance
 from taskprune.importance.owners import output_owners
 from taskprune.importance.random import RandomImportance
 from taskprune.importance.registry import importance_by_name, importance_names
 from taskprune.importance.scores import ChannelScores, Evidence, Importance
 from taskprune.importance.scoring import score
-from taskprune.importance.task_taylor import (
-    TaskTaylorImportance,
-    as_they_are,
-    by_mean_loss,
-    by_tolerance,
-)
+from taskprune.importance.task_taylor import TaskTaylorImportance
 from taskprune.importance.taylor import TaylorImportance
 from taskprune.importance.taylor_gate import TaylorGateImportance
 from taskprune.importance.torch_pruning_adapter import TorchPruningImportance
@@ -57,6 +58,7 @@ __all__ = [
     "TorchPruningImportance",
     "as_they_are",
     "by_mean_loss",
+    "by_stake",
     "by_tolerance",
     "conflict_report",
     "importance_by_name",

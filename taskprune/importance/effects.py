@@ -12,7 +12,7 @@ gradients is a function of a few sums over batches of its products.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from taskprune.importance.calibration import TaskGradients, for_each_batch
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.distributed import several_processes, summed
 from taskprune.importance.scores import Evidence
+from taskprune.importance.stakes import Stakes
 from taskprune.tasks import Task
 
 
@@ -41,6 +42,8 @@ class TaskStatistics:
         gramian: Inner products of the tasks' mean gradients on each channel's entries. Shape
             ``[T, T, C]``, float64; ``None`` unless asked for.
         tolerances: ``Task.tolerance`` of each task.
+        stakes: What each task has to lose, see :mod:`taskprune.importance.stakes`. Shape ``[T]``,
+            float64; ``None`` unless asked for.
     """
 
     index: ChannelIndex
@@ -53,6 +56,7 @@ class TaskStatistics:
     opposition: Tensor
     gramian: Tensor | None = None
     tolerances: tuple[float | None, ...] = ()
+    stakes: Tensor | None = None
 
 
 def collect(
@@ -61,18 +65,21 @@ def collect(
     evidence: Evidence,
     *,
     with_gramian: bool = False,
+    with_stakes: bool = False,
     total: Callable[[TaskStatistics], Tensor] | None = None,
 ) -> TaskStatistics:
     """Run the calibration batches once and add up.
 
-    Cost: one forward and T backwards per batch; memory of one extra set of gradients, with
-    ``with_gramian`` of T more. Under several processes the sums are those of all of them.
+    Cost: one forward and T backwards per batch, and with ``with_stakes`` a few forwards in all;
+    memory of one extra set of gradients, with ``with_gramian`` of T more. Under several processes
+    the sums are those of all of them.
 
     Args:
         model: The model.
         index: The channels, and which entries of each count.
         evidence: Tasks and batches.
         with_gramian: Keep the tasks' mean gradients as well.
+        with_stakes: Measure what each task has to lose.
         total: Total scores from the statistics so far, for ``evidence.settled``.
 
     Raises:
@@ -80,7 +87,10 @@ def collect(
             :func:`~taskprune.importance.calibration.for_each_batch`.
     """
     parameters = index.find(dict(model.named_parameters()))
-    sums = _Sums(index, evidence.tasks, parameters, with_gramian=with_gramian)
+    stakes = Stakes(model, index, evidence, parameters) if with_stakes else None
+    sums = _Sums(index, evidence.tasks, parameters, with_gramian=with_gramian, stakes=stakes)
+    if stakes is not None:
+        evidence = replace(evidence, batches=stakes.watched(evidence.batches))
     n_batches = for_each_batch(
         model,
         parameters,
@@ -102,7 +112,9 @@ class _Sums:
         parameters: dict[str, Tensor],
         *,
         with_gramian: bool,
+        stakes: Stakes | None,
     ) -> None:
+        self.stakes = stakes
         self.index, self.tasks, self.parameters = index, tuple(tasks), parameters
         self.tolerances = tuple(task.tolerance for task in tasks.values())
         first = next(iter(parameters.values()), torch.zeros(()))
@@ -130,8 +142,10 @@ class _Sums:
             (len(self.tasks), self.index.n_channels), dtype=torch.float64, device=self.device
         )
         present = torch.zeros(len(self.tasks), dtype=torch.float64)
+        losses: dict[int, float] = {}
         for found in batch:
             present[found.task] = 1
+            losses[found.task] = found.loss
             self.loss[found.task] += abs(found.loss)
             effects[found.task] = self._effect(found)
             if self.gradients is not None:
@@ -141,6 +155,8 @@ class _Sums:
         self.products += products
         self.quartic += products.diagonal(dim1=0, dim2=1).T.square()
         self.opposition += products.neg_().clamp_min_(0)
+        if self.stakes is not None:
+            self.stakes.add(losses)
 
     def _effect(self, found: TaskGradients) -> Tensor:
         products = {
@@ -162,6 +178,8 @@ class _Sums:
         self.labelled, self.loss = summed(self.labelled), summed(self.loss)
         self.products, self.quartic = summed(self.products), summed(self.quartic)
         self.opposition = summed(self.opposition)
+        if self.stakes is not None:
+            self.stakes.reduce()
         if self.gradients is not None:
             # A task may be unlabelled in one process: all take part with the same tensors.
             self.gradients = (
@@ -189,6 +207,7 @@ class _Sums:
             opposition=self.opposition.cpu(),
             gramian=None if self.gradients is None else self._gramian(self.gradients).cpu(),
             tolerances=self.tolerances,
+            stakes=None if self.stakes is None else self.stakes.values(),
         )
 
     def _gramian(self, gradients: list[dict[str, Tensor]]) -> Tensor:

@@ -2,78 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.errors import InputError, LossError
+from taskprune.errors import InputError
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.conflict import Conflict, EffectConflict
 from taskprune.importance.effects import TaskStatistics, collect
+from taskprune.importance.normalisation import Normalisation, by_stake
 from taskprune.importance.scores import ChannelScores, Evidence
-
-Normalisation = Callable[[TaskStatistics], Tensor]
-"""Returns a positive factor for the effects of each task. Shape ``[T]``, float64."""
-
-
-def by_mean_loss(statistics: TaskStatistics) -> Tensor:
-    """Divide each task's effects by its mean absolute loss over the calibration batches.
-
-    An effect is then a relative change of the loss, and multiplying a loss by a constant changes
-    nothing. Dividing by a task's mean *score* would do that too, but makes a task that hardly
-    depends on most channels as loud as one that does. Where the model was trained on the plain sum
-    of these very losses, their own scale is meaningful too, see :func:`as_they_are`.
-
-    A single task is left as it is: there is no other to be brought onto one scale with.
-
-    Raises:
-        LossError: A task's loss is 0 on all batches although channels have an effect on it.
-    """
-    if len(statistics.tasks) == 1:
-        return torch.ones(1, dtype=torch.float64)
-    silent = statistics.products.diagonal(dim1=0, dim2=1).T.amax(dim=1) == 0
-    for name, loss, is_silent in zip(
-        statistics.tasks, statistics.mean_loss.tolist(), silent.tolist(), strict=True
-    ):
-        if loss == 0 and not is_silent:
-            raise LossError(
-                f"The loss of task `{name}` is 0 on every calibration batch, yet its gradient is "
-                "not, so its effects cannot be put in relation to it. Return a loss that measures "
-                "the error, or pass TaskTaylorImportance(normalise=as_they_are)."
-            )
-    # A task that was not seen yet has neither loss nor effects.
-    return torch.where(silent, 1.0, 1 / statistics.mean_loss)
-
-
-def by_tolerance(statistics: TaskStatistics) -> Tensor:
-    """Divide each task's relative change of the loss by what the task may lose.
-
-    With ``Task.tolerance`` in place of a weight: a task with half the tolerance of another is
-    twice as loud. Multiplying a loss by a constant changes nothing, as with :func:`by_mean_loss`.
-    Ours.
-
-    Raises:
-        InputError: A task has no tolerance, or one of 0.
-        LossError: See :func:`by_mean_loss`.
-    """
-    for name, tolerance in zip(statistics.tasks, statistics.tolerances, strict=True):
-        if not tolerance:
-            raise InputError(
-                "`by_tolerance` needs what each task may lose, above 0. Found "
-                f"{tolerance!r} for task `{name}`: pass Task(tolerance=...), or use by_mean_loss."
-            )
-    allowed = torch.tensor(statistics.tolerances, dtype=torch.float64)
-    return by_mean_loss(statistics) / allowed
-
-
-def as_they_are(statistics: TaskStatistics) -> Tensor:
-    """Leave the losses on the scales they come in."""
-    return torch.ones(len(statistics.tasks), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -84,21 +26,22 @@ class TaskTaylorImportance:
               S_c = \mathrm{aggregate}_t \, I_{t,c} - \lambda P_c
 
     with :math:`s` the signed effect (:mod:`taskprune.importance.effects`), :math:`a_t` the task's
-    weight over its mean loss and :math:`P` the conflict. The combination is ours; its parts are
-    Taylor importance (Molchanov et al., arXiv:1906.10771) and the idea to count conflict between
-    tasks against a channel (Garg et al., arXiv:2304.06840; Wang et al., arXiv:2511.05557).
+    weight over what it has to lose (:func:`~taskprune.importance.normalisation.by_stake`) and
+    :math:`P` the conflict. The combination is ours; its parts are Taylor importance (Molchanov et
+    al., arXiv:1906.10771) and the idea to count conflict between tasks against a channel (Garg et
+    al., arXiv:2304.06840; Wang et al., arXiv:2511.05557).
 
     Attributes:
         conflict_weight: :math:`\lambda`, at least 0. With 0 the score is plain per-task Taylor.
         conflict: Definition of :math:`P`: opposite effects or opposed gradients.
         aggregate: ``[T, C] -> [C]``, see :mod:`taskprune.importance.aggregation`.
-        normalise: Returns a factor per task, see :func:`by_mean_loss`.
+        normalise: Returns a factor per task, see :mod:`taskprune.importance.normalisation`.
     """
 
     conflict_weight: float = 1.0
     conflict: Conflict = field(default_factory=EffectConflict)
     aggregate: Aggregation = aggregation.total
-    normalise: Normalisation = by_mean_loss
+    normalise: Normalisation = by_stake
 
     def __post_init__(self) -> None:
         if not self.conflict_weight >= 0:
@@ -121,6 +64,7 @@ class TaskTaylorImportance:
             ChannelIndex(groups),
             evidence,
             with_gramian=penalised and self.conflict.needs_gramian,
+            with_stakes=len(evidence.tasks) > 1,
             total=lambda so_far: self._parts(so_far, weights).total,
         )
         parts = self._parts(statistics, weights)

@@ -1,0 +1,120 @@
+"""What each task has to lose: its loss with all channels silenced, less its loss as it is. Ours."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as processes
+
+from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.distributed import several_processes, summed
+from taskprune.importance.scores import Evidence
+from taskprune.inputs import TaskBatch
+
+_log = logging.getLogger("taskprune")
+
+BATCHES = 2
+"""On how many labelled batches stakes are measured, in all processes together, one in each at
+least. They are factors of whole tasks, so a few say enough; each takes one more forward.
+"""
+
+
+class Stakes:
+    """Measures stakes while a criterion goes through its batches.
+
+    With all channels that can go at zero, what comes out knows next to nothing of the input: about
+    the loss of the best guess without looking. The difference to the loss as it is says what the
+    channels together are worth to the task, whatever constant the loss has.
+
+    Args:
+        model: The model.
+        index: Its channels.
+        evidence: Tasks, and how a batch reaches the model.
+        parameters: Those that hold channels, by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        index: ChannelIndex,
+        evidence: Evidence,
+        parameters: Mapping[str, Tensor],
+    ) -> None:
+        self.model, self.index, self.parameters = model, index, parameters
+        self.tasks, self.forward = evidence.tasks, evidence.forward
+        n_tasks = len(evidence.tasks)
+        self.sums = torch.zeros(n_tasks, dtype=torch.float64)
+        self.counts = torch.zeros(n_tasks, dtype=torch.float64)
+        n_processes = processes.get_world_size() if several_processes() else 1
+        self.n_batches = max(1, BATCHES // n_processes)
+        self._batch: Any = None
+
+    def watched(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Pass batches on, and keep the one that is being worked on."""
+        for batch in batches:
+            self._batch = batch.batch if isinstance(batch, TaskBatch) else batch
+            yield batch
+        self._batch = None
+
+    def add(self, losses: Mapping[int, float]) -> None:
+        """Measure on the present batch if one of its tasks was not measured often enough.
+
+        Args:
+            losses: ``{row of the task: its loss as it is}``.
+        """
+        wanted = [row for row in losses if self.counts[row] < self.n_batches]
+        if not wanted:
+            return
+        for row, silenced in self._losses(wanted).items():
+            self.counts[row] += 1
+            self.sums[row] += silenced - losses[row]
+
+    def _losses(self, rows: list[int]) -> dict[int, float]:
+        names = list(self.tasks)
+        found: dict[int, float] = {}
+        # With gradients, as in every other forward: code may hang hooks on its outputs.
+        with _silenced(self.index, self.parameters):
+            try:
+                outputs = self.forward(self.model, self._batch)
+                for row in rows:
+                    loss = self.tasks[names[row]].loss(outputs, self._batch)
+                    found[row] = math.nan if loss is None else float(loss.detach())
+            except Exception as error:  # noqa: BLE001 - code may well need features that are not 0
+                _log.warning("With all channels silenced: %s: %s", type(error).__name__, error)
+        unknown = [names[row] for row in rows if not math.isfinite(found.get(row, math.nan))]
+        if unknown:
+            _log.warning(
+                "With all channels silenced, the loss of %s is not known on a batch: what the task "
+                "has to lose is taken from its other batches, or from its loss",
+                ", ".join(f"`{name}`" for name in unknown),
+            )
+        return {row: loss for row, loss in found.items() if math.isfinite(loss)}
+
+    def reduce(self) -> None:
+        """Add up over processes."""
+        self.sums, self.counts = summed(self.sums), summed(self.counts)
+
+    def values(self) -> Tensor:
+        """Return the mean stakes so far, 0 where nothing is known. Shape ``[T]``, float64."""
+        return self.sums / self.counts.clamp_min(1)
+
+
+@contextmanager
+def _silenced(index: ChannelIndex, parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Put zeros at all entries of all channels meanwhile, in memory of their own."""
+    values = {name: parameters[name].data for name in index.axes}
+    try:
+        for name, axes in index.axes.items():
+            for axis in axes:
+                own = (axis.channel >= 0).nonzero().flatten().to(values[name].device)
+                parameters[name].data = parameters[name].data.index_fill(axis.dim, own, 0)
+        yield
+    finally:
+        for name, value in values.items():
+            parameters[name].data = value
