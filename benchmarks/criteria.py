@@ -44,14 +44,16 @@ from taskprune.importance import (
     Importance,
     TaskTaylorImportance,
     TorchPruningImportance,
+    by_mean_loss,
     importance_by_name,
     output_owners,
 )
 from taskprune.importance.aggregation import maximum
 
 DEFAULT = "task Taylor − effect conflict (default)"
+BY_LOSS = "task Taylor − effect conflict, by mean loss"
 ITSELF = "Torch-Pruning itself, GroupTaylor"
-TUNED = ("random", "task Taylor", DEFAULT, "Torch-Pruning GroupTaylor", ITSELF)
+TUNED = ("random", "task Taylor", DEFAULT, BY_LOSS, "Torch-Pruning GroupTaylor", ITSELF)
 """Those that are fine-tuned as well; the others would say little more for their time."""
 
 
@@ -69,6 +71,7 @@ def criteria() -> dict[str, Callable[[], Importance]]:
             conflict_weight=0.0, aggregate=maximum
         ),
         DEFAULT: lambda: by_name("task_taylor"),
+        BY_LOSS: lambda: TaskTaylorImportance(normalise=by_mean_loss),
         "task Taylor − cosine conflict": lambda: TaskTaylorImportance(conflict=CosineConflict()),
         "Torch-Pruning GroupTaylor": lambda: adapted(tp.importance.GroupTaylorImportance()),
         "Torch-Pruning GroupTaylor, multivariable": lambda: adapted(
