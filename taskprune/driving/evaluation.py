@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
 from rich.table import Table
@@ -11,13 +12,46 @@ from torch import nn
 from taskprune.cost.measured import evaluating
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.metrics import DetectionMetric, DrivableMetric, LaneMetric
+from taskprune.tasks import Metric
+
+
+class SummaryMetric(Metric, Protocol):
+    """A metric with several figures."""
+
+    def summary(self) -> Mapping[str, float]:
+        """Return every figure by name, each in 0..1."""
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, loader: Iterable[DrivingBatch]) -> dict[str, dict[str, float]]:
-    """Run the model in eval mode over all batches and return every metric of each task.
+def measure(
+    model: nn.Module,
+    batches: Iterable[Any],
+    metrics: Mapping[str, SummaryMetric],
+    *,
+    forward: Callable[[nn.Module, Any], Any],
+) -> dict[str, dict[str, float]]:
+    """Run the model in eval mode over all batches and return every figure of each metric.
 
     The mode of each submodule is given back, also after an error.
+
+    Args:
+        model: Any net.
+        batches: With ``to(device)``.
+        metrics: Fresh ones, by task.
+        forward: ``(model, batch) -> outputs``.
+    """
+    device = next(model.parameters()).device
+    with evaluating(model):
+        for batch in batches:
+            moved = batch.to(device)
+            outputs = forward(model, moved)
+            for metric in metrics.values():
+                metric.update(outputs, moved)
+    return {task: dict(metric.summary()) for task, metric in metrics.items()}
+
+
+def evaluate(model: nn.Module, loader: Iterable[DrivingBatch]) -> dict[str, dict[str, float]]:
+    """Run a three-task driving net over all batches and return every metric of each task.
 
     Args:
         model: Driving net, ``model(images)`` gives the three outputs.
@@ -30,19 +64,12 @@ def evaluate(model: nn.Module, loader: Iterable[DrivingBatch]) -> dict[str, dict
     Raises:
         MissingDependencyError: The extra ``driving`` is not installed.
     """
-    metrics: dict[str, DetectionMetric | DrivableMetric | LaneMetric] = {
+    metrics: dict[str, SummaryMetric] = {
         "detection": DetectionMetric(),
         "drivable": DrivableMetric(),
         "lane": LaneMetric(),
     }
-    device = next(model.parameters()).device
-    with evaluating(model):
-        for batch in loader:
-            moved = batch.to(device)
-            outputs = model(moved.images)
-            for metric in metrics.values():
-                metric.update(outputs, moved)
-    return {task: metric.summary() for task, metric in metrics.items()}
+    return measure(model, loader, metrics, forward=lambda net, batch: net(batch.images))
 
 
 def metrics_table(metrics: Mapping[str, Mapping[str, float]], *, title: str) -> Table:

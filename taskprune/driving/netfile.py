@@ -29,7 +29,7 @@ def save_net(net: PanopticDrivingNet, path: Path) -> None:
         "config": json.dumps(asdict(net.config)),
         "num_classes": str(net.detection.num_classes),
     }
-    tensors = {name: _flushed(value) for name, value in net.state_dict().items()}
+    tensors = {name: without_denormals(value) for name, value in net.state_dict().items()}
     write_tensors(path, tensors, metadata=metadata)
 
 
@@ -103,7 +103,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
 
 
-def _flushed(value: Tensor) -> Tensor:
+def without_denormals(value: Tensor) -> Tensor:
+    """Return the tensor with zeros in place of denormal numbers."""
     if not value.is_floating_point():
         return value
     return torch.where(value.abs() < torch.finfo(value.dtype).tiny, 0, value)

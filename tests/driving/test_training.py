@@ -207,7 +207,7 @@ def test_a_loss_that_is_not_finite_ends_training(tmp_path: Path) -> None:
 def test_an_empty_data_set_is_refused(tmp_path: Path) -> None:
     empty = Samples()
     empty.samples = []
-    with pytest.raises(InputError, match="at least one image"):
+    with pytest.raises(InputError, match="at least one sample"):
         train(tiny_net(), empty, settings=SETTINGS, out=tmp_path)
 
 

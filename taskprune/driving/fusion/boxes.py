@@ -22,6 +22,9 @@ FloatArray = NDArray[np.float64]
 def encode(boxes: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:
     """Return the cell that each box's centre lies in, and the code of the box there.
 
+    The yaw is coded by sine and cosine of its double: a box turned by half a turn is the same box,
+    and a code that told the two apart would ask for what points on four flat sides do not show.
+
     Shape: ``[n, 7] -> [n, 2] int64, [n, 8]``.
     """
     place = grid.position(boxes)
@@ -31,8 +34,8 @@ def encode(boxes: Tensor, grid: BevGrid) -> tuple[Tensor, Tensor]:
             place - cell - 0.5,
             boxes[:, 2:3],
             boxes[:, 3:6].log(),
-            boxes[:, 6:7].sin(),
-            boxes[:, 6:7].cos(),
+            (2 * boxes[:, 6:7]).sin(),
+            (2 * boxes[:, 6:7]).cos(),
         ),
         dim=1,
     )
@@ -51,7 +54,8 @@ def decode(
         limit: How many per frame at most.
 
     Returns:
-        Per frame ``boxes`` ``[k, 7]``, ``scores`` ``[k]`` falling, ``labels`` ``[k]``.
+        Per frame ``boxes`` ``[k, 7]``, their yaw between plus and minus a quarter turn, ``scores``
+        ``[k]`` falling, ``labels`` ``[k]``.
     """
     heat = detection["heat"].sigmoid()
     peak = heat == F.max_pool2d(heat, 3, 1, 1)
@@ -65,7 +69,7 @@ def decode(
         index = torch.stack((cell // columns, cell % columns), dim=1)
         centre = (index + 0.5 + code[:, :2]) * grid.cell
         centre = centre + centre.new_tensor((grid.forward[0], grid.side[0]))
-        yaw = torch.atan2(code[:, 6], code[:, 7])
+        yaw = torch.atan2(code[:, 6], code[:, 7]) / 2
         size = code[:, 3:6].clamp(-3, 3).exp()
         boxes = torch.cat((centre, code[:, 2:3], size, yaw[:, None]), dim=1)
         found.append({"boxes": boxes, "scores": best[frame], "labels": label})

@@ -11,18 +11,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from taskprune.driving.fusion.calibration import Calibration, FloatArray
+from taskprune.driving.fusion.difficulty import difficulty
 from taskprune.driving.fusion.frame import CLASSES, FusionFrame
 from taskprune.errors import DataError, InputError
 
 NEAREST = {"Van": "Car", "Person_sitting": "Pedestrian"}
 """Kinds that count neither as found nor as invented where the class they resemble is judged."""
-
-MIN_HEIGHT = (40.0, 25.0, 25.0)
-MAX_OCCLUSION = (0, 1, 2)
-MAX_TRUNCATION = (0.15, 0.30, 0.50)
-"""KITTI's limits of easy, moderate and hard: pixels, occlusion level, part outside the image."""
-
-BEYOND = len(MIN_HEIGHT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,14 +45,7 @@ class Label:
     def difficulty(self) -> int:
         """0 easy, 1 moderate, 2 hard, 3 beyond: the first level whose limits it keeps."""
         height = self.rectangle[3] - self.rectangle[1]
-        for level in range(BEYOND):
-            if (
-                height >= MIN_HEIGHT[level]
-                and self.occlusion <= MAX_OCCLUSION[level]
-                and self.truncation <= MAX_TRUNCATION[level]
-            ):
-                return level
-        return BEYOND
+        return difficulty(height, self.occlusion, self.truncation)
 
 
 def read_labels(path: Path) -> list[Label]:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskprune.driving.fusion.boxes import encode
+from taskprune.driving.fusion.difficulty import BEYOND
 from taskprune.driving.fusion.frame import CLASSES, FusionBatch
 from taskprune.driving.fusion.grid import BevGrid
 from taskprune.driving.losses.pixelwise import tversky_loss
@@ -28,15 +29,16 @@ def detection_loss(outputs: Mapping[str, Any], batch: FusionBatch, *, grid: BevG
         *Center-based 3D Object Detection and Tracking*, CVPR 2021.
     """
     heat = outputs["detection"]["heat"]
-    target, where, code = _targets(batch, grid, heat)
+    target, where, label, code = _targets(batch, grid, heat)
+    frame, row, column = where.unbind(1)
+    is_centre = torch.zeros_like(heat, dtype=torch.bool)
+    is_centre[frame, label, row, column] = True
     p = heat.sigmoid().clamp(1e-4, 1 - 1e-4)
-    is_centre = target == 1
     found = (1 - p) ** 2 * p.log() * is_centre
     elsewhere = (1 - target) ** 4 * p**2 * (1 - p).log() * ~is_centre
     n_centres = is_centre.sum().clamp_min(1)
     loss: Tensor = -(found + elsewhere).sum() / n_centres
     if len(code):
-        frame, row, column = where.unbind(1)
         predicted = outputs["detection"]["box"][frame, :, row, column]
         loss = loss + BOX_WEIGHT * F.l1_loss(predicted, code, reduction="sum") / n_centres
     return loss
@@ -51,21 +53,31 @@ def drivable_loss(outputs: Mapping[str, Any], batch: FusionBatch) -> Tensor | No
     return DRIVABLE_WEIGHT * (entropy + tversky_loss(logits, batch.drivable))
 
 
-def _targets(batch: FusionBatch, grid: BevGrid, heat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the heat to aim for, and frame, row, column and code of each centre."""
+def _targets(
+    batch: FusionBatch, grid: BevGrid, heat: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the heat to aim for; frame, row and column, class, and code of each centre to find.
+
+    Objects of no class and those beyond all levels raise the heat they lie under, so that finding
+    them is no mistake, and need not be found: many cannot be seen at all.
+    """
     target = torch.zeros_like(heat)
     rows = torch.arange(heat.shape[2], device=heat.device).view(-1, 1)
     columns = torch.arange(heat.shape[3], device=heat.device).view(1, -1)
-    where, codes = [], []
-    for frame, (boxes, labels) in enumerate(zip(batch.boxes, batch.labels, strict=True)):
-        counts = grid.contains(boxes) & (labels >= 0)
-        cells, code = encode(boxes[counts], grid)
-        for (row, column), label in zip(cells.tolist(), labels[counts].tolist(), strict=True):
-            spread = SPREAD_CELLS[CLASSES[label]]
+    where, classes, codes = [], [], []
+    objects = zip(batch.boxes, batch.labels, batch.difficulty, strict=True)
+    for frame, (boxes, labels, difficulty) in enumerate(objects):
+        inside = grid.contains(boxes)
+        labels = labels[inside]
+        cells, code = encode(boxes[inside], grid)
+        for (row, column), label in zip(cells.tolist(), labels.tolist(), strict=True):
             away = (rows - row) ** 2 + (columns - column) ** 2
-            bump = torch.exp(-away / (2 * spread**2))
-            target[frame, label] = torch.maximum(target[frame, label], bump)
-        numbers = torch.full((len(cells), 1), frame, device=cells.device)
-        where.append(torch.cat((numbers, cells), dim=1))
-        codes.append(code)
-    return target, torch.cat(where), torch.cat(codes)
+            for kind in [label] if label >= 0 else range(len(CLASSES)):
+                bump = torch.exp(-away / (2 * SPREAD_CELLS[CLASSES[kind]] ** 2))
+                target[frame, kind] = torch.maximum(target[frame, kind], bump)
+        counts = (labels >= 0) & (difficulty[inside] < BEYOND)
+        numbers = torch.full((int(counts.sum()), 1), frame, device=cells.device)
+        where.append(torch.cat((numbers, cells[counts]), dim=1))
+        classes.append(labels[counts])
+        codes.append(code[counts])
+    return target, torch.cat(where), torch.cat(classes), torch.cat(codes)

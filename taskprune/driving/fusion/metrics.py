@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from taskprune.driving.fusion.boxes import decode, overlaps
+from taskprune.driving.fusion.difficulty import LEVELS
 from taskprune.driving.fusion.frame import CLASSES, FusionBatch
 from taskprune.driving.fusion.grid import BevGrid
 
@@ -19,8 +20,6 @@ MIN_IOU = {"Car": 0.7, "Pedestrian": 0.5}
 
 N_RECALLS = 40
 """Recall points the precision is averaged over."""
-
-LEVELS = ("easy", "moderate", "hard")
 
 FloatArray = NDArray[np.float64]
 
@@ -170,6 +169,10 @@ class GroundMetric:
         truth = batch.drivable > 0.5
         self.common += int((found & truth).sum())
         self.either += int((found | truth).sum())
+
+    def summary(self) -> dict[str, float]:
+        """Return ``{"iou": ...}``."""
+        return {"iou": self.compute()}
 
     def compute(self) -> float:
         """Return the IoU in 0..1; NaN without labels."""

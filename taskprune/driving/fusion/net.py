@@ -15,7 +15,8 @@ from taskprune.driving.nets.conv import ConvUnit
 from taskprune.errors import InputError
 
 BOX_CODE = 8
-"""Offset in the cell (2), height, log of length, width and height, sine and cosine of the yaw."""
+"""Offset in the cell (2), height, logs of length, width and height, sine and cosine of twice the
+yaw."""
 
 HEAT_PRIOR = -4.0
 """First answer of every cell: few hold the centre of an object."""

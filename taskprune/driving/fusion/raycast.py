@@ -23,12 +23,14 @@ class Hits:
         what: Number of the box, :data:`GROUND` or :data:`SKY`. Shape ``[R]``, int64.
         normal: Of the surface hit, zero for the sky. Shape ``[R, 3]``.
         point: Where. Shape ``[R, 3]``; meaningless for the sky.
+        reached: How many rays would hit each box if it stood alone. Shape ``[n]``, int64.
     """
 
     distance: FloatArray
     what: IntArray
     normal: FloatArray
     point: FloatArray
+    reached: IntArray
 
 
 def cast(origin: FloatArray, directions: FloatArray, boxes: FloatArray, ground: float) -> Hits:
@@ -47,14 +49,16 @@ def cast(origin: FloatArray, directions: FloatArray, boxes: FloatArray, ground: 
     what = np.where(np.isfinite(distance), GROUND, SKY).astype(np.int64)
     normal = np.zeros((n_rays, 3))
     normal[what == GROUND, 2] = 1
+    reached = np.zeros(len(boxes), dtype=np.int64)
     for number, box in enumerate(boxes):
         near = np.flatnonzero(_towards(origin, directions, box))
         entry, face = _enter(origin, directions[near], box)
+        reached[number] = np.isfinite(entry).sum()
         closer = entry < distance[near]
         rays = near[closer]
         distance[rays], what[rays], normal[rays] = entry[closer], number, face[closer]
     reach = np.where(np.isfinite(distance), distance, 0)
-    return Hits(distance, what, normal, origin + directions * reach[:, None])
+    return Hits(distance, what, normal, origin + directions * reach[:, None], reached)
 
 
 def _towards(origin: FloatArray, directions: FloatArray, box: FloatArray) -> NDArray[np.bool_]:

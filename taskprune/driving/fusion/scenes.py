@@ -8,14 +8,24 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from taskprune.driving.fusion.calibration import Calibration
+from taskprune.driving.fusion.difficulty import difficulty
 from taskprune.driving.fusion.frame import FusionFrame
 from taskprune.driving.fusion.grid import BevGrid
-from taskprune.driving.fusion.sensors import Degradation, calibration_of, photograph, scan
+from taskprune.driving.fusion.sensors import (
+    KITTI_SIZE,
+    Degradation,
+    calibration_of,
+    photograph,
+    scan,
+)
 from taskprune.driving.fusion.world import World, make_world
 from taskprune.errors import InputError
 
 SIZE = (320, 96)
 """Width and height of the pictures: KITTI's view, a quarter of its resolution."""
+
+VISIBLE = (0.9, 0.5, 0.15)
+"""Visible parts of an object from which it is not, only partly, and only largely occluded."""
 
 FloatArray = NDArray[np.float64]
 
@@ -65,7 +75,7 @@ class TwoSensorScenes(Dataset[FusionFrame]):
             np.random.default_rng((self.seed, number, 1)),
             degraded=self.degradation.lidar,
         )
-        picture = photograph(
+        picture, visible = photograph(
             world,
             np.random.default_rng((self.seed, number, 2)),
             size=self.size,
@@ -79,7 +89,7 @@ class TwoSensorScenes(Dataset[FusionFrame]):
             projection=torch.from_numpy(self.calibration.projection).float(),
             boxes=torch.from_numpy(world.boxes).float(),
             labels=torch.from_numpy(world.labels),
-            difficulty=torch.from_numpy(_difficulty(world, self.calibration, self.size)),
+            difficulty=torch.from_numpy(_levels(world, visible, self.calibration, self.size)),
             drivable=torch.from_numpy(drivable.astype(np.uint8)),
         )
 
@@ -100,8 +110,10 @@ def corners(boxes: FloatArray) -> FloatArray:
     return turned + boxes[:, None, :3]
 
 
-def _difficulty(world: World, calibration: Calibration, size: tuple[int, int]) -> NDArray[np.int64]:
-    """Judge by the height in a picture of KITTI's resolution and the part outside of it."""
+def _levels(
+    world: World, visible: FloatArray, calibration: Calibration, size: tuple[int, int]
+) -> NDArray[np.int64]:
+    """Judge objects by the parts hidden and outside, as if the picture had KITTI's resolution."""
     if not len(world.boxes):
         return np.zeros(0, dtype=np.int64)
     flat = corners(world.boxes).reshape(-1, 3)
@@ -112,8 +124,8 @@ def _difficulty(world: World, calibration: Calibration, size: tuple[int, int]) -
     limit = np.array(size, dtype=np.float64)
     inside = (np.minimum(high, limit) - np.maximum(low, 0)).clip(0)
     truncation = 1 - inside.prod(axis=1) / (high - low).prod(axis=1).clip(1e-6)
-    height = inside[:, 1] * 375 / size[1]
-    level = np.full(len(world.boxes), 3, dtype=np.int64)
-    for number, (pixels_high, cut) in reversed(list(enumerate(((40, 0.15), (25, 0.3), (25, 0.5))))):
-        level[(height >= pixels_high) & (truncation <= cut) & (depth.min(axis=1) > 0.5)] = number
-    return level
+    truncation[depth.min(axis=1) <= 0.5] = 1.0
+    height = inside[:, 1] * KITTI_SIZE[1] / size[1]
+    occlusion = (visible[:, None] < np.array(VISIBLE)).sum(axis=1)
+    objects = zip(height.tolist(), occlusion.tolist(), truncation.tolist(), strict=True)
+    return np.array([difficulty(*each) for each in objects], dtype=np.int64)

@@ -86,8 +86,12 @@ def _reflectance(world: World, hits: Hits) -> FloatArray:
 
 def photograph(
     world: World, rng: np.random.Generator, *, size: tuple[int, int], degraded: float
-) -> NDArray[np.uint8]:
-    """Return the picture a camera takes. Shape ``[3, H, W]``."""
+) -> tuple[NDArray[np.uint8], FloatArray]:
+    """Return the picture a camera takes, and the part of each object that nothing hides.
+
+    Shape: ``[3, H, W]`` and ``[n]``. What does not fit in the picture counts as hidden by nothing;
+    an object wholly outside of it has no visible part.
+    """
     calibration = calibration_of(size)
     width, height = size
     u, v = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
@@ -101,7 +105,8 @@ def photograph(
     hits = cast(eye, directions, world.boxes, GROUND_HEIGHT)
     colour = _colours(world, hits, directions, rng)
     picture = colour.reshape(height, width, 3)
-    return _weathered(picture, rng, degraded)
+    seen = np.bincount(hits.what[hits.what >= 0], minlength=len(world.boxes))
+    return _weathered(picture, rng, degraded), seen / hits.reached.clip(1)
 
 
 def _colours(

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
-from taskprune.driving.nets import PanopticDrivingNet
+Net = TypeVar("Net", bound=nn.Module)
 
 
-class MovingAverage:
+class MovingAverage(Generic[Net]):
     """A copy of the net that follows it: ``a <- d a + (1 - d) w`` for weights and statistics.
 
     ``d = min(decay, (1 + n) / (10 + n))`` after ``n`` updates: the random start is soon forgotten.
@@ -20,7 +21,7 @@ class MovingAverage:
         updates: How many times `update` ran.
     """
 
-    def __init__(self, net: PanopticDrivingNet, *, decay: float) -> None:
+    def __init__(self, net: Net, *, decay: float) -> None:
         self.net = copy.deepcopy(net).eval()
         self.decay = decay
         self.updates = 0

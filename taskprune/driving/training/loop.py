@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from rich.console import Console
@@ -14,16 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from taskprune.denormals import flushed_denormals
-from taskprune.driving.batch import DrivingBatch
-from taskprune.driving.data.loading import Augment
-from taskprune.driving.evaluation import evaluate
-from taskprune.driving.netfile import save_net
-from taskprune.driving.nets import PanopticDrivingNet
-from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.training.average import MovingAverage
+from taskprune.driving.training.kind import PANOPTIC, NetKind
 from taskprune.driving.training.settings import TrainSettings
 from taskprune.driving.training.state import Run, load_run, save_run
-from taskprune.driving.training.stream import training_batches
+from taskprune.driving.training.stream import AugmentSample, training_batches
 from taskprune.driving.training.team import Team
 from taskprune.driving.training.watch import Watch
 from taskprune.errors import LossError, TrainingError
@@ -36,18 +31,22 @@ LOG = "log.jsonl"
 """Files of a run's folder: state to resume from, averaged weights, log."""
 
 
-def train(
-    net: PanopticDrivingNet,
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def train(  # noqa: PLR0913 - the run's parts
+    net: Net,
     dataset: Dataset[Any],
     *,
     settings: TrainSettings,
     out: Path,
-    validation: Iterable[DrivingBatch] | None = None,
-    augment: Augment | None = None,
+    kind: NetKind = PANOPTIC,
+    validation: Iterable[Any] | None = None,
+    augment: AugmentSample | None = None,
     resume: bool = False,
     console: Console | None = None,
-) -> PanopticDrivingNet:
-    """Train a net on its three tasks and return the moving average of its weights.
+) -> Net:
+    """Train a net on its tasks and return the moving average of its weights.
 
     AdamW on the sum of the task losses. Writes ``last.safetensors`` (to resume from),
     ``net.safetensors`` (the result) and ``log.jsonl`` into `out`. On the CPU a run that was killed
@@ -58,6 +57,7 @@ def train(
         dataset: Training samples, map-style.
         settings: The recipe.
         out: Folder of the run; made if absent.
+        kind: What the net learns, and how its data and files look.
         validation: Labelled batches for ``settings.validate_every``.
         augment: ``(sample, generator) -> sample``.
         resume: Go on from ``last.safetensors`` if it is there.
@@ -74,13 +74,17 @@ def train(
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     team = Team()
     team.start_alike(net)
-    run = Run(
-        net, MovingAverage(net, decay=settings.average_decay), _optimizer(net, settings), settings
-    )
+    average = MovingAverage(net, decay=settings.average_decay)
+    run = Run(net, average, _optimizer(net, settings), settings)
     if resume and (out / CHECKPOINT).exists():
         load_run(run, out / CHECKPOINT)
     batches = training_batches(
-        dataset, settings=settings, first_step=run.step, team=team, augment=augment
+        dataset,
+        settings=settings,
+        collate=kind.collate,
+        first_step=run.step,
+        team=team,
+        augment=augment,
     )
     watch = Watch(out / LOG, console=console, log_every=settings.log_every) if team.leads else None
     net.train()
@@ -89,26 +93,27 @@ def train(
         flushed_denormals(),
         watch.running(run.step) if watch else nullcontext(),
     ):
-        _go_through(run, batches, team=team, watch=watch, out=out, validation=validation)
+        _go_through(run, batches, kind=kind, team=team, watch=watch, out=out, validation=validation)
     net.eval()
-    return run.average.net
+    return average.net
 
 
 def _go_through(
     run: Run,
-    batches: Iterator[DrivingBatch],
+    batches: Iterator[Any],
     *,
+    kind: NetKind,
     team: Team,
     watch: Watch | None,
     out: Path,
-    validation: Iterable[DrivingBatch] | None,
+    validation: Iterable[Any] | None,
 ) -> None:
     """Do all steps that are left; the process with a `watch` records, saves and validates."""
-    settings, tasks = run.settings, driving_tasks()
+    settings = run.settings
     started = time.monotonic() - run.elapsed_s
     while (progress := settings.progress(run.step, run.elapsed_s)) < 1:
         lr = settings.learning_rate(progress)
-        losses, norm = _step(run, next(batches), tasks, lr=lr, team=team)
+        losses, norm = _step(run, next(batches), kind, lr=lr, team=team)
         # Only here does the clock move on, in all processes at once: they must stop together.
         run.elapsed_s = team.leaders(time.monotonic() - started)
         if watch is None:
@@ -119,13 +124,13 @@ def _go_through(
         is_over = progress >= 1
         if is_over or run.step % settings.save_every == 0:
             save_run(run, out / CHECKPOINT)
-            save_net(run.average.net, out / NET)
+            kind.save(run.average.net, out / NET)
         if validation is not None and (is_over or run.step % settings.validate_every == 0):
-            watch.validated(run.step, evaluate(run.average.net, validation))
+            watch.validated(run.step, kind.evaluate(run.average.net, validation))
 
 
 def _step(
-    run: Run, batch: DrivingBatch, tasks: Mapping[str, Task], *, lr: float, team: Team
+    run: Run, batch: Any, kind: NetKind, *, lr: float, team: Team
 ) -> tuple[dict[str, float], float]:
     """Do one optimizer step; return each task's loss and the gradient's norm before clipping."""
     settings = run.settings
@@ -134,11 +139,11 @@ def _step(
     device = next(run.net.parameters()).device
     batch = batch.to(device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=settings.bfloat16):
-        outputs = forward(run.net, batch)
-    losses = _losses(outputs, batch, tasks, step=run.step)
+        outputs = kind.forward(run.net, batch)
+    losses = _losses(outputs, batch, kind.tasks, step=run.step)
     run.optimizer.zero_grad()
     if losses:
-        total = torch.stack([tasks[name].weight * loss for name, loss in losses.items()]).sum()
+        total = torch.stack([kind.tasks[name].weight * loss for name, loss in losses.items()]).sum()
         torch.autograd.backward(total)
     team.average_gradients(run.net)
     norm = float(nn.utils.clip_grad_norm_(run.net.parameters(), settings.clip_norm))
@@ -155,9 +160,7 @@ def _step(
     return {name: float(loss.detach()) for name, loss in losses.items()}, norm
 
 
-def _losses(
-    outputs: Any, batch: DrivingBatch, tasks: Mapping[str, Task], *, step: int
-) -> dict[str, Tensor]:
+def _losses(outputs: Any, batch: Any, tasks: Mapping[str, Task], *, step: int) -> dict[str, Tensor]:
     """Return the losses of the tasks that the batch has labels for, all finite."""
     losses: dict[str, Tensor] = {}
     for name, task in tasks.items():

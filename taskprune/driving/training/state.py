@@ -6,13 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from taskprune.driving.netfile import load_weights, read_tensors, write_tensors
-from taskprune.driving.nets import PanopticDrivingNet
 from taskprune.driving.training.average import MovingAverage
 from taskprune.driving.training.settings import TrainSettings
 from taskprune.errors import CheckpointError
@@ -33,8 +33,8 @@ class Run:
         elapsed_s: Seconds spent, over all resumed parts.
     """
 
-    net: PanopticDrivingNet
-    average: MovingAverage
+    net: nn.Module
+    average: MovingAverage[Any]
     optimizer: Optimizer
     settings: TrainSettings
     step: int = 0

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from taskprune.driving.batch import DrivingBatch
-from taskprune.driving.data.loading import Augment
-from taskprune.driving.data.sample import DrivingSample, collate
 from taskprune.driving.training.settings import TrainSettings
 from taskprune.driving.training.team import Team
 from taskprune.errors import InputError
@@ -20,6 +17,8 @@ from taskprune.errors import InputError
 Draw = tuple[int, int]
 """Which sample, and the how-many-eth drawn sample of the run it is."""
 
+AugmentSample: TypeAlias = Callable[[Any, np.random.Generator], Any]
+"""``(sample, generator) -> sample``; all randomness comes from the generator."""
 
 _ORDER, _AUGMENT = 2, 3
 
@@ -62,17 +61,15 @@ class Shuffled(Sampler[list[Draw]]):
         return np.random.default_rng((self.seed, _ORDER, passage)).permutation(self.n_samples)
 
 
-class Drawn(Dataset[DrivingSample]):
+class Drawn(Dataset[Any]):
     """Samples by draw; a draw's augmentation depends on seed and draw alone."""
 
-    def __init__(
-        self, dataset: Dataset[DrivingSample], *, seed: int, augment: Augment | None
-    ) -> None:
+    def __init__(self, dataset: Dataset[Any], *, seed: int, augment: AugmentSample | None) -> None:
         self.dataset = dataset
         self.seed = seed
         self.augment = augment
 
-    def __getitem__(self, draw: Draw) -> DrivingSample:
+    def __getitem__(self, draw: Draw) -> Any:
         index, number = draw
         sample = self.dataset[index]
         if self.augment is None:
@@ -81,13 +78,14 @@ class Drawn(Dataset[DrivingSample]):
 
 
 def training_batches(
-    dataset: Dataset[DrivingSample],
+    dataset: Dataset[Any],
     *,
     settings: TrainSettings,
+    collate: Callable[[Sequence[Any]], Any],
     first_step: int,
     team: Team,
-    augment: Augment | None,
-) -> Iterator[DrivingBatch]:
+    augment: AugmentSample | None,
+) -> Iterator[Any]:
     """Return the batches of step ``first_step`` and all after it.
 
     Raises:
@@ -95,7 +93,7 @@ def training_batches(
     """
     n_samples = len(dataset)  # type: ignore[arg-type]
     if n_samples == 0:
-        raise InputError("Training needs at least one image. Found an empty data set.")
+        raise InputError("Training needs at least one sample. Found an empty data set.")
     order = Shuffled(
         n_samples,
         batch_size=settings.batch_size,
