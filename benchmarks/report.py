@@ -1,4 +1,4 @@
-"""Write the tables of README.md and docs/results.md from the files in benchmarks/results.
+"""Write the tables of README.md and of pages in docs from the files in benchmarks/results.
 
     python benchmarks/report.py
 
@@ -16,7 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md")
+PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "fusion.md")
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
 HEADLINES = {"detection": ("map50", "recall"), "drivable": ("miou",), "lane": ("iou", "accuracy")}
@@ -149,6 +149,30 @@ def _with_spread(figure: Sequence[float | None], form: str) -> str:
     return form.format(mean) + (f" ± {form.format(spread).lstrip('+')}" if spread else "")
 
 
+def fusion_table(content: dict[str, Any]) -> str:
+    """Return what the trained fusion net reaches in each weather."""
+    columns = {
+        "map_bev": "mean AP from above",
+        "map_3d": "mean AP in space",
+        "Car_bev_moderate": "cars from above",
+        "Pedestrian_bev_moderate": "pedestrians from above",
+        "iou": "drivable IoU",
+    }
+    rows = [[row["weather"], *(f"{row[key]:.1f}" for key in columns)] for row in content["weather"]]
+    return markdown(["", *columns.values()], rows)
+
+
+def fusion_recipe(content: dict[str, Any]) -> str:
+    """Return how long the recipe takes, in one line."""
+    recipe = content["recipe"]
+    return (
+        f"{content['params'] / 1e6:.2f} M parameters, {content['macs'] / 1e9:.2f} G multiply-adds "
+        f"a frame; {recipe['steps']} steps of {recipe['batch_size']} scenes, none seen twice, in "
+        f"{content['cpu_minutes']:.0f} minutes of processor time; judged on "
+        f"{content['n_validation']} unseen scenes."
+    )
+
+
 VIEWS = {
     "demo": demo_table,
     "criteria": criteria_table,
@@ -156,6 +180,8 @@ VIEWS = {
     "coverage.summary": coverage_summary,
     "tracing": tracing_table,
     "distillation": distillation_table,
+    "fusion": fusion_table,
+    "fusion.recipe": fusion_recipe,
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
 

@@ -1,4 +1,4 @@
-"""The command line of the driving part: ``taskprune-driving train | evaluate | scenes``."""
+"""The command line: ``taskprune-driving train | evaluate | scenes | fusion train ...``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from taskprune.driving.data import (
 )
 from taskprune.driving.data.sample import DrivingSample
 from taskprune.driving.evaluation import evaluate, metrics_table
+from taskprune.driving.fusion.commands import app as fusion_app
 from taskprune.driving.nets import PanopticDrivingNet, build_net
 from taskprune.driving.teacher import load_teacher
 from taskprune.driving.training import TrainSettings, train
@@ -44,6 +45,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_show_locals=False,
 )
+app.add_typer(fusion_app, name="fusion")
 
 Data = Annotated[
     str, typer.Option(help=f"'{EMBEDDED}' scenes, or the root of data in BDD100K's layout.")

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from taskprune.driving.bundled import bundled_card, bundled_file
 from taskprune.driving.data import BDD100K, Cached, loader, standard_augment
 from taskprune.driving.evaluation import evaluate
 from taskprune.driving.netfile import load_net, save_net
 from taskprune.driving.nets import PanopticDrivingNet
 from taskprune.driving.training import TrainSettings, train
-from taskprune.errors import CheckpointError
 
 TEACHER_SIZE = (320, 192)
 """Width and height of the images that the bundled teacher was trained on."""
@@ -43,7 +43,7 @@ def load_teacher(weights: Path | str | None = None) -> PanopticDrivingNet:
     """
     if weights is not None:
         return load_net(Path(weights))
-    with resources.as_file(_bundled("teacher_n.safetensors")) as path:
+    with resources.as_file(bundled_file("teacher_n.safetensors")) as path:
         return load_net(path)
 
 
@@ -53,14 +53,7 @@ def teacher_card() -> dict[str, Any]:
     Raises:
         CheckpointError: The card is missing or damaged.
     """
-    card = _bundled("teacher_n.json")
-    try:
-        return dict(json.loads(card.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"`{card}` must be the teacher's card in JSON. Reading it failed: {error}. Install "
-            "taskprune again."
-        ) from error
+    return bundled_card("teacher_n.json")
 
 
 def fit_teacher(
@@ -121,7 +114,3 @@ def _says(card: Path, origin: dict[str, Any]) -> bool:
     except (OSError, ValueError):
         return False
     return {name: record.get(name) for name in origin} == origin
-
-
-def _bundled(name: str) -> Any:
-    return resources.files("taskprune.driving") / "weights" / name

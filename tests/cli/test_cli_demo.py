@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import taskprune
 from taskprune.cli import app
 from taskprune.driving import demo as demo_module
+from taskprune.driving.bundled import bundled_file
 from taskprune.errors import LossError
 
 N_COLUMNS = 80
@@ -103,9 +104,7 @@ def test_missing_or_damaged_weights_are_named(content: bytes | None, tmp_path: P
 
 
 def test_weights_cut_short_are_named(tmp_path: Path) -> None:
-    import taskprune.driving.teacher as teacher
-
-    bundled = teacher._bundled("teacher_n.safetensors").read_bytes()
+    bundled = bundled_file("teacher_n.safetensors").read_bytes()
     weights = tmp_path / "teacher.safetensors"
     weights.write_bytes(bundled[: len(bundled) // 2])
     assert str(weights) in refused("--teacher", weights, "--out", tmp_path / "out")

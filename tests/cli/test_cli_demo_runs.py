@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import taskprune
 from taskprune.cli import app
 from taskprune.driving import demo as demo_module
+from taskprune.driving.bundled import bundled_file
 from taskprune.driving.data import RoadScenes, write_bdd100k
 from taskprune.driving.nets import build_net
 from taskprune.driving.teacher import load_teacher
@@ -92,9 +93,7 @@ def test_the_demo_runs_on_data_of_its_users(tmp_path: Path) -> None:
 
 
 def _bundled_weights() -> bytes:
-    from taskprune.driving.teacher import _bundled
-
-    content: bytes = _bundled("teacher_n.safetensors").read_bytes()
+    content: bytes = bundled_file("teacher_n.safetensors").read_bytes()
     return content
 
 

@@ -14,6 +14,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+QUICK = {"fusion": ("--quick",)}
+"""How examples that take longer than a test may are asked for less."""
 
 
 def report(name: str = "report") -> ModuleType:
@@ -25,7 +27,7 @@ def report(name: str = "report") -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/fusion.md"])
 def test_numbers_on_the_pages_come_from_the_results_files(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert report().rendered(text) == text
@@ -54,6 +56,7 @@ def test_readme_code_runs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example_runs(path: Path) -> None:
-    done = subprocess.run([sys.executable, path], capture_output=True, text=True, check=False)
+    command = [sys.executable, path, *QUICK.get(path.stem, ())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout

@@ -43,7 +43,7 @@ RECIPE = TrainSettings(
     lr=2e-3,
     average_decay=0.99,
     workers=0,
-    validate_every=200,
+    validate_every=10_000,
 )
 """How."""
 
@@ -113,8 +113,7 @@ def train_fusion_net(
     steps: int = STEPS,
     scale: str = "n",
     out: Path | None = None,
-    kind: NetKind | None = None,
-    validation: Iterable[FusionBatch] | None = None,
+    resume: bool = False,
     console: Console | None = None,
 ) -> FusionNet:
     """Train a fresh net on made-up scenes by :data:`RECIPE` and return it in eval mode.
@@ -126,13 +125,13 @@ def train_fusion_net(
         steps: Length of the run.
         scale: Size of the net, see :func:`~taskprune.driving.fusion.build_fusion_net`.
         out: Folder for checkpoints and log. Default: none are kept.
-        kind: What is learnt and how it is judged. Default: :func:`fusion_kind` of the net's grid.
-        validation: Batches to judge the net on every so many steps.
+        resume: Go on with the run in `out` if there is one.
         console: Where to show progress.
 
     Raises:
         InputError: A setting is out of range.
         TrainingError: Training diverged.
+        CheckpointError: The run in `out` cannot be resumed.
     """
     settings = replace(RECIPE, seed=seed, steps=steps)
     with preserved_rng():
@@ -146,8 +145,8 @@ def train_fusion_net(
             scenes,
             settings=settings,
             out=out or Path(unkept),
-            kind=kind or fusion_kind(grid),
-            validation=validation,
+            kind=fusion_kind(grid),
+            resume=resume,
             console=console,
         )
 

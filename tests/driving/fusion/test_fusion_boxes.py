@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -10,6 +11,8 @@ import torch
 
 from taskprune.driving.fusion import BevGrid, BoxMetric, FusionBatch, GroundMetric
 from taskprune.driving.fusion.boxes import decode, encode, overlaps
+from taskprune.driving.fusion.difficulty import BEYOND
+from taskprune.driving.fusion.losses import detection_loss
 
 GRID = BevGrid(cell=1.0)
 
@@ -124,3 +127,20 @@ def test_ground_metric_is_the_iou_over_all_cells() -> None:
     )
     metric.update({"drivable": logits}, truth)
     assert metric.compute() == pytest.approx(1 / 3)
+
+
+def test_hidden_objects_are_neither_asked_for_nor_held_against_the_net() -> None:
+    boxes = spread_out(2)
+    labels = torch.zeros(2, dtype=torch.int64)
+    one = dataclasses.replace(batch_of(boxes, labels), difficulty=(torch.tensor([1, BEYOND]),))
+    quiet = as_maps(boxes[:1], labels[:1], torch.tensor([0.99]))
+    cells, _ = encode(boxes, GRID)
+    loud = {name: value.clone() for name, value in quiet.items()}
+    loud["heat"][0, 0, cells[1, 0], cells[1, 1]] = 5.0
+    both = [detection_loss({"detection": maps}, one, grid=GRID) for maps in (quiet, loud)]
+    torch.testing.assert_close(both[0], both[1])
+    visible = batch_of(boxes, labels)
+    missed, found = (
+        detection_loss({"detection": maps}, visible, grid=GRID) for maps in (quiet, loud)
+    )
+    assert found < missed

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from taskprune.driving.fusion import BevGrid, Degradation, FusionFrame, TwoSensorScenes
 from taskprune.driving.fusion.raycast import GROUND, cast
 from taskprune.driving.fusion.scenes import corners
+from taskprune.driving.fusion.sensors import photograph
+from taskprune.driving.fusion.world import make_world
 
 GRID = BevGrid(cell=3.0)
 
@@ -70,6 +74,19 @@ def test_easy_objects_return_points_and_lie_in_the_picture() -> None:
             assert (pixels[:, 2] > 0).all()
             assert (pixels[:, 0] / pixels[:, 2]).max() > 0
             assert (pixels[:, 0] / pixels[:, 2]).min() < 96
+
+
+def test_what_stands_behind_something_is_graded_as_hidden() -> None:
+    world = make_world(np.random.default_rng(0))
+    boxes = np.array([[10.0, 0.0, -1.0, 4.0, 1.7, 1.5, 0.0], [25.0, 0.0, -0.9, 0.8, 0.7, 1.7, 0.0]])
+    one_behind_the_other = replace(
+        world, boxes=boxes, labels=np.array([0, 1]), colours=np.full((2, 3), 0.5)
+    )
+    beside = replace(one_behind_the_other, boxes=boxes + np.array([[0.0] * 7, [0, 8] + [0] * 5]))
+    for shown, hidden in ((one_behind_the_other, True), (beside, False)):
+        _, visible = photograph(shown, np.random.default_rng(0), size=(320, 96), degraded=0)
+        assert visible[0] == 1
+        assert (visible[1] < 0.5) == hidden
 
 
 def test_rays_meet_the_nearest_face() -> None:

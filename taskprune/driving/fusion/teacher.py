@@ -1,0 +1,36 @@
+"""The bundled trained camera-LiDAR net."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from taskprune.driving.bundled import bundled_card, bundled_file
+from taskprune.driving.fusion.net import FusionNet
+from taskprune.driving.fusion.netfile import load_fusion_net
+
+
+def load_fusion_teacher(weights: Path | str | None = None) -> FusionNet:
+    """Return a trained net in eval mode.
+
+    Args:
+        weights: File that ``taskprune-driving fusion train`` or `save_fusion_net` wrote. Default:
+            the bundled scale-``n`` net, which is what :func:`train_fusion_net` returns.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds something else.
+    """
+    if weights is not None:
+        return load_fusion_net(Path(weights))
+    with resources.as_file(bundled_file("fusion_n.safetensors")) as path:
+        return load_fusion_net(path)
+
+
+def fusion_teacher_card() -> dict[str, Any]:
+    """Return how the bundled net was made and what it scores on unseen scenes.
+
+    Raises:
+        CheckpointError: The card is missing or damaged.
+    """
+    return bundled_card("fusion_n.json")
