@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--kitti", type=Path, help="folder in KITTI's object layout")
     parser.add_argument("--quick", action="store_true", help="few scenes and steps")
     args = parser.parse_args()
-    n_validation, n_calibration, steps = (1, 1, 2) if args.quick else (6, 4, 25)
+    n_validation, n_calibration, steps = (1, 1, 2) if args.quick else (6, 4, 40)
     console = Console()
     teacher = load_fusion_teacher()
     tasks = fusion_tasks(teacher.config.grid)
@@ -57,6 +57,9 @@ def main() -> None:
     )
     console.print(result)
     console.print(what_each_part_lost(teacher, result.model))
+    figures = {name: [quality(teacher, batches)] for name, batches in validation.items()}
+    for name, batches in validation.items():
+        figures[name].append(quality(result.model, batches))
 
     console.rule(f"{steps} steps of fine-tuning against the features of the original")
     student = taskprune.distill(
@@ -66,11 +69,14 @@ def main() -> None:
         data=list(scene_batches("tuning", steps, batch_size=4)),
         forward=fusion_forward,
         plan=result.plan,
-        settings=taskprune.DistillSettings(steps=steps),
+        settings=taskprune.DistillSettings(steps=steps, learning_rate=1e-3),
     )
-    models = {"original": teacher, "pruned": result.model, "fine-tuned": student}
-    for source, batches in validation.items():
-        console.print(quality(models, batches, title=source))
+    for name, batches in validation.items():
+        figures[name].append(quality(student, batches))
+        table = Table("", "AP from above", "AP in space", "drivable IoU", title=name)
+        for model, row in zip(("original", "pruned", "fine-tuned"), figures[name], strict=True):
+            table.add_row(model, *row)
+        console.print(table)
 
 
 def kitti_frames(root: Path, grid: BevGrid) -> FusionBatch:
@@ -87,14 +93,10 @@ def what_each_part_lost(before: nn.Module, after: nn.Module) -> Table:
     return table
 
 
-def quality(models: dict[str, nn.Module], batches: Iterable[FusionBatch], *, title: str) -> Table:
-    table = Table("", "AP from above", "AP in space", "drivable IoU", title=title)
-    for name, model in models.items():
-        found = judge(model, batches)
-        figures = [found["detection"]["map_bev"], found["detection"]["map_3d"]]
-        figures.append(found["drivable"]["iou"])
-        table.add_row(name, *(f"{100 * value:.1f}" for value in figures))
-    return table
+def quality(model: nn.Module, batches: Iterable[FusionBatch]) -> list[str]:
+    found = judge(model, batches)
+    values = (found["detection"]["map_bev"], found["detection"]["map_3d"], found["drivable"]["iou"])
+    return [f"{100 * value:.1f}" for value in values]
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def _camera(
     # Points of the ground would cover everything; what stands out is of interest.
     standing = points[:, 2].numpy() > -1.5
     chosen = ahead & standing
-    axis.scatter(*pixels[chosen].T, c=-depth[chosen], s=1.5, cmap="coolwarm", linewidths=0)
+    x, y = pixels[chosen].T
+    axis.scatter(x, y, c=-depth[chosen], s=1.5, cmap="coolwarm", linewidths=0)
     for colour, drawn in boxes.items():
         for places in corners(drawn.double().numpy()):
             pixels, depth = _projected(places, projection)
