@@ -20,6 +20,7 @@ from taskprune.errors import TaskPruneError
 from taskprune.graph import ModelGraph, trace
 from taskprune.importance import ChannelScores, Evidence, Importance, score
 from taskprune.latency import latency_cost
+from taskprune.modality import Modality
 from taskprune.plan import PruningPlan
 from taskprune.result import PruneResult
 from taskprune.rewrite import apply_plan
@@ -41,6 +42,7 @@ __all__ = [
     "Evidence",
     "Importance",
     "Metric",
+    "Modality",
     "ModelGraph",
     "PruneResult",
     "PruningPlan",

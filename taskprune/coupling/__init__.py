@@ -14,6 +14,14 @@ from taskprune.coupling.groups import (
     TensorForm,
     TensorSlice,
 )
+from taskprune.coupling.modalities import (
+    find_modalities,
+    labelled,
+    mask_points,
+    modality_of_groups,
+    modality_of_tensors,
+    modality_of_work,
+)
 from taskprune.coupling.partition import prefer_inner, prefer_outer
 from taskprune.coupling.registry import channel_rule, known_operators
 from taskprune.coupling.solving import couple
@@ -33,7 +41,13 @@ __all__ = [
     "TensorSlice",
     "channel_rule",
     "couple",
+    "find_modalities",
     "known_operators",
+    "labelled",
+    "mask_points",
+    "modality_of_groups",
+    "modality_of_tensors",
+    "modality_of_work",
     "prefer_inner",
     "prefer_outer",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from taskprune.coupling.partition import Partition
 from taskprune.coupling.provenance import Assignment
 from taskprune.coupling.sites import operator_sites
 from taskprune.coupling.taps import module_outputs
+from taskprune.graph.input_reach import follow_inputs
 from taskprune.graph.reach import tasks_reached
 
 _LONE = FreezeReason("structure", "is a single channel, and one must stay")
@@ -73,6 +74,7 @@ def assemble(analysis: Analysis, solution: Partition, assignment: Assignment) ->
     first = _first_positions(tensors, len(classes.frozen))
     kinds = _kinds(~classes.frozen, signature, first, tensors)
     reached = tasks_reached(graph)
+    inputs = follow_inputs(graph)
     linear = _Linear(kinds)
     return CouplingGroups(
         groups=_groups(analysis, classes, kinds, tensors, taps, reached),
@@ -91,7 +93,13 @@ def assemble(analysis: Analysis, solution: Partition, assignment: Assignment) ->
             if form.coefficients
         ),
         macs=tuple(
-            MacsTerm(w.operator, w.module, w.multiplier, tuple(linear(f) for f in own))
+            MacsTerm(
+                w.operator,
+                w.module,
+                w.multiplier,
+                tuple(linear(f) for f in own),
+                frozenset() if w.made is None else inputs.values.get(w.made, frozenset()),
+            )
             for w, own in work
         ),
         sites=operator_sites(analysis, classes, linear.share),
@@ -100,6 +108,7 @@ def assemble(analysis: Analysis, solution: Partition, assignment: Assignment) ->
         untraced=graph.untraced,
         replacements=graph.replacements,
         batch_size=graph.batch_size,
+        input_reach=replace(inputs, values={}),
     )
 
 
@@ -128,6 +137,7 @@ class _UnitWork:
     module: str
     multiplier: int
     units: tuple[IntArray, ...]
+    made: int | None
 
 
 def _simplified(analysis: Analysis, classes: Classes) -> Iterable[_UnitWork]:
@@ -140,7 +150,7 @@ def _simplified(analysis: Analysis, classes: Classes) -> Iterable[_UnitWork]:
                 multiplier *= factor.size
             else:
                 units.append(factor.units)
-        yield _UnitWork(work.operator, work.module, multiplier, tuple(units))
+        yield _UnitWork(work.operator, work.module, multiplier, tuple(units), work.made)
 
 
 # -- kinds ---------------------------------------------------------------------------------------

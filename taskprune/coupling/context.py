@@ -48,12 +48,16 @@ class TensorState:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Work:
-    """Multiply-adds of one operator: ``multiplier`` times the lengths of ``axes``."""
+    """Multiply-adds of one operator: ``multiplier`` times the lengths of ``axes``.
+
+    ``made`` is the number of its first result.
+    """
 
     operator: str
     module: str
     multiplier: int
     axes: tuple[Axis, ...]
+    made: int | None = None
 
 
 @dataclass(eq=False)
@@ -249,7 +253,13 @@ class RuleContext:
     def count(self, multiplier: int, *axes: Axis) -> None:
         """Note multiply-adds: ``multiplier`` times the lengths of ``axes``."""
         self.analysis.work.append(
-            Work(self.operation.target, self.call.module, multiplier, tuple(axes))
+            Work(
+                self.operation.target,
+                self.call.module,
+                multiplier,
+                tuple(axes),
+                self.operation.outputs[0],
+            )
         )
 
     def produce(

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from taskprune.graph.input_reach import InputReach
+from taskprune.modality import Modality
 from taskprune.replace import ModuleReplacement
 
 IntArray: TypeAlias = NDArray[np.int64]
@@ -83,6 +85,8 @@ class CouplingGroup:
             activation-based scores).
         tasks: Names of the tasks whose outputs the channels can reach, from the graph alone.
             Empty where no tasks were given.
+        modality: The modality that the channels belong to, or ``"fusion"``; empty where no
+            modalities were declared, see :func:`taskprune.coupling.labelled`.
         crossed_by: Normalisations and other operators that compute a statistic *across* these
             channels, as ``"operator at module"``. Where this is empty, removing a channel equals
             zeroing all of its entries. ``aten.native_layer_norm`` of a module counts too.
@@ -94,6 +98,7 @@ class CouplingGroup:
     activations: tuple[TensorSlice, ...] = ()
     tasks: frozenset[str] = frozenset()
     crossed_by: tuple[str, ...] = ()
+    modality: str = ""
 
     def __repr__(self) -> str:
         tasks = ", ".join(sorted(self.tasks)) or "no task"
@@ -133,13 +138,15 @@ class LinearForm:
 class MacsTerm:
     """Multiply-adds of one operator call: ``multiplier * prod(factor.value(kept))``.
 
-    ``multiplier`` holds every size that pruning does not change (batch, space, kernel, tokens).
+    ``multiplier`` holds every size that pruning does not change (batch, space, kernel, tokens);
+    ``inputs`` are those of the model that the operator's result was computed from.
     """
 
     operator: str
     module: str
     multiplier: int
     factors: tuple[LinearForm, ...]
+    inputs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +256,8 @@ class CouplingGroups:
         batch_size: Size of dim 0 of the traced inputs.
         replacements: Modules that something equal takes the place of, before anything is pruned.
             All names and shapes are those of the model with the replacements.
+        input_reach: Which of the model's inputs parameters and operators work on.
+        modalities: The declared modalities; empty where there are none.
     """
 
     groups: tuple[CouplingGroup, ...]
@@ -263,6 +272,8 @@ class CouplingGroups:
     untraced: tuple[str, ...] = ()
     batch_size: int = 1
     replacements: tuple[ModuleReplacement, ...] = ()
+    input_reach: InputReach = field(default_factory=InputReach, repr=False)
+    modalities: tuple[Modality, ...] = ()
 
     def __iter__(self) -> Iterator[CouplingGroup]:
         return iter(self.groups)

@@ -31,6 +31,8 @@ def module_outputs(analysis: Analysis, classes: Classes) -> Iterator[Tap]:
     taps: dict[str, Tap | None] = {}
     first_mode: dict[str, str] = {}
     for output in analysis.graph.module_outputs:
+        if output.path:
+            continue  # one of several tensors: a tap is all that its module returns
         if first_mode.setdefault(output.module, output.mode) != output.mode:
             continue
         tap = _tap(output.module, analysis.state(output.value), classes)

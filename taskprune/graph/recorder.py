@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterable, Iterator, MutableMapping
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from taskprune.graph.borrow import TensorGuard
 from taskprune.graph.records import (
     Call,
+    GraphInput,
     GraphOutput,
     Guard,
     Mode,
@@ -32,6 +34,7 @@ from taskprune.graph.records import (
     ValueKind,
 )
 from taskprune.graph.sizes import Relation, SizeExpr, TracedInt
+from taskprune.outputs import flatten_outputs
 
 _LIBRARIES = frozenset({"torch", "contextlib", "importlib"})
 _OWN_ROOMS = ("taskprune.graph", "taskprune.forward")
@@ -46,6 +49,7 @@ class Mark:
     calls: int
     guards: int
     module_outputs: int
+    inputs: int
     outputs: int
 
 
@@ -58,6 +62,7 @@ class Recorder:
         self.calls: list[Call] = []
         self.guards: list[Guard] = []
         self.module_outputs: list[ModuleOutput] = []
+        self.inputs: list[GraphInput] = []
         self.outputs: list[GraphOutput] = []
         self.mode: Mode = "eval"
         self._numbers: MutableMapping[Tensor, int] = _weak_tensor_keys()
@@ -121,6 +126,7 @@ class Recorder:
             len(self.calls),
             len(self.guards),
             len(self.module_outputs),
+            len(self.inputs),
             len(self.outputs),
         )
 
@@ -131,6 +137,7 @@ class Recorder:
         del self.calls[mark.calls :]
         del self.guards[mark.guards :]
         del self.module_outputs[mark.module_outputs :]
+        del self.inputs[mark.inputs :]
         del self.outputs[mark.outputs :]
         for tensor in [t for t, n in self._numbers.items() if n >= mark.values]:
             del self._numbers[tensor]
@@ -157,20 +164,29 @@ class Recorder:
         return self._stack[-1] if self._stack else ""
 
     @contextmanager
-    def watching_modules(self) -> Iterator[None]:
-        """Follow which module is running, and what each returns."""
+    def watching_modules(self, model: nn.Module) -> Iterator[None]:
+        """Follow which module is running, what each returns, and what the model is called with."""
+
+        def start(module: nn.Module, args: Any, kwargs: Any) -> None:
+            given = flatten_outputs(_by_name(module, args, kwargs))
+            self.inputs += [GraphInput(p, self.number(t), self.mode) for p, t in given.items()]
 
         def enter(module: nn.Module, _args: Any) -> None:
             self._stack.append(self._paths.get(id(module), self.module))
 
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and id(module) in self._paths:
+            if id(module) in self._paths:
                 path = self._paths[id(module)]
-                self.module_outputs.append(ModuleOutput(path, self.number(output), self.mode))
+                parts = {"": output} if isinstance(output, Tensor) else flatten_outputs(output)
+                self.module_outputs += [
+                    ModuleOutput(path, self.number(tensor), self.mode, part)
+                    for part, tensor in parts.items()
+                ]
             if self._stack:
                 self._stack.pop()
 
         handles = [
+            model.register_forward_pre_hook(start, with_kwargs=True),
             register_module_forward_pre_hook(enter),
             register_module_forward_hook(leave, always_call=True),
         ]
@@ -201,6 +217,19 @@ class Recorder:
 def _weak_tensor_keys() -> Any:
     """Return a mapping that tells tensors apart by identity and keeps none alive."""
     return WeakTensorKeyDictionary()
+
+
+def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call by the names that the model's forward has for them."""
+    try:
+        signature = inspect.signature(model.forward)
+        bound = signature.bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):  # the call itself says what is wrong, or C code has no names
+        return {**{str(position): value for position, value in enumerate(args)}, **kwargs}
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            bound.update(bound.pop(name, {}))
+    return dict(bound)
 
 
 def source_line() -> str:

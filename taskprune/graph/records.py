@@ -122,9 +122,27 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class ModuleOutput:
-    """A module returned this tensor."""
+    """A module returned this tensor, alone or among others.
+
+    ``path`` is empty where it is all that the module returned, else its place in that, see
+    :func:`taskprune.graph.flatten_outputs`.
+    """
 
     module: str
+    value: int
+    mode: Mode
+    path: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphInput:
+    """A tensor among the arguments of the model's ``forward``.
+
+    ``path`` is the argument's name, followed by keys, fields or positions where it holds several
+    tensors: ``"images"``, ``"batch.points"``, ``"args.0"``.
+    """
+
+    path: str
     value: int
     mode: Mode
 
@@ -147,6 +165,7 @@ class ModelGraph:
         operations: All operators in the order they ran, one recorded pass after the other.
         calls: The Python calls that carried traced sizes or ran operators, in order.
         guards: Sizes that the code compared or used as numbers.
+        inputs: What the model was called with, in every recorded mode.
         outputs: The model's outputs, of every recorded mode.
         module_outputs: Tensors that modules returned, in order.
         parameters: Value number of each distinct parameter by its first name.
@@ -180,6 +199,7 @@ class ModelGraph:
     batch_size: int = 1
     used_real_tensors: bool = False
     replacements: tuple[ModuleReplacement, ...] = ()
+    inputs: tuple[GraphInput, ...] = ()
 
     def __repr__(self) -> str:
         return (

@@ -166,7 +166,7 @@ class _Session:
             stack.enter_context(beside(self.model))
             self.attributes = trace_attributes(self.model, recorder)
             stack.enter_context(torch.no_grad())
-            stack.enter_context(recorder.watching_modules())
+            stack.enter_context(recorder.watching_modules(self.model))
             if not real:
                 stack.enter_context(collection_paused())  # a real run may need the memory back
                 stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
@@ -200,6 +200,7 @@ class _Session:
             operations=tuple(recorder.operations),
             calls=tuple(recorder.calls),
             guards=tuple(recorder.guards),
+            inputs=tuple(recorder.inputs),
             outputs=tuple(recorder.outputs),
             module_outputs=tuple(recorder.module_outputs),
             parameters=recorder.parameters,

@@ -1,5 +1,6 @@
 """Importance criteria: what each task would lose with a channel."""
 
+from taskprune.coupling.modalities import modality_of_groups
 from taskprune.importance.altermoma import AlterMomaImportance
 from taskprune.importance.bn_scale import BatchNormScaleImportance
 from taskprune.importance.conflict import CosineConflict, EffectConflict
@@ -13,7 +14,6 @@ from taskprune.importance.group_fisher import GroupFisherImportance
 from taskprune.importance.isomorphic import IsomorphicImportance
 from taskprune.importance.lamp import LampImportance
 from taskprune.importance.magnitude import MagnitudeImportance
-from taskprune.importance.modality import Modality, modality_of_groups
 from taskprune.importance.normalisation import (
     as_they_are,
     by_mean_loss,
@@ -30,6 +30,7 @@ from taskprune.importance.task_taylor import TaskTaylorImportance
 from taskprune.importance.taylor import TaylorImportance
 from taskprune.importance.taylor_gate import TaylorGateImportance
 from taskprune.importance.torch_pruning_adapter import TorchPruningImportance
+from taskprune.modality import Modality
 
 __all__ = [
     "AlterMomaImportance",

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
+from taskprune.coupling.modalities import for_criterion, mask_points
 from taskprune.errors import InputError
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
@@ -18,18 +19,12 @@ from taskprune.importance.calibration import (
     TaskGradients,
     differentiable,
     for_each_batch,
-    run_forward,
-    task_loss,
+    weighted_loss,
 )
 from taskprune.importance.channel_index import ChannelIndex
-from taskprune.importance.modality import (
-    FUSION,
-    Modality,
-    check_modalities,
-    modality_of_groups,
-    silenced,
-)
+from taskprune.importance.masking import silenced
 from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.modality import FUSION, Modality
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,8 @@ class AlterMomaImportance:
     keep their statistics), and needs all calibration batches at once in memory.
 
     Attributes:
-        modalities: At least two branches.
+        modalities: At least two. Default: those that the groups are labelled with, or else those
+            found from the model's inputs, see :func:`taskprune.coupling.labelled`.
         alpha: Weight of the contribution.
         beta: Weight of the redundancy.
         reactivation_steps: *B*, steps of plain gradient descent for each masked branch; batches are
@@ -70,7 +66,7 @@ class AlterMomaImportance:
         Alternative Modality Masking*, NeurIPS 2024, arXiv:2409.17728.
     """
 
-    modalities: tuple[Modality, ...]
+    modalities: tuple[Modality, ...] | None = None
     alpha: float = 1.0
     beta: float = 1.0
     reactivation_steps: int = 8
@@ -97,25 +93,26 @@ class AlterMomaImportance:
         """Score every channel for every task.
 
         Raises:
-            InputError: The model lacks a branch.
+            InputError: The model lacks a modality, or one whose features cannot be masked.
             InputError, TraceError, LossError: See :func:`taskprune.score`.
         """
-        branches = check_modalities(model, self.modalities)
+        groups = for_criterion(groups, self.modalities)
+        masks = {m.name: mask_points(groups, m) for m in groups.modalities}
         batches = tuple(evidence.batches)
         once = replace(evidence, batches=batches, settled=None)
         quietly = replace(once, progress=lambda _: None)
         effects = _Effects(ChannelIndex(groups))
         contribution, n_batches = effects.of(model, once)
         redundancy: dict[str, Tensor] = {}
-        for branch in branches:
+        for name, modules in masks.items():
             adapted = copy.deepcopy(model)
-            with silenced(adapted, branch):
+            with silenced(adapted, modules):
                 before, _ = effects.of(adapted, quietly)
                 self._reactivate(adapted, quietly, batches)
                 # The weights of the gradient's factor are the initial ones, equation 10.
                 after, _ = effects.of(adapted, quietly, weights=dict(model.named_parameters()))
-            redundancy[branch.name] = (before - after).abs()
-        labels = modality_of_groups(groups, branches)
+            redundancy[name] = (before - after).abs()
+        labels = {group.name: group.modality for group in groups}
         per_task = self._scores(effects.index, labels, contribution.abs(), redundancy)
         weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
         per_task = per_task * weights[:, None]
@@ -134,15 +131,10 @@ class AlterMomaImportance:
             for step in range(self.reactivation_steps):
                 batch = batches[step % len(batches)]
                 where = f"step {step + 1} of the reactivation"
-                outputs = run_forward(model, batch, evidence.forward, where=where)
-                losses = [
-                    task.weight * loss
-                    for name, task in evidence.tasks.items()
-                    if (loss := task_loss(name, task, outputs, batch, where=where)) is not None
-                ]
-                gradients = torch.autograd.grad(
-                    torch.stack(losses).sum(), parameters, allow_unused=True
-                )
+                loss = weighted_loss(model, batch, evidence, where=where)
+                if loss is None:
+                    continue
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 with torch.no_grad():
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         if gradient is not None:

@@ -100,7 +100,8 @@ def for_each_batch(
                 # the graph of the first batch, which its backward has freed.
                 with borrowed(model):
                     with watch.recording(model) if watch else nullcontext():
-                        losses = _losses(model, batch, run.n_batches, evidence)
+                        where = f"calibration batch {run.n_batches}"
+                        losses = _losses(model, batch, evidence, where=where)
                     run.seen.update(losses)
                     watched = tuple(watch.tensors) if watch else ()
                     visit(_backwards(model, parameters, watched, losses, run.n_batches, evidence))
@@ -170,11 +171,13 @@ def differentiable(model: nn.Module) -> Iterator[None]:
 
 
 def run_forward(model: nn.Module, batch: Any, forward: Forward, *, where: str) -> Any:
-    """Call the model on a batch.
+    """Call the model on a batch, one of a task's own loader included.
 
     Raises:
         TraceError: It raised; the original error is chained.
     """
+    if isinstance(batch, TaskBatch):
+        batch = batch.batch
     try:
         return forward(model, batch)
     except TaskPruneError:
@@ -187,13 +190,30 @@ def run_forward(model: nn.Module, batch: Any, forward: Forward, *, where: str) -
         ) from error
 
 
-def _losses(model: nn.Module, batch: Any, number: int, evidence: Evidence) -> dict[str, Tensor]:
-    where = f"calibration batch {number}"
+def weighted_loss(model: nn.Module, batch: Any, evidence: Evidence, *, where: str) -> Tensor | None:
+    """Return the sum of the tasks' losses times their weights, ``None`` without any labels.
+
+    Args:
+        model: The model, in the mode it is to run in.
+        batch: As the evidence yields it.
+        evidence: Tasks, and how a batch reaches the model.
+        where: What to call the batch in errors.
+
+    Raises:
+        TraceError: The model rejects the batch.
+        LossError: A loss fails, or is not a finite scalar tensor attached to the model.
+    """
+    losses = _losses(model, batch, evidence, where=where)
+    weighted = [evidence.tasks[name].weight * loss for name, loss in losses.items()]
+    return torch.stack(weighted).sum() if weighted else None
+
+
+def _losses(model: nn.Module, batch: Any, evidence: Evidence, *, where: str) -> dict[str, Tensor]:
     tasks = evidence.tasks
+    outputs = run_forward(model, batch, evidence.forward, where=where)
     if isinstance(batch, TaskBatch):
         tasks = {batch.task: tasks[batch.task]}
         batch = batch.batch
-    outputs = run_forward(model, batch, evidence.forward, where=where)
     losses: dict[str, Tensor] = {}
     for name, task in tasks.items():
         loss = task_loss(name, task, outputs, batch, where=where)

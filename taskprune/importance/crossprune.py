@@ -13,16 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from taskprune.coupling.groups import CouplingGroups
+from taskprune.coupling.modalities import for_criterion
 from taskprune.errors import InputError
-from taskprune.importance.calibration import differentiable, run_forward, task_loss
+from taskprune.importance.calibration import differentiable, run_forward, weighted_loss
 from taskprune.importance.channel_index import ChannelIndex
-from taskprune.importance.modality import (
-    FUSION,
-    Modality,
-    check_modalities,
-    modality_of_groups,
-)
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence
+from taskprune.modality import FUSION, Modality
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,8 @@ class CrossPruneImportance:
     channels in place of single weights.
 
     Attributes:
-        modalities: At least two branches.
+        modalities: At least two. ``None``: those that the groups are labelled with, or else those
+            found from the model's inputs, see :func:`taskprune.coupling.labelled`.
         fused: Path of the module whose output is the fused feature.
         removed: Fraction of the channels of each modality, and of the fusion, driven to zero; or
             ``{modality or "fusion": fraction}``, where names left out are only scored.
@@ -62,7 +59,7 @@ class CrossPruneImportance:
         autonomous driving*, Knowledge-Based Systems 289:111522, 2024.
     """
 
-    modalities: tuple[Modality, ...]
+    modalities: tuple[Modality, ...] | None
     fused: str
     removed: float | Mapping[str, float] = 0.5
     distortion_weight: float = 1.0
@@ -88,10 +85,10 @@ class CrossPruneImportance:
         """Score every channel; the criterion does not tell tasks apart.
 
         Raises:
-            InputError: The model lacks a branch or the fused module, or there is no batch.
+            InputError: The model lacks a modality or the fused module, or there is no batch.
             TraceError, LossError: See :func:`taskprune.score`.
         """
-        branches = check_modalities(model, self.modalities)
+        groups = for_criterion(groups, self.modalities)
         if self.fused not in {path for path, _ in model.named_modules()}:
             raise InputError(
                 f"The fused feature is to be read at `{self.fused}`; the model has no such module."
@@ -101,7 +98,7 @@ class CrossPruneImportance:
             raise InputError("CrossPrune trains on the tasks' losses. Pass `tasks=` and `data=`.")
         index = ChannelIndex(groups)
         trained = copy.deepcopy(model)
-        blocks = self._blocks(index, modality_of_groups(groups, branches))
+        blocks = self._blocks(index, groups)
         admm = _Admm(self, index, trained, blocks)
         with differentiable(trained):
             scores = index.split(admm.run(evidence, batches))
@@ -113,9 +110,10 @@ class CrossPruneImportance:
             n_batches=len(batches),
         )
 
-    def _blocks(self, index: ChannelIndex, labels: Mapping[str, str]) -> list[tuple[Tensor, int]]:
+    def _blocks(self, index: ChannelIndex, groups: CouplingGroups) -> list[tuple[Tensor, int]]:
         """Return the channels of each block and how many of them are driven to zero."""
-        known = {*labels.values(), *(m.name for m in self.modalities)}
+        labels = {group.name: group.modality for group in groups}
+        known = {FUSION, *(modality.name for modality in groups.modalities)}
         if isinstance(self.removed, Mapping) and not known.issuperset(self.removed):
             raise InputError(f"`removed` names {set(self.removed) - known}. Expected {known}.")
         blocks = []
@@ -214,17 +212,12 @@ class _Admm:
         return apart
 
     def _objective(self, evidence: Evidence, batch: Any, original: Tensor) -> Tensor:
-        where = "a calibration batch"
         with _listening(self.model, self.settings.fused) as heard:
-            outputs = run_forward(self.model, batch, evidence.forward, where=where)
-        losses = [
-            task.weight * loss
-            for name, task in evidence.tasks.items()
-            if (loss := task_loss(name, task, outputs, batch, where=where)) is not None
-        ]
+            loss = weighted_loss(self.model, batch, evidence, where="a calibration batch")
         moved = (_joined(heard) - original).square().sum()
         distortion = moved / original.square().sum().clamp_min(1e-12)
-        return torch.stack(losses).sum() + self.settings.distortion_weight * distortion
+        restriction = self.settings.distortion_weight * distortion
+        return restriction if loss is None else loss + restriction
 
     @torch.no_grad()
     def _fused(self, evidence: Evidence, batch: Any) -> Tensor:

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[2] / "taskprune"
 # A module may import from its own layer and those before it.
 LAYERS = (
     ("version", "errors", "multiples", "rng", "denormals", "garbage", "meta", "wrappers"),
-    ("forward", "tasks", "tolerances", "progress", "inputs", "outputs", "replace"),
+    ("forward", "tasks", "modality", "tolerances", "progress", "inputs", "outputs", "replace"),
     ("graph",),
     ("coupling",),
     ("importance", "cost", "rationale", "explanation", "plan", "plan_tables", "composition"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,9 +20,10 @@ from taskprune.importance import (
     Importance,
     Modality,
     TaylorImportance,
+    modality_of_groups,
     score,
 )
-from taskprune.importance.modality import FUSION, modality_of_groups
+from taskprune.modality import FUSION
 
 N_OWN = 3
 BRANCHES = (Modality("camera", "camera_branch"), Modality("lidar", "lidar_branch"))
@@ -85,7 +87,7 @@ def scored(criterion: Importance) -> tuple[TwoSensors, list[Batch], ChannelScore
     return net, batches, score(net, coupled(net, batches), TASKS, batches, importance=criterion)
 
 
-CRITERIA: dict[str, Importance] = {
+CRITERIA: dict[str, AlterMomaImportance | CrossPruneImportance] = {
     "altermoma": AlterMomaImportance(BRANCHES, learning_rate=3e-2),
     "crossprune": CrossPruneImportance(
         BRANCHES, fused="fusion", removed=0.25, learning_rate=3e-2, steps=10
@@ -163,6 +165,14 @@ def test_groups_belong_to_the_branch_that_makes_them() -> None:
     assert labels == {"camera_branch": "camera", "lidar_branch": "lidar", "fusion": FUSION}
 
 
+@pytest.mark.parametrize("name", CRITERIA)
+def test_modalities_found_from_the_inputs_give_the_same_scores(name: str) -> None:
+    _, _, declared = scored(CRITERIA[name])
+    _, _, found = scored(replace(CRITERIA[name], modalities=None))
+    for group, own in declared.total.items():
+        assert torch.equal(own, found.total[group])
+
+
 def test_several_tasks_keep_scores_of_their_own() -> None:
     net, batches = planted()
     tasks = {
@@ -174,6 +184,22 @@ def test_several_tasks_keep_scores_of_their_own() -> None:
     )
     assert scores.tasks == ("near", "far")
     assert scores.per_task["fusion"].shape == (2, 10)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_tasks_may_have_loaders_of_their_own_and_batches_without_labels(name: str) -> None:
+    net, batches = planted()
+
+    def sometimes(outputs: Tensor, batch: Any) -> Tensor | None:
+        return squared(outputs, batch) if batch[1] is not None else None
+
+    tasks = {"near": TASKS["depth"], "far": Task(sometimes, outputs="output")}
+    loaders: dict[str, list[Any]] = {
+        "near": batches[:3],
+        "far": [batches[3], (batches[4][0], None)],
+    }
+    scores = score(net, coupled(net, batches), tasks, loaders, importance=CRITERIA[name])
+    assert all(own.isfinite().all() for own in scores.total.values())
 
 
 @pytest.mark.parametrize(
