@@ -13,7 +13,7 @@ from torch import nn
 
 from taskprune.budget import Budget
 from taskprune.cost import Cost
-from taskprune.coupling import couple
+from taskprune.coupling import couple, labelled
 from taskprune.distillation import DistillSettings, TapSelector
 from taskprune.distillation import distill as distill_features
 from taskprune.errors import InputError
@@ -25,6 +25,7 @@ from taskprune.inputs import ModelInputs, model_inputs
 from taskprune.iterative import BetweenSteps, prune_in_steps
 from taskprune.latency import compare_latency, device_of, latency_cost, recalibrated
 from taskprune.meta import without_values
+from taskprune.modality import Modality
 from taskprune.plan import PruningPlan
 from taskprune.progress import stages
 from taskprune.report import make_report
@@ -59,6 +60,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     steps: int = 1,
     between_steps: BetweenSteps | None = None,
     validation: Iterable[Any] | None = None,
+    modalities: Sequence[Modality] | Literal["inputs"] | None = None,
 ) -> PruneResult:
     """Make a model smaller without any of its tasks paying for it.
 
@@ -104,6 +106,10 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
         validation: Batches on which the metric of every task that has one is measured, before the
             first step and after each. If a task loses more than its ``tolerance``, that step is
             undone and the report says which task it was. Needs the ``distill`` extra.
+        modalities: The sensors of a fusion network, for budgets and criteria that tell them apart
+            and for the report: declared, or ``"inputs"`` for those found from the model's inputs.
+            ``None``: none, unless the budget has bounds by modality, which then has the names of
+            inputs.
 
     Raises:
         InputError: An argument does not fit, a loader is empty, a task's outputs do not exist.
@@ -122,6 +128,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     target = _checked_budget(ratio, budget)
     limits = _checked_safety(safety)
     protected = _checked_protect(protect)
+    _check_modalities(modalities)
     named = check_tasks(tasks) if tasks is not None else {}
     if check_steps(steps) > 1 or between_steps is not None or validation is not None:
         return prune_in_steps(
@@ -140,6 +147,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
                 calibrate=calibrate,
                 strict=strict,
                 verify=verify and between_steps is not None,
+                modalities=modalities,
             ),
             named,
             target,
@@ -166,6 +174,9 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
         graph = trace(model, source.example, forward=source.forward, tasks=owners, modes="all")
         stage("finding which channels belong together")
         groups = couple(graph, protect=protected, strict=strict)
+        if modalities is not None or target.modalities:
+            declared = None if modalities == "inputs" else modalities
+            groups = labelled(groups, declared)
         stage("scoring every channel")
         scores = score(
             model,
@@ -297,6 +308,18 @@ def _checked_safety(safety: Safety | None) -> Safety:
     if safety is not None and not isinstance(safety, Safety):
         raise InputError(f"`safety` must be a `Safety(...)`. Found {safety!r}.")
     return safety or Safety()
+
+
+def _check_modalities(modalities: Any) -> None:
+    is_list = isinstance(modalities, Sequence) and not isinstance(modalities, str)
+    if modalities in (None, "inputs") or (
+        is_list and all(isinstance(modality, Modality) for modality in modalities)
+    ):
+        return
+    raise InputError(
+        "`modalities` must be a list such as [Modality('camera', inputs='images'), ...], or "
+        f"'inputs' to find them. Found {modalities!r}."
+    )
 
 
 def _checked_protect(protect: Any) -> tuple[str | type[nn.Module], ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 
-from taskprune.cost.units import COST_NAMES
+from taskprune.cost.units import COST_NAMES, cost_label, kind_of, modality_cost
 from taskprune.errors import InputError
 
 FIELDS = {
@@ -34,23 +34,28 @@ class Budget:
             from measurements on the device at hand.
         activation_memory: Peak bytes of activations in one forward pass on the traced inputs, whole
             batch; see :class:`~taskprune.cost.ActivationMemory`.
+        modalities: Bounds on the parameters and multiply-adds of single modalities, or of the
+            ``"fusion"``, beside those of the whole: ``{"camera": Budget(params=0.5)}``. A fraction
+            is of the modality's own; see :func:`taskprune.cost.modality_costs`.
     """
 
     params: float | int | None = None
     macs: float | int | None = None
     latency_ms: float | int | None = None
     activation_memory: float | int | None = None
+    modalities: Mapping[str, Budget] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        given = {field: getattr(self, field) for field in FIELDS}
-        if all(bound is None for bound in given.values()):
+        given = {name: getattr(self, name) for name in FIELDS}
+        _check_modalities(self.modalities)
+        if all(bound is None for bound in given.values()) and not self.modalities:
             raise InputError(
-                "A budget must bound something: pass `params=`, `macs=`, `latency_ms=` or "
-                "`activation_memory=`, or several of them."
+                "A budget must bound something: pass `params=`, `macs=`, `latency_ms=`, "
+                "`activation_memory=` or `modalities=`, or several of them."
             )
-        for field, bound in given.items():
+        for name, bound in given.items():
             if bound is not None:
-                _check(field, bound)
+                _check(name, bound)
 
     @classmethod
     def from_ratio(cls, ratio: float) -> Budget:
@@ -70,7 +75,9 @@ class Budget:
     @property
     def bounds(self) -> dict[str, float | int]:
         """The bounds that were given, by name of the cost; of latency in milliseconds."""
-        given = {cost: getattr(self, field) for field, cost in FIELDS.items()}
+        given = {cost: getattr(self, name) for name, cost in FIELDS.items()}
+        for modality, own in self.modalities.items():
+            given |= {modality_cost(cost, modality): b for cost, b in own.bounds.items()}
         return {name: bound for name, bound in given.items() if bound is not None}
 
     def limits(self, original: Mapping[str, int], *, batch_size: int = 1) -> dict[str, int]:
@@ -87,7 +94,7 @@ class Budget:
             elif name == "latency_ns":
                 limits[name] = math.floor(bound * 1e6)
             else:
-                limits[name] = int(bound) * (batch_size if name == "macs" else 1)
+                limits[name] = int(bound) * (batch_size if kind_of(name) == "macs" else 1)
         return limits
 
     def __str__(self) -> str:
@@ -113,7 +120,24 @@ def _check(field: str, bound: float | int) -> None:
 
 def _in_words(cost: str, bound: float | int) -> str:
     if bound <= 1:
-        return f"{100 * bound:.4g} % of the {COST_NAMES[cost]}"
+        return f"{100 * bound:.4g} % of the {cost_label(cost)}"
     if cost == "latency_ns":
         return f"a latency of {bound:g} ms"
-    return f"{int(bound):,} {COST_NAMES[cost]}{' a sample' if cost == 'macs' else ''}"
+    return f"{int(bound):,} {cost_label(cost)}{' a sample' if kind_of(cost) == 'macs' else ''}"
+
+
+def _check_modalities(modalities: object) -> None:
+    if not isinstance(modalities, Mapping):
+        raise InputError(
+            "`modalities` must be bounds by modality, {'camera': Budget(params=0.5)}. Found "
+            f"{modalities!r}."
+        )
+    for name, own in modalities.items():
+        if not isinstance(name, str) or not isinstance(own, Budget):
+            raise InputError(f"`modalities` must hold a `Budget` by name. Found {name!r}: {own!r}.")
+        other = sorted(set(own.bounds) - {"params", "macs"})
+        if other:
+            raise InputError(
+                "Of a single modality, parameters and multiply-adds can be bounded. Found "
+                f"{cost_label(other[0])} for `{name}`."
+            )

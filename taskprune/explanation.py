@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from taskprune.cost.units import COST_NAMES
+from taskprune.cost.units import cost_label
 from taskprune.errors import InputError
 from taskprune.plan_tables import WIDTH, ranges_text
 from taskprune.rationale import FrozenDecision, GroupRationale
@@ -41,6 +41,7 @@ class GroupLine:
         drop: Those that go.
         tasks: Tasks that the channels can reach.
         rounds: Why, for each round of solving; empty for a plan that was not solved for.
+        modality: The modality they belong to, or ``"fusion"``; empty where none were declared.
     """
 
     name: str
@@ -49,6 +50,7 @@ class GroupLine:
     drop: tuple[int, ...]
     tasks: tuple[str, ...]
     rounds: tuple[GroupRationale, ...]
+    modality: str = ""
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,7 @@ def _group_line(plan: PruningPlan, decision: GroupDecision, tensors: set[str]) -
         drop=decision.drop,
         tasks=decision.tasks,
         rounds=tuple(r for r in plan.rationale if r.group == decision.name),
+        modality=decision.modality,
     )
 
 
@@ -159,8 +162,10 @@ def _unknown(plan: PruningPlan, subject: str) -> str:
 
 def _told(group: GroupLine) -> Iterator[str]:
     tasks = f", reaching {', '.join(group.tasks)}" if group.tasks else ""
+    of = f" of {group.modality}" if group.modality else ""
     yield (
-        f"  {group.role} `{group.name}`: {len(group.drop)} of {group.n_channels} channels go{tasks}"
+        f"  {group.role} `{group.name}`: {len(group.drop)} of {group.n_channels} channels{of} go"
+        f"{tasks}"
     )
     if group.drop:
         yield f"    dropped: {ranges_text(group.drop)}"
@@ -177,7 +182,7 @@ def _reasons(why: GroupRationale) -> Iterator[str]:
         if total:
             yield f"conflict between tasks: {_percent(lost, total)} of the group's goes"
         saved = ", ".join(
-            f"{s.amount:,} {COST_NAMES.get(s.cost, s.cost)} ({_percent(s.amount, s.original)})"
+            f"{s.amount:,} {cost_label(s.cost)} ({_percent(s.amount, s.original)})"
             for s in why.savings
         )
         yield f"saves {saved}, all else as planned"

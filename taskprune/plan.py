@@ -70,6 +70,7 @@ class GroupDecision:
             :class:`~taskprune.coupling.CouplingGroup`.
         made_by: Parameters and buffers whose entries make the channels.
         read_by: Parameters and buffers whose entries read them.
+        modality: Modality that they belong to, or ``"fusion"``; empty where none were declared.
     """
 
     name: str
@@ -79,6 +80,7 @@ class GroupDecision:
     crossed_by: tuple[str, ...] = ()
     made_by: tuple[str, ...] = ()
     read_by: tuple[str, ...] = ()
+    modality: str = ""
 
     def __post_init__(self) -> None:
         _check_ascending(self.drop, self.n_channels, f"`drop` of group `{self.name}`")
@@ -280,6 +282,7 @@ def build_plan(
             crossed_by=group.crossed_by,
             made_by=_names(m for m in group.members if m.produces),
             read_by=_names(m for m in group.members if not m.produces),
+            modality=group.modality,
         )
         for group in groups
     )

@@ -10,7 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from taskprune.cost.units import COST_NAMES, amount
+from taskprune.cost.units import amount, cost_label
 
 if TYPE_CHECKING:
     from taskprune.plan import PruningPlan
@@ -34,7 +34,7 @@ def plan_summary(plan: PruningPlan) -> str:
             text = f"{amount(cost, before)} to {amount(cost, after)}"
         else:
             text = f"{before:,} to {after:,}"
-        parts.append(f"{COST_NAMES.get(cost, cost)} {text}{saved}")
+        parts.append(f"{cost_label(cost)} {text}{saved}")
     return "; ".join(parts)
 
 
@@ -45,6 +45,9 @@ def plan_table(plan: PruningPlan) -> Group:
     for heading in ("kept", "of", "dropped"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("tasks", overflow="fold")
+    has_modalities = any(decision.modality for decision in plan.groups)
+    if has_modalities:
+        table.add_column("modality", overflow="fold")
     for decision in plan.groups:
         share = len(decision.drop) / decision.n_channels
         table.add_row(
@@ -53,6 +56,7 @@ def plan_table(plan: PruningPlan) -> Group:
             str(decision.n_channels),
             f"{share:.0%}" if decision.drop else "-",
             ", ".join(decision.tasks),
+            *([decision.modality] if has_modalities else []),
         )
     return Group(Text(plan_summary(plan)), table)
 

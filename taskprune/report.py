@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from taskprune.budget import Budget
-from taskprune.cost.units import COST_NAMES, amount
+from taskprune.cost.units import amount, cost_label, kind_of
 from taskprune.coupling.groups import CouplingGroups, FrozenGroup
 from taskprune.importance.conflict_report import (
     ConflictReport,
@@ -21,6 +21,7 @@ from taskprune.importance.conflict_report import (
 )
 from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.latency import LatencyComparison
+from taskprune.modality_report import ModalityLine, modality_lines, modality_table
 from taskprune.plan import PruningPlan
 from taskprune.rewrite import VerificationReport
 from taskprune.safety import BoundLimit
@@ -74,6 +75,7 @@ class GroupLine:
     n_kept: int
     tasks: tuple[str, ...]
     conflict: float
+    modality: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,7 @@ class PruneReport:
         steps: A line per step; empty for a single one that nobody watched.
         broken: Tasks that lost more than their tolerance in the last step, which was undone.
         latency: Predicted and measured, where the budget bounds it.
+        modalities: A line per modality and one for the fusion; empty where none were declared.
     """
 
     budget: str
@@ -156,6 +159,7 @@ class PruneReport:
     steps: tuple[StepLine, ...] = ()
     broken: tuple[BrokenTolerance, ...] = ()
     latency: LatencyComparison | None = None
+    modalities: tuple[ModalityLine, ...] = ()
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""
@@ -168,6 +172,8 @@ class PruneReport:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from (cost_table(self), task_table(self))
+        if self.modalities:
+            yield modality_table(self.modalities)
         if self.steps:
             yield step_table(self)
         yield from (f"Stopped at step {broken.step}: {broken}." for broken in self.broken)
@@ -201,8 +207,8 @@ def make_report(
         criterion=scores.criterion,
         calibration_batches=scores.n_batches,
         costs={
-            **plan.costs,
-            "macs": _per_sample(plan.costs["macs"], groups.batch_size),
+            name: _per_sample(pair, groups.batch_size) if kind_of(name) == "macs" else pair
+            for name, pair in plan.costs.items()
         },
         tasks=tuple(_task_line(row, scores, plan) for row in range(len(scores.tasks))),
         groups=tuple(
@@ -212,6 +218,7 @@ def make_report(
                 n_kept=d.n_kept,
                 tasks=d.tasks,
                 conflict=float(scores.conflict[d.name].sum()) if d.name in scores.conflict else 0.0,
+                modality=d.modality,
             )
             for d in plan.groups
         ),
@@ -223,6 +230,7 @@ def make_report(
         notes=notes,
         conflict=conflict_report(groups, scores) if scores.pair_conflict else None,
         latency=latency,
+        modalities=modality_lines(groups, plan),
     )
 
 
@@ -273,10 +281,12 @@ def cost_table(report: PruneReport) -> Table:
     table = Table(title=f"Pruned to {report.budget} by {report.criterion}", title_justify="left")
     for heading in ("", "before", "after", "removed"):
         table.add_column(heading, justify="left" if not heading else "right")
-    names = {**COST_NAMES, "macs": "multiply-adds a sample", "latency_ns": "latency, predicted"}
+    names = {"macs": "multiply-adds a sample", "latency_ns": "latency, predicted"}
     for cost, pair in report.costs.items():
         before, after = (amount(cost, n) if cost == "latency_ns" else f"{n:,}" for n in pair)
-        table.add_row(names.get(cost, cost), before, after, f"{report.removed(cost):.2%}")
+        table.add_row(
+            names.get(cost, cost_label(cost)), before, after, f"{report.removed(cost):.2%}"
+        )
     if report.latency is not None:
         whole, less = report.latency.measured_ms
         table.add_row(

@@ -4,6 +4,7 @@ from taskprune.cost.latency import LatencyReport, measure_latency
 from taskprune.cost.latency_cost import LatencyCost, measure_tables
 from taskprune.cost.measured import measure_macs, measure_params
 from taskprune.cost.memory import ActivationMemory
+from taskprune.cost.modality_cost import modality_costs
 from taskprune.cost.model import CostModel, CostState, count_macs, count_params
 from taskprune.cost.operator_call import OperatorCall
 from taskprune.cost.protocol import Cost, CostAccount
@@ -28,4 +29,5 @@ __all__ = [
     "measure_macs",
     "measure_params",
     "measure_tables",
+    "modality_costs",
 ]

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from taskprune.budget import Budget
-from taskprune.cost import ActivationMemory, Cost, CostModel
+from taskprune.cost import ActivationMemory, Cost, CostModel, modality_costs
+from taskprune.cost.units import kind_of
 from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
@@ -76,8 +77,8 @@ class CostPower:
                 raise InputError(f"A cost power must be a number from 0 on. Found {power!r}.")
 
     def of(self, cost: str) -> float:
-        """Return the power where this cost is bounded; that of multiply-adds for all but params."""
-        return self.params if cost == "params" else self.macs
+        """Return the power where a cost is bounded; all but parameters have that of `macs`."""
+        return self.params if kind_of(cost) == "params" else self.macs
 
 
 DEFAULT_POWER = CostPower()
@@ -109,13 +110,15 @@ def solve(
         into a limit are logged; :func:`~taskprune.safety.bound_limits` returns them.
 
     Raises:
-        InputError: The scores are not those of these groups.
+        InputError: The scores are not those of these groups, or these have no modality of the
+            budget's.
         InfeasibleBudgetError: The limits leave too little to remove; says what can be reached and
             what holds most.
     """
     models: dict[str, Cost] = {
         "params": CostModel.of_params(groups),
         "macs": CostModel.of_macs(groups),
+        **modality_costs(groups, budget.bounds),
         **(costs or {}),
     }
     if "activation_memory" in budget.bounds:

@@ -18,7 +18,7 @@ LAYERS = (
     ("coupling",),
     ("importance", "cost", "rationale", "explanation", "plan", "plan_tables", "composition"),
     ("budget", "safety", "loss_budget", "solver", "rewrite"),
-    ("checkpoint", "latency", "report", "result"),
+    ("checkpoint", "latency", "modality_report", "report", "result"),
     ("schedule", "iterative"),
     ("api", "task_removal"),
     ("compression",),

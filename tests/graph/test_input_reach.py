@@ -52,7 +52,7 @@ def test_names_do_not_depend_on_how_the_batch_is_laid_out() -> None:
 
 def test_a_forward_that_passes_the_model_by_has_no_inputs() -> None:
     net = Named()
-    graph = trace(net, rows(), forward=lambda model, batch: model.layer(batch))
+    graph = trace(net, rows(), forward=lambda _, batch: net.layer(batch))
     assert graph.inputs == ()
 
 
@@ -70,8 +70,10 @@ class Routes(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("left", "right", "both", "shared", "written", "sized", "read"):
-            self.add_module(name, nn.Linear(4, 4))
+        self.left, self.right, self.both = (nn.Linear(4, 4) for _ in range(3))
+        self.shared, self.written = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.sized, self.read = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.shift: Tensor
         self.query = nn.Parameter(torch.zeros(2, 4))
         self.register_buffer("shift", torch.zeros(4))
 

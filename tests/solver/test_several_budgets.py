@@ -28,9 +28,8 @@ def test_both_bounds_are_reached_or_the_looser_one_is_met_on_the_way(
     for name, miss in misses.items():
         if miss > 0.005:
             (other,) = set(misses) - {name}
-            alone = solve(
-                groups, scores, Budget(**{other: {"params": params, "macs": macs}[other]})
-            )
+            single = {"params": Budget(params=params), "macs": Budget(macs=macs)}[other]
+            alone = solve(groups, scores, single)
             before, after = alone.costs[name]
             assert after / before <= {"params": params, "macs": macs}[name] + 0.005
 
