@@ -25,6 +25,7 @@ from taskprune.distillation.losses import (
     query_matching,
 )
 from taskprune.distillation.one_cycle import OneCycle
+from taskprune.distillation.regularisation import Regulariser, StudentRegulariser
 from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.schedule import Ramp, Schedule
 from taskprune.distillation.settings import DistillSettings, OutputLoss
@@ -56,9 +57,11 @@ __all__ = [
     "OneCycle",
     "OutputLoss",
     "Ramp",
+    "Regulariser",
     "Role",
     "Schedule",
     "StepRecord",
+    "StudentRegulariser",
     "Tap",
     "TapSelector",
     "TensorBoardLog",

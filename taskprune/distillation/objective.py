@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taskprune.distillation.alignment import Alignment
 from taskprune.distillation.losses import FeatureLoss
 from taskprune.distillation.losses.layout import at_least_float32
+from taskprune.distillation.regularisation import StudentRegulariser
 from taskprune.distillation.settings import OutputLoss
 from taskprune.distillation.taps import FeatureRecorder
 from taskprune.distillation.weighting import DISTILLATION
@@ -36,6 +37,7 @@ class StudentObjective(nn.Module):
         recorder: FeatureRecorder,
         forward: Forward,
         feature_losses: Sequence[FeatureLoss],
+        regularisers: Sequence[StudentRegulariser] = (),
     ) -> None:
         super().__init__()
         self.student = student
@@ -45,6 +47,8 @@ class StudentObjective(nn.Module):
         self._feature_losses = tuple(feature_losses)
         # Those with parameters are trained and saved like the adapters.
         self.fitted = nn.ModuleList(x for x in feature_losses if isinstance(x, nn.Module))
+        self._regularisers = tuple(regularisers)
+        self.acting = nn.ModuleList(x for x in regularisers if isinstance(x, nn.Module))
 
     def forward(
         self, batch: Any, teacher_features: Mapping[str, Tensor]
@@ -61,6 +65,11 @@ class StudentObjective(nn.Module):
                 student, target = module(features[module.label], teacher)
                 losses[module.label] = feature_loss(student, target)
         return outputs, losses
+
+    def regularise(self, step: int) -> None:
+        """Let the regularisers act on the student after optimizer step ``step``, from 1."""
+        for regulariser in self._regularisers:
+            regulariser.after_step(step)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from taskprune.distillation.early_stopping import EarlyStopping
 from taskprune.distillation.history import Callback
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss, pkd
+from taskprune.distillation.regularisation import Regulariser
 from taskprune.distillation.schedule import Constant, Schedule, WarmupCosine
 from taskprune.distillation.weighting import Weighting
 from taskprune.errors import InputError
@@ -45,6 +46,8 @@ class DistillSettings:
         weighting: Learns the weights of the losses: ``UncertaintyWeights`` those of the tasks,
             ``GradNorm`` that of distillation too. ``None``: each keeps its ``Task.weight``.
         output_losses: Compare outputs as well, by name, each with weight 1; needs no labels.
+        regularisers: Act on the student's weights after each optimizer step, such as a pull towards
+            sparsity; their state is part of the checkpoint. See :class:`Regulariser`.
         mixed_precision: ``"fp16"`` or ``"bf16"`` autocast; feature losses stay in float32.
         cpu: Stay on the CPU even where Accelerate finds an accelerator.
         seed: Of the order of the data and every random choice in training.
@@ -69,6 +72,7 @@ class DistillSettings:
     feature_weight: float | Schedule = 1.0
     weighting: Weighting | None = None
     output_losses: Mapping[str, OutputLoss] = field(default_factory=dict)
+    regularisers: tuple[Regulariser, ...] = ()
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     cpu: bool = False
     seed: int = 0
@@ -165,6 +169,7 @@ class DistillSettings:
             "feature_weight": _name(self.feature_weights),
             "output_losses": {name: _name(loss) for name, loss in self.output_losses.items()},
             "weighting": None if self.weighting is None else repr(self.weighting),
+            "regularisers": [_name(regulariser) for regulariser in self.regularisers],
             "mixed_precision": self.mixed_precision,
             "seed": self.seed,
         }

@@ -109,6 +109,7 @@ class Stepper:
             raise
         self._optimizer.step()
         self._optimizer.zero_grad()
+        self._run.objective.regularise(step + 1)
         if self._average is not None:
             self._average.update(step + 1)
         self._learn_weights(record)

@@ -21,6 +21,7 @@ from taskprune.distillation.loop import train
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss
 from taskprune.distillation.losses.layout import compares_channels
 from taskprune.distillation.objective import StudentObjective
+from taskprune.distillation.regularisation import make_regularisers
 from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.stepper import Run
@@ -128,6 +129,7 @@ def distill(
             recorder=recorder,
             forward=forward,
             feature_losses=feature_losses,
+            regularisers=make_regularisers(settings.regularisers, student, n_steps),
         )
         run = Run(
             objective=objective,

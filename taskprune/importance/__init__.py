@@ -6,7 +6,8 @@ from taskprune.importance.bn_scale import BatchNormScaleImportance
 from taskprune.importance.conflict import CosineConflict, EffectConflict
 from taskprune.importance.conflict_report import ConflictReport, conflict_report
 from taskprune.importance.cosprune import CosPruneImportance
-from taskprune.importance.crossprune import CrossPruneImportance
+from taskprune.importance.crossprune import CrossPruneImportance, distortion
+from taskprune.importance.crossprune_training import CrossPruneRegulariser
 from taskprune.importance.disparse import DisparseImportance
 from taskprune.importance.fisher import FisherImportance
 from taskprune.importance.fpgm import FpgmImportance
@@ -40,6 +41,7 @@ __all__ = [
     "CosPruneImportance",
     "CosineConflict",
     "CrossPruneImportance",
+    "CrossPruneRegulariser",
     "DisparseImportance",
     "EffectConflict",
     "Evidence",
@@ -62,6 +64,7 @@ __all__ = [
     "by_stake",
     "by_tolerance",
     "conflict_report",
+    "distortion",
     "importance_by_name",
     "importance_names",
     "modality_of_groups",

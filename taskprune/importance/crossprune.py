@@ -17,6 +17,7 @@ from taskprune.coupling.modalities import for_criterion
 from taskprune.errors import InputError
 from taskprune.importance.calibration import differentiable, run_forward, weighted_loss
 from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.channel_pull import ChannelPull
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence
 from taskprune.modality import FUSION, Modality
 
@@ -68,9 +69,7 @@ class CrossPruneImportance:
     learning_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        fractions = self.removed.values() if isinstance(self.removed, Mapping) else [self.removed]
-        if not fractions or not all(0 < fraction < 1 for fraction in fractions):
-            raise InputError(f"`removed` must lie between 0 and 1. Found {self.removed!r}.")
+        check_removed(self.removed)
         if self.steps < 1:
             raise InputError(f"`steps` must be at least 1. Found {self.steps!r}.")
         if self.distortion_weight < 0 or not 0 < self.rho < 1 or self.learning_rate <= 0:
@@ -98,10 +97,9 @@ class CrossPruneImportance:
             raise InputError("CrossPrune trains on the tasks' losses. Pass `tasks=` and `data=`.")
         index = ChannelIndex(groups)
         trained = copy.deepcopy(model)
-        blocks = self._blocks(index, groups)
-        admm = _Admm(self, index, trained, blocks)
+        run = _Run(self, index, trained, crossprune_blocks(groups, index, self.removed))
         with differentiable(trained):
-            scores = index.split(admm.run(evidence, batches))
+            scores = index.split(run.scores(evidence, batches))
         return ChannelScores(
             criterion="crossprune",
             tasks=BLIND,
@@ -110,25 +108,51 @@ class CrossPruneImportance:
             n_batches=len(batches),
         )
 
-    def _blocks(self, index: ChannelIndex, groups: CouplingGroups) -> list[tuple[Tensor, int]]:
-        """Return the channels of each block and how many of them are driven to zero."""
-        labels = {group.name: group.modality for group in groups}
-        known = {FUSION, *(modality.name for modality in groups.modalities)}
-        if isinstance(self.removed, Mapping) and not known.issuperset(self.removed):
-            raise InputError(f"`removed` names {set(self.removed) - known}. Expected {known}.")
-        blocks = []
-        for label in sorted(set(labels.values()), key=lambda name: name == FUSION):
-            parts = [part for name, part in index.slices.items() if labels[name] == label]
-            channels = torch.cat([torch.arange(part.start, part.stop) for part in parts])
-            share = (
-                self.removed.get(label, 0.0) if isinstance(self.removed, Mapping) else self.removed
-            )
-            blocks.append((channels, int(share * len(channels))))
-        return blocks
+
+def crossprune_blocks(
+    groups: CouplingGroups, index: ChannelIndex, removed: float | Mapping[str, float]
+) -> list[tuple[Tensor, int]]:
+    """Return the channels of each modality, then of the fusion, and how many are driven to zero.
+
+    Args:
+        groups: With labels.
+        index: Their channels.
+        removed: See :class:`CrossPruneImportance`.
+
+    Raises:
+        InputError: A name is that of no modality.
+    """
+    labels = {group.name: group.modality for group in groups}
+    known = {FUSION, *(modality.name for modality in groups.modalities)}
+    if isinstance(removed, Mapping) and not known.issuperset(removed):
+        raise InputError(f"`removed` names {set(removed) - known}. Expected {known}.")
+    blocks = []
+    for label in sorted(set(labels.values()), key=lambda name: name == FUSION):
+        parts = [part for name, part in index.slices.items() if labels[name] == label]
+        channels = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+        share = removed.get(label, 0.0) if isinstance(removed, Mapping) else removed
+        blocks.append((channels, int(share * len(channels))))
+    return blocks
 
 
-class _Admm:
-    """The variables of one run: the model's weights, their sparse copy and the multipliers."""
+def weakest(strength: Tensor, block: Tensor, count: int) -> Tensor:
+    """Return the ``count`` channels of a block with the least strength."""
+    return block[strength[block].argsort(stable=True)[:count]]
+
+
+def check_removed(removed: float | Mapping[str, float]) -> None:
+    """Check the fractions of channels to drive to zero.
+
+    Raises:
+        InputError: There is none, or one does not lie between 0 and 1.
+    """
+    fractions = removed.values() if isinstance(removed, Mapping) else [removed]
+    if not fractions or not all(0 < fraction < 1 for fraction in fractions):
+        raise InputError(f"`removed` must lie between 0 and 1. Found {removed!r}.")
+
+
+class _Run:
+    """One run: the model in training, what is pulled, and the block whose turn it is."""
 
     def __init__(
         self,
@@ -137,86 +161,51 @@ class _Admm:
         model: nn.Module,
         blocks: Sequence[tuple[Tensor, int]],
     ) -> None:
-        self.settings, self.index, self.model, self.blocks = settings, index, model, blocks
-        self.weights = index.find(dict(model.named_parameters()))
-        ones = {name: torch.ones_like(weight) for name, weight in self.weights.items()}
-        self.n_entries = index.sums(ones, torch.device("cpu")).clamp_min(1)
-        self.multipliers = {name: torch.zeros_like(w) for name, w in self.weights.items()}
-        self.gone = torch.zeros(index.n_channels + 1, dtype=torch.bool)
+        self.settings, self.model, self.blocks = settings, model, blocks
+        self.channels = ChannelPull(index, model, rho=settings.rho)
 
-    @torch.no_grad()
-    def strength(self) -> Tensor:
-        """Return the root mean square of each channel's entries. Shape ``[C]``."""
-        squares = {name: weight.detach().square() for name, weight in self.weights.items()}
-        return (self.index.sums(squares, torch.device("cpu")) / self.n_entries).sqrt()
-
-    def run(self, evidence: Evidence, batches: Sequence[Any]) -> Tensor:
+    def scores(self, evidence: Evidence, batches: Sequence[Any]) -> Tensor:
         """Give every block its turn.
 
         Returns:
             What was left of each channel when its block was pulled alike. Shape ``[C]``.
         """
+        channels = self.channels
         targets = [self._fused(evidence, batch) for batch in batches]
-        start = self.strength().clamp_min(torch.finfo(torch.float64).tiny)
-        left = torch.ones(self.index.n_channels, dtype=torch.float64)
-        optimizer = torch.optim.Adam(self.weights.values(), lr=self.settings.learning_rate)
+        start = channels.strength().clamp_min(torch.finfo(torch.float64).tiny)
+        left = torch.ones_like(start)
+        optimizer = torch.optim.Adam(channels.weights.values(), lr=self.settings.learning_rate)
         done = 0
         for block, count in self.blocks:
             for halved in (block, None):
+                shares = channels.gone.double()
+                if halved is not None:
+                    shares[halved] = shares[halved].clamp_min(0.5)
                 for _ in range(self.settings.steps):
                     number = done % len(batches)
                     loss = self._objective(evidence, batches[number], targets[number])
-                    self._step(optimizer, loss, halved)
+                    self._step(optimizer, loss)
+                    channels.pull(shares)
                     done += 1
                     evidence.progress(done)
                 if halved is not None:
                     # Against the start: layers differ in scale, and what counts is what goes.
-                    left[block] = (self.strength() / start)[block]
-                    self.gone[block[left[block].argsort(stable=True)[:count]]] = True
-            self.multipliers = self._apart(None)
+                    left[block] = (channels.strength() / start)[block]
+                    channels.gone[weakest(left, block, count)] = True
+            channels.remember()
         return left
 
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor, halved: Tensor | None) -> None:
-        gradients = torch.autograd.grad(loss, tuple(self.weights.values()), allow_unused=True)
-        apart = self._apart(halved)
-        for weight, gradient in zip(self.weights.values(), gradients, strict=True):
+    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        weights = tuple(self.channels.weights.values())
+        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
             weight.grad = gradient
         optimizer.step()
-        # Apart from Adam, whose steps are equally long for strong and weak channels.
-        with torch.no_grad():
-            for name, weight in self.weights.items():
-                weight.sub_(self.settings.rho * apart[name])
-
-    @torch.no_grad()
-    def _apart(self, halved: Tensor | None) -> dict[str, Tensor]:
-        """Return ``W - Z + U``, which is not zero only where entries are pulled.
-
-        Args:
-            halved: Channels that are pulled to half of what they are, besides those that are gone.
-        """
-        apart: dict[str, Tensor] = {}
-        pulled = self.gone.double()
-        if halved is not None:
-            pulled[halved] = pulled[halved].clamp_min(0.5)
-        for name, axes in self.index.axes.items():
-            weight = self.weights[name].detach()
-            # An entry of two channels goes as far as the one that is pulled harder.
-            share = torch.zeros_like(weight)
-            for axis in axes:
-                # Positions without a channel carry -1: the spare last place, which stays.
-                along = pulled[axis.channel].to(weight)
-                shape = [1] * weight.ndim
-                shape[axis.dim] = -1
-                share = torch.maximum(share, along.view(shape))
-            apart[name] = share * (weight + self.multipliers[name])
-        return apart
 
     def _objective(self, evidence: Evidence, batch: Any, original: Tensor) -> Tensor:
         with _listening(self.model, self.settings.fused) as heard:
             loss = weighted_loss(self.model, batch, evidence, where="a calibration batch")
-        moved = (_joined(heard) - original).square().sum()
-        distortion = moved / original.square().sum().clamp_min(1e-12)
-        restriction = self.settings.distortion_weight * distortion
+        restriction = self.settings.distortion_weight * distortion(_joined(heard), original)
         return restriction if loss is None else loss + restriction
 
     @torch.no_grad()
@@ -224,6 +213,16 @@ class _Admm:
         with _listening(self.model, self.settings.fused) as heard:
             run_forward(self.model, batch, evidence.forward, where="a calibration batch")
         return _joined(heard)
+
+
+def distortion(fused: Tensor, original: Tensor) -> Tensor:
+    r"""Return :math:`\|F - F_0\|^2 / \|F_0\|^2`; as a feature loss, CrossPrune's restriction.
+
+    Args:
+        fused: The fused feature now. Any shape.
+        original: That of the unpruned model, of the same shape.
+    """
+    return (fused - original).square().sum() / original.square().sum().clamp_min(1e-12)
 
 
 @contextmanager
