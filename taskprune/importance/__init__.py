@@ -3,6 +3,7 @@
 from taskprune.coupling.modalities import modality_of_groups
 from taskprune.importance.altermoma import AlterMomaImportance
 from taskprune.importance.bn_scale import BatchNormScaleImportance
+from taskprune.importance.combined import CombinedImportance
 from taskprune.importance.conflict import CosineConflict, EffectConflict
 from taskprune.importance.conflict_report import ConflictReport, conflict_report
 from taskprune.importance.cosprune import CosPruneImportance
@@ -37,6 +38,7 @@ __all__ = [
     "AlterMomaImportance",
     "BatchNormScaleImportance",
     "ChannelScores",
+    "CombinedImportance",
     "ConflictReport",
     "CosPruneImportance",
     "CosineConflict",

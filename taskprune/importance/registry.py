@@ -6,7 +6,9 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 
 from taskprune.errors import InputError
+from taskprune.importance.altermoma import AlterMomaImportance
 from taskprune.importance.bn_scale import BatchNormScaleImportance
+from taskprune.importance.combined import task_modality
 from taskprune.importance.cosprune import CosPruneImportance
 from taskprune.importance.disparse import DisparseImportance
 from taskprune.importance.fisher import FisherImportance
@@ -40,6 +42,8 @@ BUILT_IN: dict[str, ImportanceFactory] = {
     "cosprune": CosPruneImportance,
     "disparse": DisparseImportance,
     "isomorphic": IsomorphicImportance,
+    "altermoma": AlterMomaImportance,
+    "task_modality": task_modality,
     "random": RandomImportance,
 }
 

@@ -18,6 +18,7 @@ from taskprune.testing.importance import (
     ImportanceCase,
     assert_importance_conforms,
     importance_cases,
+    sensor_cases,
 )
 from taskprune.testing.oracles import (
     assert_cost_is_exact,
@@ -46,4 +47,5 @@ __all__ = [
     "permuted_model",
     "random_drop",
     "randomise_",
+    "sensor_cases",
 ]

@@ -85,6 +85,23 @@ class _Tokens(nn.Module):
         return {f"task{i}": head(x) for i, head in enumerate(self.heads)}
 
 
+class _Sensors(nn.Module):
+    """A branch for each of two sensors, what both give laid side by side, a head for each task."""
+
+    def __init__(self, n_tasks: int) -> None:
+        super().__init__()
+        self.camera = nn.Sequential(
+            nn.Conv2d(3, 5, 3, padding=1), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1)
+        )
+        self.lidar = nn.Sequential(nn.Conv2d(2, 6, 1), nn.BatchNorm2d(6), nn.SiLU())
+        self.fusion = nn.Sequential(nn.Conv2d(10, 6, 1), nn.BatchNorm2d(6), nn.ReLU())
+        self.heads = nn.ModuleList(nn.Conv2d(6, 2 + i, 1) for i in range(n_tasks))
+
+    def forward(self, images: Tensor, points: Tensor) -> dict[str, Tensor]:
+        x = self.fusion(torch.cat((self.camera(images), self.lidar(points)), dim=1))
+        return {f"task{i}": head(x) for i, head in enumerate(self.heads)}
+
+
 def importance_cases(n_tasks: int) -> tuple[ImportanceCase, ...]:
     """Return small nets with ``n_tasks`` tasks: convolutions and tokens.
 
@@ -95,6 +112,17 @@ def importance_cases(n_tasks: int) -> tuple[ImportanceCase, ...]:
         ImportanceCase(_randomised(net.double()), tasks, _inputs(shape))
         for net, shape in ((_Maps(n_tasks), (3, 3, 6, 6)), (_Tokens(n_tasks), (3, 5, 3)))
     )
+
+
+def sensor_cases(n_tasks: int) -> tuple[ImportanceCase, ...]:
+    """Return a small net with two sensors, ``images`` and ``points``, and ``n_tasks`` tasks.
+
+    For criteria that look across modalities, which refuse nets with a single input.
+    """
+    tasks = {f"task{i}": Task(_loss(i)) for i in range(n_tasks)}
+    images, points = _inputs((3, 3, 6, 6)), _inputs((3, 2, 6, 6))
+    batches = [(pair,) for pair in zip(images, points, strict=True)]
+    return (ImportanceCase(_randomised(_Sensors(n_tasks).double()), tasks, batches),)
 
 
 def _inputs(shape: tuple[int, ...]) -> list[Tensor]:

@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from zoo import ZOO, NetCase
 
 from taskprune.coupling.groups import CouplingGroups
+from taskprune.errors import InputError
 from taskprune.forward import call_inputs
 from taskprune.importance import (
+    CombinedImportance,
     CosineConflict,
+    CrossPruneImportance,
     Evidence,
     Importance,
     IsomorphicImportance,
@@ -33,6 +36,7 @@ from taskprune.testing import (
     assert_importance_conforms,
     importance_cases,
     randomise_,
+    sensor_cases,
 )
 
 COMPOSED: dict[str, Callable[[], Importance]] = {
@@ -42,14 +46,32 @@ COMPOSED: dict[str, Callable[[], Importance]] = {
     "two most affected": lambda: TaskTaylorImportance(aggregate=aggregation.top_k(2)),
     "pareto": lambda: TaskTaylorImportance(0.0, aggregate=aggregation.pareto_rank),
     "losses as they are": lambda: TaskTaylorImportance(normalise=as_they_are),
+    "combined": lambda: CombinedImportance((TaskTaylorImportance(), MagnitudeImportance()), (2, 1)),
     "isomorphic magnitude": lambda: IsomorphicImportance(MagnitudeImportance()),
     "Torch-Pruning": lambda: TorchPruningImportance(tp.importance.GroupTaylorImportance()),
 }
 
 
+ACROSS_SENSORS = ("altermoma", "task_modality")
+
+
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_criteria_conform(name: str) -> None:
-    assert_importance_conforms(importance_by_name(name), follows_channels=name != "random")
+    cases = (*sensor_cases(1), *sensor_cases(3)) if name in ACROSS_SENSORS else None
+    assert_importance_conforms(
+        importance_by_name(name), cases=cases, follows_channels=name != "random"
+    )
+
+
+def test_crossprune_conforms() -> None:
+    criterion = CrossPruneImportance(None, fused="fusion", removed=0.4, steps=2)
+    assert_importance_conforms(criterion, cases=sensor_cases(2))
+
+
+@pytest.mark.parametrize("name", ACROSS_SENSORS)
+def test_criteria_across_sensors_refuse_a_single_one(name: str) -> None:
+    with pytest.raises(InputError, match="takes at least two"):
+        assert_importance_conforms(importance_by_name(name))
 
 
 @pytest.mark.parametrize("make", COMPOSED.values(), ids=COMPOSED)
@@ -59,7 +81,8 @@ def test_composed_criteria_conform(make: Callable[[], Importance]) -> None:
 
 # One net for each way in which a layer can read, as far as criteria can tell them apart.
 NETS = [case for case in ZOO if case.channels]
-FOR_ANY_LAYER = [name for name in BUILT_IN if name not in ("bn_scale", "fisher", "group_fisher")]
+NOT_FOR_ANY = ("bn_scale", "fisher", "group_fisher", *ACROSS_SENSORS)
+FOR_ANY_LAYER = [name for name in BUILT_IN if name not in NOT_FOR_ANY]
 
 
 def zoo_case(case: NetCase, n_tasks: int) -> ImportanceCase:
