@@ -18,7 +18,7 @@ class TaskShare:
 
     Attributes:
         task: The task, or ``"all"`` where the criterion knows none.
-        dropped: Sum of the task's own scores over the channels that go.
+        dropped: Sum of the task's own scores over the channels that go, those below 0 left out.
         total: The same over all channels of the group.
     """
 
@@ -150,7 +150,8 @@ def _group_rationale(
     held_by: str,
 ) -> GroupRationale:
     total = scores.total[name].numpy()
-    per_task = scores.per_task[name].numpy()
+    # Scores below zero, of what is redundant, are nothing to lose.
+    per_task = scores.per_task[name].clamp_min(0).numpy()
     goes = np.zeros(len(total), dtype=np.bool_)
     goes[dropped] = True
     shares = tuple(

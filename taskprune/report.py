@@ -248,9 +248,10 @@ def _per_sample(pair: tuple[int, int], batch_size: int) -> tuple[int, int]:
 def _task_line(row: int, scores: ChannelScores, plan: PruningPlan) -> TaskLine:
     task = scores.tasks[row]
     mine = [d for d in plan.groups if task in d.tasks or scores.tasks == BLIND]
-    total = sum(float(s[row].sum()) for s in scores.per_task.values())
+    # Scores below zero, of what is redundant, are nothing to lose.
+    total = sum(float(s[row].clamp_min(0).sum()) for s in scores.per_task.values())
     removed = sum(
-        float(scores.per_task[name][row, list(dropped)].sum())
+        float(scores.per_task[name][row, list(dropped)].clamp_min(0).sum())
         for name, dropped in plan.drop.items()
     )
     return TaskLine(

@@ -96,6 +96,14 @@ def test_criteria_use_the_modalities_of_the_front_door() -> None:
     assert given.plan.drop == declared.plan.drop
 
 
+def test_scores_below_zero_leave_shares_between_none_and_all() -> None:
+    result = pruned(ratio=0.4, importance=AlterMomaImportance(), modalities=SENSORS)
+    assert min(float(own.min()) for own in result.scores.total.values()) < 0
+    assert all(0 <= line.importance_removed <= 1 for line in result.report.tasks)
+    for why in result.plan.rationale:
+        assert all(0 <= share.dropped <= share.total for share in why.shares)
+
+
 def test_modalities_may_be_found_from_the_inputs() -> None:
     budget = Budget(modalities={"images": Budget(params=0.6)})
     result = pruned(budget=budget)
