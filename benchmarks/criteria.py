@@ -209,18 +209,19 @@ def identity(subject: Subject, name: str, seed: int, args: argparse.Namespace) -
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Compute the cells that are missing and return all that were asked for."""
+    """Compute the cells that are missing, and return all that there are of this kind."""
     cells = Cells("criteria")
-    wanted: list[dict[str, Any]] = []
     for name in args.subjects:
         subject = subjects(args.data)[name]
         for seed in args.seeds:
-            names = [*criteria(), *([ITSELF] if name != "driving n" else [])]
+            possible = [*criteria(), *([ITSELF] if name != "driving n" else [])]
+            names = [
+                criterion for criterion in possible if criterion in (args.criteria or possible)
+            ]
             todo = []
             for criterion in names:
                 key = identity(subject, criterion, seed, args)
                 keys = [{**key, "keep": keep} for keep in args.keep or subject.keep]
-                wanted += keys
                 if not all(map(cells.has, keys)):
                     todo.append(criterion)
             if not todo:
@@ -229,7 +230,13 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             for criterion in track(todo, description=f"{name}, seed {seed}"):
                 for cell in bench.cells(criterion):
                     cells.append(cell)
-    return [cell for key in wanted for cell in cells.matching(key)]
+    return [
+        cell
+        for name in subjects(args.data)
+        for criterion in (*criteria(), ITSELF)
+        for seed in args.seeds
+        for cell in cells.matching(identity(subjects(args.data)[name], criterion, seed, args))
+    ]
 
 
 def rows(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -261,6 +268,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--subjects", nargs="+", default=["driving n", "dense"])
     parser.add_argument("--data", type=Path, default=os.environ.get("TASKPRUNE_DATA"))
+    parser.add_argument("--criteria", nargs="+", metavar="ROW", help="default: all")
     parser.add_argument("--keep", type=float, nargs="+", help="MACs kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of fine-tuning; 0: none; default: the network's")
