@@ -51,9 +51,9 @@ from taskprune.importance import (
 from taskprune.importance.aggregation import maximum
 
 DEFAULT = "task Taylor − effect conflict (default)"
-BY_LOSS = "task Taylor − effect conflict, by mean loss"
+FORMER = "the same by mean loss, without correlation"
 ITSELF = "Torch-Pruning itself, GroupTaylor"
-TUNED = ("random", "task Taylor", DEFAULT, BY_LOSS, "Torch-Pruning GroupTaylor", ITSELF)
+TUNED = ("random", "task Taylor", DEFAULT, FORMER, "Torch-Pruning GroupTaylor", ITSELF)
 """Those that are fine-tuned as well; the others would say little more for their time."""
 
 
@@ -71,7 +71,7 @@ def criteria() -> dict[str, Callable[[], Importance]]:
             conflict_weight=0.0, aggregate=maximum
         ),
         DEFAULT: lambda: by_name("task_taylor"),
-        BY_LOSS: lambda: TaskTaylorImportance(normalise=by_mean_loss),
+        FORMER: lambda: TaskTaylorImportance(normalise=by_mean_loss, correlation=0.0),
         "task Taylor − cosine conflict": lambda: TaskTaylorImportance(conflict=CosineConflict()),
         "Torch-Pruning GroupTaylor": lambda: adapted(tp.importance.GroupTaylorImportance()),
         "Torch-Pruning GroupTaylor, multivariable": lambda: adapted(

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups, IntArray
 from taskprune.errors import InputError
+from taskprune.importance.accumulation import accumulated
 from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.multiples import multiple_for
 
@@ -101,7 +102,8 @@ class Removable:
     Attributes:
         group: The group.
         order: Channel numbers, first to go first; no others may go. Shape ``[n_removable]``.
-        scores: Their scores, ascending. Shape ``[n_removable]``, float64.
+        scores: What each adds to those before it, ascending, float64. Shape ``[n_removable]``; see
+            :func:`~taskprune.importance.accumulation.accumulated`.
         held_by: The limit that keeps the next channel.
     """
 
@@ -192,7 +194,7 @@ def _removable(
     }
     held_by: Limit = min(allowed, key=lambda limit: allowed[limit])
     order = order[: allowed[held_by]]
-    return Removable(group, order, total[order], held_by)
+    return Removable(group, order, accumulated(total[order], scores.correlation), held_by)
 
 
 def _width(group: CouplingGroup) -> int:

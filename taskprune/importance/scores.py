@@ -62,6 +62,9 @@ class ChannelScores:
             negative: by how much of itself each task's loss changes when the channel goes, the
             root of the mean square over the batches, to first order. Empty where the criterion
             does not know it, or a loss is 0.
+        correlation: How alike the effects behind the scores are within a group, 0 to 1, where
+            scores are mean squares of effects that add up. See
+            :func:`~taskprune.importance.accumulation.accumulated`; with 0 scores simply add up.
     """
 
     criterion: str
@@ -73,6 +76,7 @@ class ChannelScores:
     pair_conflict: Mapping[str, Tensor] = field(default_factory=dict)
     standard_error: Mapping[str, Tensor] = field(default_factory=dict)
     loss_increase: Mapping[str, Tensor] = field(default_factory=dict)
+    correlation: float = 0.0
 
     @classmethod
     def of_all_tasks(

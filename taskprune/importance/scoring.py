@@ -241,6 +241,11 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
             rises = _scores_of(found.loss_increase, name, found.criterion)
             shape = (len(found.tasks), n_channels)
             loss_increase[name] = _fitting(rises, shape, name, found.criterion)
+    if not 0 <= found.correlation <= 1:
+        raise InputError(
+            f"Criterion `{found.criterion}` returned a correlation of {found.correlation!r}. "
+            "Expected a number from 0 to 1."
+        )
     return ChannelScores(
         found.criterion,
         tuple(found.tasks),
@@ -251,6 +256,7 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
         pair_conflict,
         standard_error,
         loss_increase,
+        found.correlation,
     )
 
 

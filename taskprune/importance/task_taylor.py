@@ -36,18 +36,23 @@ class TaskTaylorImportance:
         conflict: Definition of :math:`P`: opposite effects or opposed gradients.
         aggregate: ``[T, C] -> [C]``, see :mod:`taskprune.importance.aggregation`.
         normalise: Returns a factor per task, see :mod:`taskprune.importance.normalisation`.
+        correlation: How alike the effects of channels of one group are taken to be, 0 to 1, when
+            several of them go; see :func:`~taskprune.importance.accumulation.accumulated`.
     """
 
     conflict_weight: float = 1.0
     conflict: Conflict = field(default_factory=EffectConflict)
     aggregate: Aggregation = aggregation.total
     normalise: Normalisation = by_stake
+    correlation: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.conflict_weight >= 0:
             raise InputError(
                 f"`conflict_weight` must be at least 0. Found {self.conflict_weight!r}."
             )
+        if not 0 <= self.correlation <= 1:
+            raise InputError(f"`correlation` must lie between 0 and 1. Found {self.correlation!r}.")
 
     def __call__(
         self, model: nn.Module, groups: CouplingGroups, evidence: Evidence, /
@@ -81,6 +86,7 @@ class TaskTaylorImportance:
             pair_conflict={} if parts.pairs is None else split(parts.pairs),
             standard_error={} if errors is None else split(errors),
             loss_increase={} if rises is None else split(rises),
+            correlation=self.correlation,
         )
 
     def _parts(self, statistics: TaskStatistics, weights: Tensor) -> _Parts:

@@ -48,24 +48,10 @@ class CostPower:
             twice as many parameters for the same multiply-adds.
 
     Scores are squared effects, so 2 would set an effect against a saving (for scores from 0 on the
-    order is that of ``sqrt(score) / saving``). On the bundled `n` network, pruned in one shot by
-    the default criterion, the worst task lost before any training, in points of its metric over
-    48 scenes, mean and range over four calibrations of 64 scenes each:
-
-    =====  =====================  ===========  =====================  ===========
-    power  85 % of multiply-adds  params gone  70 % of multiply-adds  params gone
-    =====  =====================  ===========  =====================  ===========
-    0      24.7 (21 to 31)        46 %         73.3 (49 to 84)        63 %
-    0.5    19.1 (14 to 25)        33 %         52.3 (29 to 75)        46 %
-    1      18.2 (14 to 23)        17 %         56.5 (32 to 83)        35 %
-    1.5    21.4 (10 to 34)        9 %          57.2 (37 to 76)        26 %
-    2      17.8 (13 to 27)        6 %          58.2 (33 to 77)        20 %
-    3      17.7 (12 to 27)        4 %          58.0 (24 to 79)        15 %
-    =====  =====================  ===========  =====================  ===========
-
-    0 is worse than the rest. From 0.5 to 3 the means differ by far less than calibrations do, so
-    the metrics give no reason to leave 1; a higher power keeps more parameters at equal
-    multiply-adds.
+    order is that of ``sqrt(score) / saving``). In one-shot trials on the bundled `n` network 0 was
+    worse than the rest where multiply-adds were bounded; from 0.5 to 3 the metrics differed by far
+    less than calibrations do, so they give no reason to leave 1. A higher power keeps more
+    parameters at equal multiply-adds.
     """
 
     params: float = 0.0
