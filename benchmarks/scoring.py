@@ -2,7 +2,8 @@
 
 Times, side by side in one run, a bare loop of one forward and a backward per task with nothing
 done with the gradients, and ``score`` with each criterion on the same batches. Rounds alternate, so
-that a machine that slows down slows both; each figure is the median over rounds.
+that a machine that slows down slows both; each figure is the median over rounds of processor time,
+which leaves out what else the machine was doing.
 
     python benchmarks/scoring.py [--rounds 5] [--batches 2] [--batch-size 8]
 """
@@ -59,9 +60,9 @@ def bare_loop(model: nn.Module, tasks: Mapping[str, Task], batches: list[Any]) -
 
 
 def timed(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = time.process_time()
     run()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> None:
