@@ -173,6 +173,38 @@ def fusion_recipe(content: dict[str, Any]) -> str:
     )
 
 
+def modality_table(content: dict[str, Any]) -> str:
+    """Return AP on the fusion net before and after fine-tuning: a row per ratio and criterion."""
+    whole = content["teacher"]
+    figures = [(when, condition) for when in ("before", "after") for condition in whole]
+    unpruned = [f"{whole[condition]['AP']:.1f}" for _, condition in figures]
+    lines = [["", "unpruned", "", "", *unpruned, f"{whole['clean']['IoU']:.1f}"]]
+    for row in content["rows"]:
+        kept = ", ".join(f"{label} {100 * share:.0f}" for label, share in row["kept"].items())
+        cells = [f"{100 * row['ratio']:.0f} %", row["criterion"]]
+        cells += [f"{100 * row['removed']['macs']:.0f} %", kept]
+        for when, condition in figures:
+            judged = row[when].get(condition)
+            cells.append(_with_spread(judged["AP"], "{:.1f}") if judged else "–")
+        ground = (row["after"] or row["before"])["clean"]["IoU"]
+        lines.append([*cells, _with_spread(ground, "{:.1f}")])
+    headings = ["removed", "criterion", "MACs removed", "channels kept, %"]
+    headings += [f"{condition}, {when}" for when, condition in figures]
+    return markdown([*headings, "drivable IoU, clean"], lines)
+
+
+def modality_duels(content: dict[str, Any]) -> str:
+    """Return by how many points of AP criteria across sensors are ahead of the others, by seed."""
+    lines = [
+        [f"{100 * row['ratio']:.0f} %", "after" if row["steps"] else "before"]
+        + [f"{row['criterion']} − {row['against']}"]
+        + [_with_spread(row[condition], "{:+.1f}") for condition in content["teacher"]]
+        for row in content["duels"]
+    ]
+    headings = ["removed", "fine-tuning", "difference in AP", *content["teacher"]]
+    return markdown(headings, lines)
+
+
 VIEWS = {
     "demo": demo_table,
     "criteria": criteria_table,
@@ -182,6 +214,8 @@ VIEWS = {
     "distillation": distillation_table,
     "fusion": fusion_table,
     "fusion.recipe": fusion_recipe,
+    "modality": modality_table,
+    "modality.duels": modality_duels,
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
 
