@@ -55,8 +55,8 @@ from taskprune.importance import (
     RandomImportance,
     TaskTaylorImportance,
     TaylorImportance,
+    modality_of_groups,
 )
-from taskprune.importance.modality import modality_of_groups
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 MODALITIES = (Modality("camera", "camera_branch"), Modality("lidar", "lidar_branch"))
