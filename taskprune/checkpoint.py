@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from taskprune.atomic_file import replacing
 from taskprune.errors import CheckpointError, InputError, PlanMismatchError
 from taskprune.plan import PruningPlan
 from taskprune.rewrite import apply_plan
@@ -193,29 +192,11 @@ def _metadata_text(metadata: Mapping[str, Any]) -> str:
 
 
 def _write_atomically(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
-    if path.is_dir():
-        raise CheckpointError(f"Expected the name of a file to write. `{path}` is a folder.")
-    temporary = None
     try:
-        descriptor, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        os.close(descriptor)
-        save_file(tensors, temporary, metadata=texts)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=texts)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"Could not write `{path}`: {error}.") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def _umask() -> int:
-    # There is no other way to ask.
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _read_header(path: Path) -> tuple[CheckpointHeader, dict[str, Any]]:
