@@ -171,10 +171,11 @@ def _told(group: GroupLine) -> Iterator[str]:
         yield f"    dropped: {ranges_text(group.drop)}"
     for number, why in enumerate(group.rounds, 1):
         lead = f"round {number}: " if len(group.rounds) > 1 else ""
-        yield from (f"    {lead}{line}" for line in _reasons(why))
+        yield from (f"    {lead}{line}" for line in reason_lines(why))
 
 
-def _reasons(why: GroupRationale) -> Iterator[str]:
+def reason_lines(why: GroupRationale) -> Iterator[str]:
+    """Tell in sentences why a group loses what it loses in one round of solving."""
     if why.n_dropped:
         shares = ", ".join(f"{s.task} {_percent(s.dropped, s.total)}" for s in why.shares)
         yield f"share of the group's {why.criterion} score that goes: {shares}"

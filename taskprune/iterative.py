@@ -132,7 +132,14 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
         if timed
         else None,
     )
-    report = replace(report, metrics=before, steps=tuple(lines), broken=broken)
+    tolerances = {
+        name: task.tolerance
+        for name, task in tasks.items()
+        if name in before and task.tolerance is not None
+    }
+    report = replace(
+        report, metrics=before, tolerances=tolerances, steps=tuple(lines), broken=broken
+    )
     return PruneResult(smaller, plan, report, first.groups, first.scores)
 
 

@@ -137,6 +137,7 @@ class PruneReport:
         conflict: Where tasks fight; ``None`` where the criterion has no conflict term.
         metrics: What was measured on the original, by task; empty without validation data.
         steps: A line per step; empty for a single one that nobody watched.
+        tolerances: How much of its metric a task may lose, for tasks that say so and were watched.
         broken: Tasks that lost more than their tolerance in the last step, which was undone.
         latency: Predicted and measured, where the budget bounds it.
         modalities: A line per modality and one for the fusion; empty where none were declared.
@@ -156,6 +157,7 @@ class PruneReport:
     notes: tuple[str, ...] = ()
     conflict: ConflictReport | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    tolerances: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[StepLine, ...] = ()
     broken: tuple[BrokenTolerance, ...] = ()
     latency: LatencyComparison | None = None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
 from taskprune.coupling.groups import CouplingGroups
+from taskprune.html_report import report_page, save_page
 from taskprune.importance.scores import ChannelScores
 from taskprune.plan import PruningPlan
 from taskprune.report import PruneReport, render
@@ -32,6 +34,26 @@ class PruneResult:
 
     def __str__(self) -> str:
         return render(self.report)
+
+    def to_html(self) -> str:
+        """Return the report as one HTML page that needs no other file, no script and no network.
+
+        It shows what ``print(result)`` shows, and for each group whose importance goes and why.
+        Of very large models it shows the groups that lose most; ``report.to_json()`` and
+        ``plan.to_json()`` hold all.
+        """
+        return report_page(self.report, self.plan, model=type(self.model).__name__)
+
+    def save_html(self, path: str | Path) -> None:
+        """Write :meth:`to_html` to a file, which appears under its name when it is complete.
+
+        Args:
+            path: The file to write, in an existing folder.
+
+        Raises:
+            InputError: The folder is missing, or the file cannot be written.
+        """
+        save_page(self.to_html(), Path(path))
 
     def __repr__(self) -> str:
         before, after = self.report.costs["params"]

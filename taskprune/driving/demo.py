@@ -174,9 +174,11 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     side_by_side({"teacher": teacher, "student": student}, sample, settings.out / "predictions.png")
     demo = DemoResult(metrics, result, latency, checkpoint_error)
     (settings.out / "report.json").write_text(to_json(demo, settings), encoding="utf-8")
+    result.save_html(settings.out / "report.html")
     console.print(
         f"Written to [bold]{escape(str(settings.out))}[/]: predictions.png, report.json, "
-        "student.safetensors. The student read back from it differs from the one in memory by "
+        "report.html (what was pruned and why, for a browser), student.safetensors. The student "
+        "read back from it differs from the one in memory by "
         f"{checkpoint_error:.1e}."
     )
     return demo

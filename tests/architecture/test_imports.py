@@ -12,13 +12,23 @@ PACKAGE = Path(__file__).parents[2] / "taskprune"
 
 # A module may import from its own layer and those before it.
 LAYERS = (
-    ("version", "errors", "multiples", "rng", "denormals", "garbage", "meta", "wrappers"),
+    (
+        "version",
+        "errors",
+        "atomic_file",
+        "multiples",
+        "rng",
+        "denormals",
+        "garbage",
+        "meta",
+        "wrappers",
+    ),
     ("forward", "tasks", "modality", "tolerances", "progress", "inputs", "outputs", "replace"),
     ("graph",),
     ("coupling",),
     ("importance", "cost", "rationale", "explanation", "plan", "plan_tables", "composition"),
     ("budget", "safety", "loss_budget", "solver", "rewrite"),
-    ("checkpoint", "latency", "modality_report", "report", "result"),
+    ("checkpoint", "latency", "modality_report", "report", "html_report", "result"),
     ("schedule", "iterative"),
     ("api", "task_removal"),
     ("compression",),

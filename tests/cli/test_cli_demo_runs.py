@@ -21,7 +21,7 @@ from taskprune.driving.teacher import load_teacher
 from taskprune.rng import preserved_rng
 
 N_COLUMNS = 80
-FILES = {"predictions.png", "report.json", "student.safetensors"}
+FILES = {"predictions.png", "report.html", "report.json", "student.safetensors"}
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +64,8 @@ def test_the_demo_shows_and_writes_what_it_measured(tmp_path: Path) -> None:
     assert max(len(line) for line in shown.splitlines()) <= N_COLUMNS
     for words in ("the teacher", "prune 25.0%", "distil", "teacher", "pruned", "distilled"):
         assert words in shown
+    assert "report.html" in " ".join(shown.split())
+    assert "PanopticDrivingNet" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert (tmp_path / "predictions.png").read_bytes()[1:4] == b"PNG"
 
