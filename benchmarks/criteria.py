@@ -9,11 +9,13 @@ without limits, is a row too.
 
     python benchmarks/criteria.py                      # all cells, then the tables
     python benchmarks/criteria.py --subjects dense --seeds 0 --keep 0.5 --steps 0
+    python benchmarks/criteria.py --finished           # only the tables
 
 Cells are kept in ``benchmarks/results/cells/criteria.jsonl`` as they finish, with the commit that
 measured them. The file is committed: a run that was stopped goes on, in another checkout as well.
-Points are 100 x metric; "worst" is the largest loss among the tasks; ± is the standard deviation
-over seeds, which draw calibration and fine-tuning images, and for "dense" train another network.
+A row is shown once all of its seeds are there. Points are 100 x metric; "worst" is the largest loss
+among the tasks; ± is the standard deviation over seeds, which draw calibration and fine-tuning
+images, and for "dense" train another network.
 """
 
 from __future__ import annotations
@@ -208,8 +210,8 @@ def identity(subject: Subject, name: str, seed: int, args: argparse.Namespace) -
     }
 
 
-def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Compute the cells that are missing, and return all that there are of this kind."""
+def compute(args: argparse.Namespace) -> None:
+    """Compute the cells that are missing."""
     cells = Cells("criteria")
     for name in args.subjects:
         subject = subjects(args.data)[name]
@@ -230,12 +232,17 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
             for criterion in track(todo, description=f"{name}, seed {seed}"):
                 for cell in bench.cells(criterion):
                     cells.append(cell)
+
+
+def cells_of(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return all cells that there are, of every network and criterion."""
+    cells = Cells("criteria")
     return [
         cell
-        for name in subjects(args.data)
+        for subject in subjects(args.data).values()
         for criterion in (*criteria(), ITSELF)
         for seed in args.seeds
-        for cell in cells.matching(identity(subjects(args.data)[name], criterion, seed, args))
+        for cell in cells.matching(identity(subject, criterion, seed, args))
     ]
 
 
@@ -269,13 +276,16 @@ def main() -> None:
     parser.add_argument("--subjects", nargs="+", default=["driving n", "dense"])
     parser.add_argument("--data", type=Path, default=os.environ.get("TASKPRUNE_DATA"))
     parser.add_argument("--criteria", nargs="+", metavar="ROW", help="default: all")
+    parser.add_argument("--finished", action="store_true", help="tabulate, compute nothing")
     parser.add_argument("--keep", type=float, nargs="+", help="MACs kept")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, help="of fine-tuning; 0: none; default: the network's")
     parser.add_argument("--images", type=int, default=96, help="unseen images to judge on")
     args = parser.parse_args()
-    table = rows(run(args))
-    for subject in args.subjects:
+    if not args.finished:
+        compute(args)
+    table = [row for row in rows(cells_of(args)) if row["seeds"] == len(args.seeds)]
+    for subject in dict.fromkeys(row["network"] for row in table):
         shown = [
             {k: v for k, v in row.items() if not isinstance(v, dict) and k != "network"}
             for row in table

@@ -10,6 +10,7 @@ scoring costs), ``latency.py``, ``solver.py``; ``criteria.py`` compares metrics.
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 import tempfile
@@ -189,7 +190,7 @@ def main() -> None:
         return
     net = Bundled()
     found = []
-    for guarantee in (*guarantees_of_scores(net), *guarantees_of_plans(net)):
+    for guarantee in itertools.chain(guarantees_of_scores(net), guarantees_of_plans(net)):
         print(f"{guarantee.promise}: {guarantee.measured} ({guarantee.asked})")
         found.append(asdict(guarantee))
     show("Guarantees", found)

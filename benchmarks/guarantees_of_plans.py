@@ -84,7 +84,7 @@ def _budgets(net: Bundled, scores: ChannelScores) -> Iterator[Guarantee]:
     budgets = {
         "params": Budget(params=0.673),
         "macs": Budget(macs=0.7),
-        "activation_memory": Budget(activation_memory=0.8),
+        "activation_memory": Budget(activation_memory=0.96),
     }
     for name, budget in budgets.items():
         plan = solve(net.groups, scores, budget)
