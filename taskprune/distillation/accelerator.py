@@ -65,15 +65,11 @@ def accelerated(settings: DistillSettings) -> Iterator[Accelerator]:
 
 
 def _check_distribution(accelerator: Accelerator) -> None:
-    """Refuse what splits the student's parameters between processes.
-
-    Taps, checkpoints, the weight average and the student that is given back all need them whole.
-    """
+    """Refuse what splits the student between processes in a way that the trainer does not know."""
     found = accelerator.distributed_type.value
-    if found != "NO" and not found.startswith("MULTI_"):
+    if found not in ("NO", "FSDP") and not found.startswith("MULTI_"):
         raise InputError(
-            "Distillation runs on one process or data-parallel, every process with the whole "
-            f"student. Found Accelerate started with {found}. Run `accelerate config` and choose "
-            "multi-GPU or multi-CPU without FSDP, DeepSpeed or Megatron-LM, or start with "
-            "`torchrun`."
+            "Distillation runs on one process, data-parallel or with FSDP 2. Found Accelerate "
+            f"started with {found}. Run `accelerate config` and choose multi-GPU or multi-CPU "
+            "without DeepSpeed or Megatron-LM, or start with `torchrun`."
         )

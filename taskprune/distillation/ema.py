@@ -7,12 +7,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from taskprune.distillation.shards import local
+
 
 class WeightAverage:
     """Exponential moving average of parameters and floating-point buffers.
 
     ``average += (1 - d) * (weight - average)`` with ``d = min(decay, (1 + n) / (10 + n))`` at the
-    n-th update, so that the first weights do not linger.
+    n-th update, so that the first weights do not linger. Of a sharded model, each process averages
+    its own shards.
 
     Args:
         model: The model to follow; its present weights are the first average.
@@ -28,7 +31,8 @@ class WeightAverage:
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step number ``step`` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(list(self.average.values()), list(self._live.values()), 1.0 - decay)
+        averages = [local(tensor) for tensor in self.average.values()]
+        torch._foreach_lerp_(averages, [local(t) for t in self._live.values()], 1.0 - decay)
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,24 +39,21 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
     """Train to the end, from the start or from the run's checkpoint; return the history."""
     settings = run.settings
     optimizer = _optimizer(run.objective, settings, run.n_steps)
+    # First of all, because wrapping for several processes gives the model new buffers.
+    prepared = _prepared(run, accelerator, optimizer)
     average = None
     if settings.ema_decay is not None:
         average = WeightAverage(run.objective.student, settings.ema_decay)
     parts = RunParts(run.objective, optimizer, average)
     path = _checkpoint_path(settings)
     state = _restored(path, parts, run)
-    stepper = Stepper(run, accelerator, parts)
+    stepper = Stepper(run, accelerator, parts, prepared)
     stepper.load_loss_scale(state.loss_scale)
     stepper.learnt = dict(state.learnt)
     is_main = accelerator.is_main_process
     log = HistoryLog(path.with_name(HISTORY_NAME) if path and is_main else None, step=state.step)
 
-    def save(step: int, position: Position) -> None:
-        log.flush()
-        if path is not None:
-            scale = stepper.loss_scale()
-            save_run(path, parts, RunState(step, position, run.identity, scale, stepper.learnt))
-
+    keeper = _Keeper(run, parts, stepper, log, path, is_main=is_main)
     watch = Watch(settings.early_stopping, log.records)
     run.objective.train()
     position = state.position
@@ -72,9 +69,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
             try:
                 record, position = stepper.step(step, batches)
             except TrainingError:
-                # The run can go on right before the batch that spoilt it, once that is mended.
-                if is_main and step > state.step:
-                    save(step, position)
+                keeper.keep_what_is_good(step, position, since=state.step)
                 raise
             for callback in settings.callbacks:
                 measured = callback(record, run.objective.student) or {}
@@ -85,13 +80,43 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
             is_last = record.step == run.n_steps or watch.is_over
             is_due = is_last or record.step % settings.checkpoint_every == 0
             if path is not None and is_due:
-                if is_main:
-                    save(record.step, position)
+                keeper.save(record.step, position)
                 accelerator.wait_for_everyone()
     log.flush()
     if average is not None:
         average.copy_to_model()
+    run.give_back()
     return tuple(log.records)
+
+
+@dataclass(frozen=True)
+class _Keeper:
+    """Writes the run's checkpoint and gives the student its weights."""
+
+    run: Run
+    parts: RunParts
+    stepper: Stepper
+    log: HistoryLog
+    path: Path | None
+    is_main: bool
+
+    def save(self, step: int, position: Position) -> None:
+        """Write the checkpoint; where the student is sharded, all processes take part."""
+        if self.path is None or not (self.is_main or self.run.original is not None):
+            return
+        self.log.flush()
+        state = RunState(
+            step, position, self.run.identity, self.stepper.loss_scale(), self.stepper.learnt
+        )
+        save_run(self.path, self.parts, state, writes=self.is_main)
+
+    def keep_what_is_good(self, step: int, position: Position, *, since: int) -> None:
+        """Save after a failed step: the run can go on before its batch, once that is mended."""
+        if self.run.original is not None and not self.stepper.has_failed_together:
+            return  # the others do not know and would not take part
+        if step > since:
+            self.save(step, position)
+        self.run.give_back()
 
 
 def _checkpoint_path(settings: DistillSettings) -> Path | None:
@@ -123,6 +148,16 @@ def _optimizer(objective: nn.Module, settings: DistillSettings, n_steps: int) ->
         ],
         lr=settings.learning_rates(n_steps)(0),
     )
+
+
+def _prepared(run: Run, accelerator: Accelerator, optimizer: AdamW) -> tuple[Any, Any]:
+    """Return model and optimizer as Accelerate distributes them and sets their precision."""
+    if run.original is None:
+        model, wrapped = accelerator.prepare(run.objective, optimizer)
+        return model, wrapped
+    # Sharded already: only the precision is left to set.
+    model = accelerator.prepare_model(run.objective, evaluation_mode=True)
+    return model, accelerator.prepare_optimizer(optimizer)
 
 
 def _batches(

@@ -25,6 +25,7 @@ from torch.optim import Optimizer
 
 from taskprune.distillation.batches import Position
 from taskprune.distillation.ema import WeightAverage
+from taskprune.distillation.shards import part_for, whole
 from taskprune.errors import CheckpointError
 
 FILE_NAME = "checkpoint.safetensors"
@@ -59,8 +60,11 @@ class RunState:
     learnt: Mapping[str, float] = field(default_factory=dict)
 
 
-def save_run(path: Path, parts: RunParts, state: RunState) -> None:
+def save_run(path: Path, parts: RunParts, state: RunState, *, writes: bool = True) -> None:
     """Write the checkpoint; killed at any moment, the old or the new file is there, whole.
+
+    Shards are gathered, so that the file is that of a run on one process. All processes of a
+    sharded run must take part; one of them ``writes``.
 
     Raises:
         CheckpointError: The disk is full or the file cannot be written; the one before is kept.
@@ -74,11 +78,13 @@ def save_run(path: Path, parts: RunParts, state: RunState) -> None:
         "loss_scale": state.loss_scale,
         "learnt": state.learnt,
     }
-    # Copies, because a tensor that shares memory with another cannot be written.
-    tensors = {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in _tensors(parts).items()
-    }
+    tensors = {}
+    for name, tensor in _tensors(parts).items():
+        gathered = whole(tensor.detach())
+        if writes:  # a copy, because a tensor that shares memory with another cannot be written
+            tensors[name] = gathered.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if not writes:
+        return
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"taskprune": json.dumps(header)})
         with temporary.open("r+b") as file:
@@ -169,7 +175,7 @@ def load_tensors(path: Path, parts: RunParts) -> None:
     with torch.no_grad():
         for name, tensor in live.items():
             if not name.startswith("optimizer/"):
-                tensor.copy_(saved[name])
+                tensor.copy_(part_for(saved[name], tensor))
     _load_optimizer(parts, saved)
 
 
@@ -189,11 +195,14 @@ def _tensors(parts: RunParts) -> dict[str, Tensor]:
 
 def _load_optimizer(parts: RunParts, saved: Mapping[str, Tensor]) -> None:
     names = {parameter: name for name, parameter in parts.model.named_parameters()}
+    live = dict(parts.model.named_parameters())
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for entry, tensor in saved.items():
         if entry.startswith("optimizer/"):
             name, _, key = entry.removeprefix("optimizer/").rpartition("/")
-            by_parameter.setdefault(name, {})[key] = tensor
+            of_entry = tensor.shape == live[name].shape  # all of AdamW's but the step's number
+            value = part_for(tensor, live[name]) if of_entry else tensor
+            by_parameter.setdefault(name, {})[key] = value
     ordered = [p for group in parts.optimizer.param_groups for p in group["params"]]
     state = {
         number: by_parameter[names[parameter]]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.distillation.batches import Position
+from taskprune.distillation.buffers import Snapshot, take_from_main
 from taskprune.distillation.history import StepRecord
 from taskprune.distillation.objective import (
     BatchLosses,
@@ -21,6 +22,8 @@ from taskprune.distillation.objective import (
 )
 from taskprune.distillation.run_checkpoint import RunParts
 from taskprune.distillation.settings import DistillSettings
+from taskprune.distillation.sharding import UnusedParameters
+from taskprune.distillation.shards import copy_whole, whole
 from taskprune.distillation.taps import FeatureRecorder
 from taskprune.distillation.weighting import DISTILLATION
 from taskprune.errors import InputError, TrainingError
@@ -45,6 +48,7 @@ class Run:
         settings: The user's settings.
         n_steps: Optimizer steps in all.
         identity: What must agree for a run to go on.
+        original: The user's student, where the objective holds a sharded copy of it.
     """
 
     objective: StudentObjective
@@ -56,6 +60,12 @@ class Run:
     settings: DistillSettings
     n_steps: int
     identity: Mapping[str, Any]
+    original: nn.Module | None = None
+
+    def give_back(self) -> None:
+        """Give the user's student the weights of its sharded copy, if there is one."""
+        if self.original is not None:
+            copy_whole(self.objective.student, self.original)
 
 
 class Stepper:
@@ -63,23 +73,30 @@ class Stepper:
 
     Attributes:
         learnt: What the weighting of the losses has learnt.
+        has_failed_together: If a step fails, all processes know; alone, one is all.
     """
 
     learnt: dict[str, float]
 
-    def __init__(self, run: Run, accelerator: Accelerator, parts: RunParts) -> None:
+    def __init__(
+        self, run: Run, accelerator: Accelerator, parts: RunParts, prepared: tuple[Any, Any]
+    ) -> None:
         self._run = run
         self.learnt = {}
+        self.has_failed_together = accelerator.num_processes == 1
         self._norms: dict[str, float] = {}
         self._shared = _shared_parameters(run)
         self._accelerator = accelerator
+        self._model, self._optimizer = prepared
         self._average = parts.average
         self._parameters = [p for p in parts.model.parameters() if p.requires_grad]
         self._rates = run.settings.learning_rates(run.n_steps)
         self._feature_weights = run.settings.feature_weights
         # A forward pass that ends in NaN has already spoilt the running statistics.
-        self._buffers = _Snapshot(run.objective.student.buffers())
-        self._model, self._optimizer = accelerator.prepare(parts.model, parts.optimizer)
+        self._live_buffers = list(run.objective.student.buffers())
+        self._buffers = Snapshot(self._live_buffers)
+        is_sharded = run.original is not None
+        self._unused = UnusedParameters(parts.model, accelerator) if is_sharded else None
 
     def step(
         self, step: int, batches: Iterator[tuple[Position, Any]]
@@ -100,9 +117,7 @@ class Stepper:
                         losses = losses.with_gradient_norms(self._shared)
                     self._accelerator.backward(losses.total())
                 done.append((position, losses.detached()))
-            norm = self._accelerator.clip_grad_norm_(
-                self._parameters, self._run.settings.gradient_clip
-            )
+            norm = self._clipped()
             record = self._agreed(lambda: self._record(step, rate, done, norm))
         except BaseException:
             self._buffers.restore()
@@ -110,11 +125,23 @@ class Stepper:
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._run.objective.regularise(step + 1)
+        if self._accelerator.num_processes > 1:
+            # Each process normalises its own share; what is measured, saved and given back is one.
+            take_from_main(self._live_buffers)
         if self._average is not None:
             self._average.update(step + 1)
         self._learn_weights(record)
         last = done[-1][0]
         return record, Position(last.epoch, last.batch + 1)
+
+    def _clipped(self) -> Tensor:
+        """Clip the gradients; return the norm they had."""
+        largest = self._run.settings.gradient_clip
+        if self._unused is None:
+            norm: Tensor = self._accelerator.clip_grad_norm_(self._parameters, largest)
+            return norm
+        self._unused.drop()
+        return whole(torch.nn.utils.clip_grad_norm_(self._parameters, largest))
 
     def loss_scale(self) -> dict[str, Any] | None:
         """Return the state of float16's loss scaling."""
@@ -195,12 +222,18 @@ class Stepper:
         if not n_failed.item():
             assert mine is not None
             return mine
+        self.has_failed_together = True
         from accelerate.utils import gather_object
 
-        said = gather_object([None if error is None else str(error)])
-        if error is not None:
+        # One loss spoils the gradient norm in all processes: the loss says more.
+        kinds = gather_object(
+            [None if error is None else (isinstance(error, _NormError), str(error))]
+        )
+        said = {i: kind for i, kind in enumerate(kinds) if kind is not None}
+        process = min(said, key=lambda i: (said[i][0], i))
+        if error is not None and isinstance(error, _NormError) == said[process][0]:
             raise error
-        process, message = next((i, text) for i, text in enumerate(said) if text is not None)
+        message = said[process][1]
         raise TrainingError(f"Process {process} stopped, and with it all others. {message}")
 
     def _record(
@@ -224,7 +257,8 @@ class Stepper:
                 raise _not_finite(step, done[number][0], f"the {kind} loss `{name}`", value)
             seen[kind][name].append(value)
         if not math.isfinite(numbers[-1]) and self._accelerator.scaler is None:
-            raise _not_finite(step, done[-1][0], "the gradient norm", numbers[-1])
+            what = "the gradient norm"
+            raise _not_finite(step, done[-1][0], what, numbers[-1], kind=_NormError)
         self._norms = _means([{name: value} for (name, _), value in zip(norms, after, strict=True)])
         means = {
             kind: {name: sum(values) / len(values) for name, values in group.items()}
@@ -274,28 +308,19 @@ def _means(shares: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in values.items()}
 
 
-class _Snapshot:
-    """Remembers tensors; one kernel per dtype instead of one per tensor."""
-
-    def __init__(self, tensors: Iterable[Tensor]) -> None:
-        self._live: dict[torch.dtype, list[Tensor]] = defaultdict(list)
-        for tensor in tensors:
-            self._live[tensor.dtype].append(tensor)
-        self._copies = {kind: [t.clone() for t in live] for kind, live in self._live.items()}
-
-    @torch.no_grad()
-    def take(self) -> None:
-        for kind, live in self._live.items():
-            torch._foreach_copy_(self._copies[kind], live)
-
-    @torch.no_grad()
-    def restore(self) -> None:
-        for kind, live in self._live.items():
-            torch._foreach_copy_(live, self._copies[kind])
+class _NormError(TrainingError):
+    """No loss, but the norm of the gradients is not finite."""
 
 
-def _not_finite(step: int, position: Position, what: str, value: float) -> TrainingError:
-    return TrainingError(
+def _not_finite(
+    step: int,
+    position: Position,
+    what: str,
+    value: float,
+    *,
+    kind: type[TrainingError] = TrainingError,
+) -> TrainingError:
+    return kind(
         f"Step {step + 1}: {what} is {value} in batch {position.batch} of epoch {position.epoch}. "
         "The student keeps the weights from before this step. Look at that batch's labels, or "
         "lower the learning rate."

@@ -24,6 +24,7 @@ from taskprune.distillation.objective import StudentObjective
 from taskprune.distillation.regularisation import make_regularisers
 from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.settings import DistillSettings
+from taskprune.distillation.sharding import check_shardable, requested_sharding, shard
 from taskprune.distillation.stepper import Run
 from taskprune.distillation.taps import FeatureRecorder, Tap, TapSelector, resolve_taps, tapped
 from taskprune.errors import InputError
@@ -73,7 +74,10 @@ def distill(
     were. With ``settings.directory`` the run can be killed at any moment: the same call goes on
     from the last checkpoint and, on the CPU, ends with the very weights of a run never stopped.
     Started by ``accelerate launch`` on several processes, a DataLoader is split between them; the
-    history then shows the main process's losses.
+    history then shows the main process's losses. Where Accelerate is configured for FSDP 2, the
+    student's parameters, gradients and AdamW's state are sharded over the processes instead: a
+    copy is trained and its weights are given to the student at the end, or at a ``TrainingError``;
+    after any other exception the student is as it was. Callbacks then get the sharded copy.
 
     Args:
         student: The model to train.
@@ -110,13 +114,17 @@ def distill(
         stack.enter_context(_borrowed(student))
         seed_generators(settings.seed)
         teacher = stack.enter_context(_frozen(teacher, accelerator.device))
-        student.to(accelerator.device)
         example = _example(data, accelerator.device)
+        sharding = requested_sharding(accelerator)
+        trained = student if sharding is None else deepcopy(student)
+        trained.to(accelerator.device)
+        if sharding is not None:
+            check_shardable(trained, sharding, settings, forward, example)
         chosen = _taps(teacher, example, taps, tasks=tasks, forward=forward)
         teacher_recorder = stack.enter_context(tapped(teacher, chosen))
-        recorder = stack.enter_context(tapped(student, chosen))
+        recorder = stack.enter_context(tapped(trained, chosen))
         alignments, feature_losses = _comparisons(
-            (student, recorder),
+            (trained, recorder),
             (teacher, teacher_recorder),
             example=example,
             channel_map=channel_map or {},
@@ -124,13 +132,15 @@ def distill(
             settings=settings,
         )
         objective = StudentObjective(
-            student,
+            trained,
             alignments,
             recorder=recorder,
             forward=forward,
             feature_losses=feature_losses,
-            regularisers=make_regularisers(settings.regularisers, student, n_steps),
+            regularisers=make_regularisers(settings.regularisers, trained, n_steps),
         )
+        if sharding is not None:
+            shard(objective, trained, sharding, accelerator)
         run = Run(
             objective=objective,
             teacher=teacher,
@@ -143,6 +153,7 @@ def distill(
             identity=_identity(
                 objective, alignments, tasks=tasks, settings=settings, n_steps=n_steps
             ),
+            original=None if sharding is None else student,
         )
         history = train(run, accelerator)
     return DistillResult(student, history, chosen)

@@ -21,7 +21,7 @@ def _no_state_left() -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "kind",
-    [DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM],
+    [DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM],
     ids=lambda kind: str(kind.value),
 )
 def test_a_student_split_between_processes_is_refused_by_name(
