@@ -49,7 +49,6 @@ from taskprune.driving.nets import FEATURE_MODULES, PanopticDrivingNet
 from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.training import TrainSettings
 
-IMAGES = Path(__file__).parents[1] / "docs" / "images"
 RATIO = 0.327
 ROUND_TO = 16
 """As in ``taskprune demo``."""
@@ -288,9 +287,6 @@ def main() -> None:
         return
     settings = {"seeds": args.seeds, "steps": args.steps, "images": args.images, "ratio": RATIO}
     record("distillation", {"settings": settings, "arms": table})
-    from distillation_plot import draw  # Matplotlib, an extra
-
-    draw([row for row in table if row["on"] == "scenes"], IMAGES / "distillation.png")
 
 
 if __name__ == "__main__":

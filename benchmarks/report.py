@@ -1,9 +1,9 @@
-"""Write the tables of README.md and of pages in docs from the files in benchmarks/results.
+"""Write the tables and pictures of the pages from the files in benchmarks/results.
 
     python benchmarks/report.py
 
 Nobody types a number: text between ``<!-- results: NAME -->`` and ``<!-- end -->`` is replaced by
-what is made of ``results/NAME.json``.
+what is made of ``results/NAME.json``, or says that it is not there yet.
 """
 
 from __future__ import annotations
@@ -139,7 +139,36 @@ def distillation_table(content: dict[str, Any]) -> str:
     headings = ["images", "after"]
     for task in rows[0]["change"]:
         headings += [f"{task}, change", "recovered %"]
-    return markdown(headings, lines)
+    asked = content["settings"]
+    said = (
+        f"−{100 * asked['ratio']:.1f} % of the parameters, {asked['steps']} steps, "
+        f"{len(asked['seeds'])} seeds, judged on at most {asked['images']} unseen images."
+    )
+    return f"{markdown(headings, lines)}\n\n*{said}*"
+
+
+def distillation_plots(content: dict[str, Any]) -> str:
+    """Return a picture per set of images; :func:`main` draws them."""
+    return "\n\n".join(
+        f"![Share of each task's drop that comes back, {on}]({path.relative_to(ROOT / 'docs')})"
+        for on, path in plots(content).items()
+    )
+
+
+def plots(content: dict[str, Any]) -> dict[str, Path]:
+    """Return where the picture of each set of images is."""
+    images = dict.fromkeys(row["on"] for row in content["arms"])
+    return {on: ROOT / "docs" / "images" / f"distillation_{on}.png" for on in images}
+
+
+def overhead_table(content: dict[str, Any]) -> str:
+    """Return the times of a step in the trainer and in the bare loop, and their ratio."""
+    rows = [
+        [row["loop"], *(f"{row[key]:.0f} ms" for key in ("wall ms", "processor ms"))]
+        for row in content["rows"]
+    ]
+    ratios = [f"{content['ratios'][clock]:.3f}" for clock in ("wall", "processor")]
+    return markdown(["a step of", "time", "processor time"], [*rows, ["ratio", *ratios]])
 
 
 def _with_spread(figure: Sequence[float | None], form: str) -> str:
@@ -216,6 +245,8 @@ VIEWS = {
     "fusion.recipe": fusion_recipe,
     "modality": modality_table,
     "modality.duels": modality_duels,
+    "distillation.plots": distillation_plots,
+    "distillation_overhead": overhead_table,
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
 
@@ -223,8 +254,11 @@ VIEWS = {
 def table(name: str) -> str:
     """Return what a page shows of one results file: ``NAME``, ``NAME_VARIANT`` or ``NAME.VIEW``."""
     file, _, view = name.partition(".")
-    content = json.loads((RESULTS / f"{file}.json").read_text(encoding="utf-8"))
-    kind = file.partition("_")[0]
+    path = RESULTS / f"{file}.json"
+    if not path.exists():
+        return "*Not measured yet.*"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kind = file if file in VIEWS else file.partition("_")[0]
     return VIEWS[f"{kind}.{view}" if view else kind](content)
 
 
@@ -233,7 +267,20 @@ def rendered(text: str) -> str:
     return MARKED.sub(lambda match: match[1] + table(match[2]) + "\n<!-- end -->", text)
 
 
+def draw() -> None:
+    """Draw the pictures of the pages."""
+    path = RESULTS / "distillation.json"
+    if not path.exists():
+        return
+    from distillation_plot import draw as draw_recovered  # Matplotlib, an extra
+
+    content = json.loads(path.read_text(encoding="utf-8"))
+    for on, picture in plots(content).items():
+        draw_recovered([row for row in content["arms"] if row["on"] == on], picture)
+
+
 def main() -> None:
+    draw()
     for page in PAGES:
         page.write_text(rendered(page.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -6,11 +6,14 @@ original, never by the step before, so errors do not add up over teachers.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
 from torch import nn
 
 from taskprune.api import distill, prune
@@ -58,10 +61,21 @@ class CompressionPoint:
         theirs = (-other.params, -other.macs, *(other.metrics[name] for name in self.metrics))
         return theirs != mine and all(t >= m for t, m in zip(theirs, mine, strict=True))
 
+    def summary(self) -> dict[str, Any]:
+        """Return everything but model and plan, for JSON."""
+        return {
+            "step": self.step,
+            "params": self.params,
+            "macs": self.macs,
+            "metrics": dict(self.metrics),
+            "broken": list(self.broken),
+            "path": None if self.path is None else str(self.path),
+        }
+
 
 @dataclass(frozen=True, eq=False)
 class CompressionResult:
-    """What :func:`compress` returns.
+    """What :func:`compress` returns; prints as a table of all points.
 
     Attributes:
         points: Everything seen, from the original on; the last may have broken a tolerance.
@@ -89,6 +103,24 @@ class CompressionResult:
             for point in self.points
             if not any(point.is_dominated_by(other) for other in self.points)
         )
+
+    def to_json(self) -> str:
+        """Return all points as indented JSON, with which of them are on the front and the best."""
+        front = {point.step for point in self.front}
+        points = [point.summary() | {"on_front": point.step in front} for point in self.points]
+        found = {"best": self.best.step, "stopped": self.stopped, "points": points}
+        return json.dumps(found, indent=2)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _table(self)
+        if self.stopped is not None:
+            yield f"Stopped. {self.stopped}"
+
+    def __str__(self) -> str:
+        console = Console(width=100, no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
 
 
 def compress(  # noqa: PLR0913 - like `prune`, by keyword
@@ -201,3 +233,31 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
         if broken:
             reason = "; ".join(str(each) for each in broken)
             return CompressionResult(tuple(points), f"Step {number}: {reason}.")
+
+
+def _table(result: CompressionResult) -> Table:
+    """A row per point: how large it is, how well each task does, and what to know of it."""
+    original = result.points[0]
+    table = Table(title="Compressed in steps, * on the Pareto front", title_justify="left")
+    for heading in ("step", "parameters", "", "multiply-adds", "", *original.metrics, ""):
+        table.add_column(heading, justify="right")
+    table.columns[-1].justify = "left"
+    front = {point.step for point in result.front}
+    for point in result.points:
+        remarks = ["the original"] if point is original else []
+        remarks += ["the best"] if point is result.best else []
+        remarks += [f"{task} lost too much" for task in point.broken]
+        table.add_row(
+            f"{point.step}{'*' if point.step in front else ' '}",
+            f"{point.params:,}",
+            _change(original.params, point.params),
+            f"{point.macs:,}",
+            _change(original.macs, point.macs),
+            *(f"{value:.4g}" for value in point.metrics.values()),
+            ", ".join(remarks),
+        )
+    return table
+
+
+def _change(before: int, after: int) -> str:
+    return "" if after == before else f"{after / before - 1:+.1%}"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,29 @@ def test_the_front_holds_what_nothing_else_dominates() -> None:
     points = (point(0, 100, 0.8), point(1, 80, 0.9), point(2, 60, 0.7), point(3, 60, 0.6))
     result = taskprune.CompressionResult(points, None)
     assert [p.step for p in result.front] == [1, 2]
+
+
+def test_the_points_are_shown_as_a_table_and_as_json() -> None:
+    def point(step: int, params: int, kind: float, *broken: str) -> CompressionPoint:
+        model = torch.nn.ReLU()
+        return CompressionPoint(step, params, 10 * params, {"kind": kind}, broken, model, None)
+
+    points = (point(0, 1000, 0.8), point(1, 800, 0.9), point(2, 600, 0.7, "kind"))
+    result = taskprune.CompressionResult(points, "Step 2: `kind` fell from 0.8 to 0.7.")
+    shown = str(result)
+    assert "Stopped. Step 2: `kind` fell from 0.8 to 0.7." in shown
+    rows = [
+        [c.strip() for c in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line
+    ]
+    assert rows == [
+        ["0", "1,000", "", "10,000", "", "0.8", "the original"],
+        ["1*", "800", "-20.0%", "8,000", "-20.0%", "0.9", "the best"],
+        ["2*", "600", "-40.0%", "6,000", "-40.0%", "0.7", "kind lost too much"],
+    ]
+    found = json.loads(result.to_json())
+    assert (found["best"], found["stopped"]) == (1, result.stopped)
+    assert [p["on_front"] for p in found["points"]] == [False, True, True]
+    assert found["points"][2]["broken"] == ["kind"]
 
 
 def test_a_step_that_cannot_be_made_ends_the_run_with_what_there_is() -> None:

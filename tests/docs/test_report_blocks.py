@@ -1,0 +1,45 @@
+"""Blocks of the results page whose files may not be there yet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import report
+
+
+def test_what_is_not_measured_yet_is_said_to_be_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    text = "<!-- results: distillation -->\nold\n<!-- end -->"
+    assert "\n*Not measured yet.*\n" in report.rendered(text)
+
+
+def test_a_file_has_its_own_view_before_that_of_its_kind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    loops = [{"loop": name, "wall ms": 100.0, "processor ms": 90.0} for name in ("trainer", "bare")]
+    ratios = {"wall": 1.01, "processor": 1.02}
+    file = tmp_path / "distillation_overhead.json"
+    file.write_text(json.dumps({"ratios": ratios, "rows": loops}))
+    assert "| ratio | 1.010 | 1.020 |" in report.table("distillation_overhead")
+
+
+def test_recovered_shares_are_shown_per_task_with_a_picture_per_set_of_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    arms = [
+        {"on": on, "arm": "plain", "change": {"lane": [-1.0, 0.5]}, "recovered": {"lane": share}}
+        for on, share in (("scenes", [80.0, 5.0]), ("camvid", [None, None]))
+    ]
+    settings = {"ratio": 0.327, "steps": 2, "seeds": [0, 1], "images": 8}
+    file = tmp_path / "distillation.json"
+    file.write_text(json.dumps({"settings": settings, "arms": arms}))
+    shown = report.table("distillation")
+    assert "| scenes | plain | -1.0 ± 0.5 | 80 ± 5 |" in shown
+    assert "| camvid | plain | -1.0 ± 0.5 |  |" in shown
+    assert report.table("distillation.plots").count("](images/distillation_") == 2
