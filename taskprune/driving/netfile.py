@@ -29,8 +29,7 @@ def save_net(net: PanopticDrivingNet, path: Path) -> None:
         "config": json.dumps(asdict(net.config)),
         "num_classes": str(net.detection.num_classes),
     }
-    tensors = {name: without_denormals(value) for name, value in net.state_dict().items()}
-    write_tensors(path, tensors, metadata=metadata)
+    write_weights(path, net, metadata=metadata)
 
 
 def load_net(path: Path) -> PanopticDrivingNet:
@@ -39,18 +38,36 @@ def load_net(path: Path) -> PanopticDrivingNet:
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
     """
-    tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"`{path}` must hold a driving net of format {FORMAT}. Found format "
-            f"{metadata.get('format')!r}. Pass `net.safetensors` of a training run."
-        )
+    tensors, metadata = read_weights(path, kind="driving net", file_format=FORMAT)
     sizes = json.loads(metadata["config"])
     sizes["stem"] = tuple(sizes["stem"])
     sizes["stages"] = tuple(StageConfig(**stage) for stage in sizes["stages"])
     net = PanopticDrivingNet(NetConfig(**sizes), num_classes=int(metadata["num_classes"]))
     load_weights(net, tensors, source=path)
     return net.eval()
+
+
+def write_weights(path: Path, net: nn.Module, *, metadata: Mapping[str, str]) -> None:
+    """Write a net's tensors, denormals as zero; whole or not at all."""
+    tensors = {name: without_denormals(value) for name, value in net.state_dict().items()}
+    write_tensors(path, tensors, metadata=metadata)
+
+
+def read_weights(
+    path: Path, *, kind: str, file_format: str
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a file of nets of one kind: tensors and metadata.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds something else.
+    """
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != file_format:
+        raise CheckpointError(
+            f"`{path}` must hold a {kind} of format {file_format}. Found format "
+            f"{metadata.get('format')!r}. Pass `net.safetensors` of a training run of one."
+        )
+    return tensors, metadata
 
 
 def load_weights(net: nn.Module, weights: Mapping[str, Tensor], *, source: Path) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 from taskprune.driving.fusion.grid import BevGrid
 from taskprune.driving.fusion.net import FusionConfig, FusionNet
-from taskprune.driving.netfile import load_weights, read_tensors, without_denormals, write_tensors
-from taskprune.errors import CheckpointError
+from taskprune.driving.netfile import load_weights, read_weights, write_weights
 
 FORMAT = "taskprune-fusion-net-1"
 
@@ -18,8 +17,7 @@ FORMAT = "taskprune-fusion-net-1"
 def save_fusion_net(net: FusionNet, path: Path) -> None:
     """Write the net's weights and its sizes; whole or not at all. Denormals become zero."""
     metadata = {"format": FORMAT, "config": json.dumps(asdict(net.config))}
-    tensors = {name: without_denormals(value) for name, value in net.state_dict().items()}
-    write_tensors(path, tensors, metadata=metadata)
+    write_weights(path, net, metadata=metadata)
 
 
 def load_fusion_net(path: Path) -> FusionNet:
@@ -28,12 +26,7 @@ def load_fusion_net(path: Path) -> FusionNet:
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
     """
-    tensors, metadata = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"`{path}` must hold a fusion net of format {FORMAT}. Found format "
-            f"{metadata.get('format')!r}. Pass `net.safetensors` of a training run of one."
-        )
+    tensors, metadata = read_weights(path, kind="fusion net", file_format=FORMAT)
     sizes = _with_tuples(json.loads(metadata["config"]))
     sizes["grid"] = BevGrid(**sizes["grid"])
     net = FusionNet(FusionConfig(**sizes))
