@@ -28,7 +28,7 @@ from taskprune.meta import without_values
 from taskprune.modality import Modality
 from taskprune.plan import PruningPlan
 from taskprune.progress import stages
-from taskprune.report import make_report
+from taskprune.report_making import make_report
 from taskprune.result import PruneResult
 from taskprune.rewrite import apply_and_verify
 from taskprune.rewrite.descriptions import describe

@@ -16,7 +16,8 @@ from taskprune.forward import Forward, call_batch
 from taskprune.inputs import model_inputs
 from taskprune.latency import compare_latency
 from taskprune.plan import PruningPlan, build_plan
-from taskprune.report import StepLine, make_report
+from taskprune.report import StepLine
+from taskprune.report_making import make_report
 from taskprune.result import PruneResult
 from taskprune.rewrite import apply_and_verify
 from taskprune.rng import preserved_rng

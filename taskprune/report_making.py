@@ -1,0 +1,101 @@
+"""Gather the figures of a pruning run for its report."""
+
+from __future__ import annotations
+
+from taskprune.budget import Budget
+from taskprune.cost.units import kind_of
+from taskprune.coupling.groups import CouplingGroups, FrozenGroup
+from taskprune.importance.conflict_report import conflict_report
+from taskprune.importance.scores import BLIND, ChannelScores
+from taskprune.latency import LatencyComparison
+from taskprune.modality_report import modality_lines
+from taskprune.plan import PruningPlan
+from taskprune.report import FrozenLine, GroupLine, PruneReport, ReplacementLine, TaskLine
+from taskprune.rewrite import VerificationReport
+from taskprune.safety import BoundLimit
+
+
+def make_report(
+    groups: CouplingGroups,
+    scores: ChannelScores,
+    plan: PruningPlan,
+    budget: Budget,
+    verification: VerificationReport | None,
+    *,
+    notes: tuple[str, ...] = (),
+    latency: LatencyComparison | None = None,
+) -> PruneReport:
+    """Gather the figures of one run."""
+    return PruneReport(
+        budget=str(budget),
+        criterion=scores.criterion,
+        calibration_batches=scores.n_batches,
+        costs={
+            name: _per_sample(pair, groups.batch_size) if kind_of(name) == "macs" else pair
+            for name, pair in plan.costs.items()
+        },
+        tasks=tuple(_task_line(row, scores, plan) for row in range(len(scores.tasks))),
+        groups=tuple(
+            GroupLine(
+                name=d.name,
+                n_channels=d.n_channels,
+                n_kept=d.n_kept,
+                tasks=d.tasks,
+                conflict=float(scores.conflict[d.name].sum()) if d.name in scores.conflict else 0.0,
+                modality=d.modality,
+            )
+            for d in plan.groups
+        ),
+        frozen=tuple(_frozen_line(group) for group in groups.frozen),
+        untraced=groups.untraced,
+        verification=verification,
+        replacements=tuple(ReplacementLine(r.path, r.kind) for r in plan.replacements),
+        limits=_limits(plan),
+        notes=notes,
+        conflict=conflict_report(groups, scores) if scores.pair_conflict else None,
+        latency=latency,
+        modalities=modality_lines(groups, plan),
+    )
+
+
+def _limits(plan: PruningPlan) -> tuple[BoundLimit, ...]:
+    """Return what held each group in the last round of solving."""
+    held = {why.group: why.held_by for why in plan.rationale}
+    kept = plan.kept
+    return tuple(BoundLimit(name, kept[name], limit) for name, limit in held.items() if limit)
+
+
+def _per_sample(pair: tuple[int, int], batch_size: int) -> tuple[int, int]:
+    return pair[0] // batch_size, pair[1] // batch_size
+
+
+def _task_line(row: int, scores: ChannelScores, plan: PruningPlan) -> TaskLine:
+    task = scores.tasks[row]
+    mine = [d for d in plan.groups if task in d.tasks or scores.tasks == BLIND]
+    # Scores below zero, of what is redundant, are nothing to lose.
+    total = sum(float(s[row].clamp_min(0).sum()) for s in scores.per_task.values())
+    removed = sum(
+        float(scores.per_task[name][row, list(dropped)].clamp_min(0).sum())
+        for name, dropped in plan.drop.items()
+    )
+    return TaskLine(
+        task=task,
+        private_groups=sum(d.tasks == (task,) for d in mine),
+        shared_groups=sum(len(d.tasks) > 1 for d in mine),
+        channels=sum(d.n_channels for d in mine),
+        dropped=sum(len(d.drop) for d in mine),
+        importance_removed=removed / total if total > 0 else 0.0,
+    )
+
+
+def _frozen_line(group: FrozenGroup) -> FrozenLine:
+    reason = group.reasons[0]
+    return FrozenLine(
+        name=group.name,
+        n_channels=group.n_channels,
+        kind=reason.kind,
+        detail=reason.detail,
+        operator=reason.operator,
+        module=reason.module,
+        source=reason.source,
+    )
