@@ -1,4 +1,4 @@
-"""Re-estimate the statistics of batch normalisation, the cheapest repair after pruning."""
+"""What becomes of batch normalisation's statistics after pruning: estimated anew, or kept."""
 
 from __future__ import annotations
 
@@ -76,3 +76,14 @@ def recalibrate_batchnorm(
         for module, mode in modes.items():
             module.training = mode
     return len(layers)
+
+
+def freeze_batchnorm(model: nn.Module) -> None:
+    """Let batch normalisation use its running statistics, and leave them as they are.
+
+    Args:
+        model: Changed in place: the training flags of those layers that have statistics.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_mean is not None:
+            module.eval()

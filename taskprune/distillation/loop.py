@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from taskprune.distillation.batches import Position, endless
+from taskprune.distillation.batchnorm import freeze_batchnorm
 from taskprune.distillation.early_stopping import Watch
 from taskprune.distillation.ema import WeightAverage
 from taskprune.distillation.history import HistoryLog, StepRecord
@@ -56,6 +57,8 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
     keeper = _Keeper(run, parts, stepper, log, path, is_main=is_main)
     watch = Watch(settings.early_stopping, log.records)
     run.objective.train()
+    if settings.frozen_batchnorm:
+        freeze_batchnorm(run.objective)
     position = state.position
     with (
         closing(_batches(run, accelerator, state.position)) as batches,

@@ -41,6 +41,10 @@ class DistillSettings:
         gradient_clip: Largest gradient norm; ``math.inf`` clips nothing.
         accumulation: Batches per optimizer step; their losses are averaged.
         ema_decay: The student ends with a running average of its weights, of this decay.
+        frozen_batchnorm: Batch normalisation uses its running statistics in training, too, and
+            leaves them as they are; its weights and biases still learn. Statistics of a batch give
+            a channel that pruning has left with next to no signal its old strength back, as noise.
+            See ``docs/distillation.md`` for when that matters.
         feature_loss: Compares aligned features of a tap, see ``taskprune.distillation.losses``.
         feature_weight: Factor of the sum of feature losses; a :data:`Schedule` changes it by step.
         weighting: Learns the weights of the losses: ``UncertaintyWeights`` those of the tasks,
@@ -68,6 +72,7 @@ class DistillSettings:
     gradient_clip: float = 10.0
     accumulation: int = 1
     ema_decay: float | None = None
+    frozen_batchnorm: bool = False
     feature_loss: FeatureLoss | FittedFeatureLoss = pkd
     feature_weight: float | Schedule = 1.0
     weighting: Weighting | None = None
@@ -165,6 +170,7 @@ class DistillSettings:
             "gradient_clip": self.gradient_clip,
             "accumulation": self.accumulation,
             "ema_decay": self.ema_decay,
+            "frozen_batchnorm": self.frozen_batchnorm,
             "feature_loss": _name(self.feature_loss),
             "feature_weight": _name(self.feature_weights),
             "output_losses": {name: _name(loss) for name, loss in self.output_losses.items()},

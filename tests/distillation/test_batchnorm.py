@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from distill_run import run, settings
 from distill_toys import make_batches, make_net, same_state, state
 from torch import nn
 
-from taskprune.distillation import recalibrate_batchnorm
-from taskprune.errors import InputError
+from taskprune.distillation import StepRecord, recalibrate_batchnorm
+from taskprune.errors import CheckpointError, InputError
 
 
 def test_statistics_are_averages_over_the_batches() -> None:
@@ -59,3 +61,28 @@ def test_an_error_gives_the_old_statistics_back() -> None:
 
 def test_a_model_without_batch_norm_is_left_alone() -> None:
     assert recalibrate_batchnorm(make_net(1), make_batches(1)) == 0
+
+
+def test_frozen_statistics_stay_while_all_weights_learn() -> None:
+    student, teacher = make_net(1, norm=True), make_net(2, norm=True)
+    student.train()
+    before, flags = state(student), [m.training for m in student.modules()]
+    seen = []
+
+    def look(_record: StepRecord, model: nn.Module) -> None:
+        seen.append([m.training for m in model.modules() if not isinstance(m, nn.BatchNorm2d)])
+
+    run(student, teacher, settings=settings(frozen_batchnorm=True, callbacks=(look,)))
+    after = state(student)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    statistics = {"running_mean", "running_var", "num_batches_tracked"}
+    assert same == {f"stage.1.{name}" for name in statistics}
+    assert all(all(modes) for modes in seen)
+    assert [m.training for m in student.modules()] == flags
+
+
+def test_whether_statistics_are_frozen_is_part_of_the_run(tmp_path: Path) -> None:
+    run(make_net(1, norm=True), make_net(2, norm=True), settings=settings(directory=tmp_path))
+    frozen = settings(directory=tmp_path, frozen_batchnorm=True)
+    with pytest.raises(CheckpointError, match="frozen_batchnorm"):
+        run(make_net(1, norm=True), make_net(2, norm=True), settings=frozen)
