@@ -1,12 +1,13 @@
 """What the trainer costs beside a bare PyTorch loop that does the same work.
 
-    python benchmarks/distillation_overhead.py [--rounds 5] [--steps 12] [--batch-size 4]
+    python benchmarks/distillation_overhead.py [--rounds 10] [--steps 8] [--batch-size 4]
 
 Both train the same pruned student of the bundled net on the same batches in memory: the teacher's
 forward pass, the student's with its task losses and PKD on the same taps, backward, clipping, AdamW
 and one read-back of the loss. They take turns in one process, so that both see the same machine;
-the first steps of each turn are left out. The figures are the ratios of the medians, of wall-clock
-time (the one that counts, on a quiet machine) and of processor time.
+the first steps of each turn are left out. A turn's figure is its median step; the ratios are those
+of turns next to each other, median, lowest and highest, of wall-clock time (the one that counts, on
+a quiet machine) and of processor time.
 """
 
 from __future__ import annotations
@@ -122,8 +123,8 @@ def _gaps(ends: list[Times]) -> list[Times]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
-    parser.add_argument("--steps", type=int, default=12, help="steps in a turn")
+    parser.add_argument("--rounds", type=int, default=10, help="turns of each")
+    parser.add_argument("--steps", type=int, default=8, help="steps in a turn")
     parser.add_argument("--batch-size", type=int, default=4)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -134,25 +135,29 @@ def main() -> None:
     pruned = taskprune.prune(
         teacher, driving_tasks(), ratio=0.327, data=batches, forward=forward, n_batches=2
     )
-    times: dict[str, list[Times]] = {"trainer": [], "bare loop": []}
+    loops = {"trainer": trainer_times, "bare loop": bare_times}
+    turns: dict[str, list[Times]] = {name: [] for name in loops}
     for turn in range(args.rounds):
-        pair = [("trainer", trainer_times), ("bare loop", bare_times)]
-        for name, run in pair if turn % 2 else reversed(pair):
+        for name in loops if turn % 2 else reversed(loops):
             student = copy.deepcopy(pruned.model)
-            times[name] += run(student, teacher, pruned.plan, batches, args.steps)
-    medians = {
-        name: {clock: statistics.median(step[clock] for step in steps) for clock in CLOCKS}
-        for name, steps in times.items()
-    }
-    ratios = {c: medians["trainer"][c] / medians["bare loop"][c] for c in CLOCKS}
-    rows = [
-        {"loop": name, "steps": len(times[name])}
-        | {f"{c} ms": 1e3 * medians[name][c] for c in CLOCKS}
-        for name in times
-    ]
-    said = ", ".join(f"{ratio:.3f} ({clock})" for clock, ratio in ratios.items())
-    show(f"A step of distillation; the trainer's time over the bare loop's: {said}", rows)
-    record("distillation_overhead", {"ratios": ratios, "batch_size": args.batch_size, "rows": rows})
+            steps = loops[name](student, teacher, pruned.plan, batches, args.steps)
+            turns[name].append({c: statistics.median(step[c] for step in steps) for c in CLOCKS})
+    pairs = list(zip(turns["trainer"], turns["bare loop"], strict=True))
+    rows = []
+    for clock in CLOCKS:
+        ratios = [trainer[clock] / bare[clock] for trainer, bare in pairs]
+        rows.append(
+            {
+                "clock": clock,
+                **{f"{n} ms": 1e3 * statistics.median(t[clock] for t in turns[n]) for n in loops},
+                "ratio": statistics.median(ratios),
+                "lowest": min(ratios),
+                "highest": max(ratios),
+            }
+        )
+    show("A step of distillation: the trainer's time over a bare loop's", rows)
+    settings = {"rounds": args.rounds, "steps": args.steps, "batch_size": args.batch_size}
+    record("distillation_overhead", {"settings": settings, "rows": rows})
 
 
 if __name__ == "__main__":

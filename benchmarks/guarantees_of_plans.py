@@ -128,13 +128,13 @@ def _zoo() -> Iterator[Guarantee]:
 def _tasks(net: Bundled) -> Iterator[Guarantee]:
     batch = net.batches[0]
     dropped = taskprune.drop_task(
-        net.model, net.tasks, "lane", data=net.batches[:1], forward=net.forward
+        net.model, net.tasks, "detection", data=net.batches[:1], forward=net.forward
     )
     with torch.no_grad():
         before = flatten_outputs(net.forward(net.model.eval(), batch))
         after = flatten_outputs(net.forward(dropped.model.eval(), batch))
     apart = max(float((before[path] - tensor).abs().max()) for path, tensor in after.items())
-    yield Guarantee.equal("without the lane task: change of the other outputs", apart, 0.0)
+    yield Guarantee.equal("without the detection task: change of the other outputs", apart, 0.0)
     whole, left = dropped.plan.costs["params"]
     yield Guarantee.above("and parameters that went with it", whole - left, 1)
 

@@ -163,12 +163,18 @@ def plots(content: dict[str, Any]) -> dict[str, Path]:
 
 def overhead_table(content: dict[str, Any]) -> str:
     """Return the times of a step in the trainer and in the bare loop, and their ratio."""
+    head = ["", "trainer", "bare loop", "ratio", "lowest to highest"]
     rows = [
-        [row["loop"], *(f"{row[key]:.0f} ms" for key in ("wall ms", "processor ms"))]
+        [
+            f"{row['clock']} time of a step",
+            f"{row['trainer ms']:.0f} ms",
+            f"{row['bare loop ms']:.0f} ms",
+            f"{row['ratio']:.2f}",
+            f"{row['lowest']:.2f} to {row['highest']:.2f}",
+        ]
         for row in content["rows"]
     ]
-    ratios = [f"{content['ratios'][clock]:.3f}" for clock in ("wall", "processor")]
-    return markdown(["a step of", "time", "processor time"], [*rows, ["ratio", *ratios]])
+    return markdown(head, rows)
 
 
 def _with_spread(figure: Sequence[float | None], form: str) -> str:
