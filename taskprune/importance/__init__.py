@@ -1,7 +1,7 @@
 """Importance criteria: what each task would lose with a channel."""
 
 from taskprune.coupling.modalities import modality_of_groups
-from taskprune.importance.altermoma import AlterMomaImportance
+from taskprune.importance.altermoma import AlterMomaImportance, difference, discount
 from taskprune.importance.bn_scale import BatchNormScaleImportance
 from taskprune.importance.combined import CombinedImportance
 from taskprune.importance.conflict import CosineConflict, EffectConflict
@@ -66,6 +66,8 @@ __all__ = [
     "by_stake",
     "by_tolerance",
     "conflict_report",
+    "difference",
+    "discount",
     "distortion",
     "importance_by_name",
     "importance_names",

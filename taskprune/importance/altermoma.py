@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -27,6 +27,17 @@ from taskprune.importance.scores import ChannelScores, Evidence
 from taskprune.modality import FUSION, Modality
 
 
+def discount(contribution: Tensor, redundancy: Tensor) -> Tensor:
+    """Return the contribution less the part of it that is redundant; never negative. Ours."""
+    both = contribution + redundancy
+    return contribution.square() / torch.where(both > 0, both, 1.0)
+
+
+def difference(contribution: Tensor, redundancy: Tensor) -> Tensor:
+    """Return contribution less redundancy, as published (equation 11)."""
+    return contribution - redundancy
+
+
 @dataclass(frozen=True)
 class AlterMomaImportance:
     r"""Deactivated contribution less reactivated redundancy, per coupled channel.
@@ -35,20 +46,26 @@ class AlterMomaImportance:
               \tilde\Phi_c = |\theta_c \, \partial L_{-m} / \partial \theta_c
               - \theta_c \, \partial L^B_{-m} / \partial \theta_c|
 
-    .. math:: S_c = \alpha \frac{\hat\Phi_c}{\sum \hat\Phi} - \beta \frac{\tilde\Phi_c}{\sum
-              \tilde\Phi}
+    .. math:: S_c = C_c \frac{C_c}{C_c + R_c}, \qquad
+              C = \alpha \hat\Phi / \overline{\hat\Phi}, \qquad
+              R = \beta \tilde\Phi / \overline{\tilde\Phi}
 
     with :math:`L_{-m}` the loss while the *other* branch's features are masked and :math:`L^B_{-m}`
-    the same after *B* steps of training in that state (equations 6, 10, 11 of the paper; for
+    the same after *B* steps of training in that state (equations 6 and 10 of the paper; for
     channels outside of the branches the mean over all branches masked in turn, equation 13). What
     training revives once the other sensor is gone was idle because of it: redundant.
 
     Published for single weights and, in an appendix, for structures; here :math:`\theta_c` are all
-    entries of a coupled channel, with the effect summed before the absolute value. Ours: one such
-    score per task, brought together at the end; ``normalise="mean"``, which divides by the mean in
-    place of the sum over a block, since with sums one global threshold favours small blocks; the
-    reactivation's rate and length, which the paper does not state. It runs in eval mode (norms
-    keep their statistics), and needs all calibration batches at once in memory.
+    entries of a coupled channel, with the effect summed before the absolute value. Published is
+    the *difference* :math:`S_c = C_c - R_c` (equation 11) of shares of the block's sum. Both are
+    heavy-tailed and go together, so on a trained net the difference drops many of the very channels
+    that matter most; in :func:`discount`, the default, redundancy can take away all of a channel's
+    worth but no more. Also ours: effects by the root mean square over batches, since their mean
+    vanishes where training has ended; one such score per task, brought together at the end;
+    ``normalise="mean"``, which divides by the mean in place of the sum over a block, since with
+    sums one global threshold favours small blocks; the reactivation's rate and length, which the
+    paper does not state. It runs in eval mode (norms keep their statistics), and needs all
+    calibration batches at once in memory.
 
     Attributes:
         modalities: At least two. Default: those that the groups are labelled with, or else those
@@ -59,6 +76,7 @@ class AlterMomaImportance:
             taken in turn.
         learning_rate: Of the reactivation.
         normalise: ``"mean"`` or ``"sum"`` over the channels of a block.
+        combine: ``(C, R) -> S``, of the same shape: :func:`discount` or :func:`difference`.
         aggregate: Brings the tasks' scores together.
 
     References:
@@ -72,6 +90,7 @@ class AlterMomaImportance:
     reactivation_steps: int = 8
     learning_rate: float = 1e-3
     normalise: Literal["mean", "sum"] = "mean"
+    combine: Callable[[Tensor, Tensor], Tensor] = discount
     aggregate: Aggregation = aggregation.mean
 
     def __post_init__(self) -> None:
@@ -111,9 +130,9 @@ class AlterMomaImportance:
                 self._reactivate(adapted, quietly, batches)
                 # The weights of the gradient's factor are the initial ones, equation 10.
                 after, _ = effects.of(adapted, quietly, weights=dict(model.named_parameters()))
-            redundancy[name] = (before - after).abs()
+            redundancy[name] = _size(before - after)
         labels = {group.name: group.modality for group in groups}
-        per_task = self._scores(effects.index, labels, contribution.abs(), redundancy)
+        per_task = self._scores(effects.index, labels, _size(contribution), redundancy)
         weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
         per_task = per_task * weights[:, None]
         return ChannelScores(
@@ -159,9 +178,8 @@ class AlterMomaImportance:
             # A branch is judged with the others masked; what lies behind them with each in turn.
             masked = [r for name, r in redundancy.items() if label == FUSION or name != label]
             spare = torch.stack([self._relative(r[:, block]) for r in masked]).mean(0)
-            scores[:, block] = (
-                self.alpha * self._relative(contribution[:, block]) - self.beta * spare
-            )
+            worth = self.alpha * self._relative(contribution[:, block])
+            scores[:, block] = self.combine(worth, self.beta * spare)
         return scores
 
     def _relative(self, values: Tensor) -> Tensor:
@@ -169,8 +187,13 @@ class AlterMomaImportance:
         return values / torch.where(whole > 0, whole, 1.0)
 
 
+def _size(effects: Tensor) -> Tensor:
+    """Return the root mean square over those batches that have labels. Shape ``[T, C]``."""
+    return effects.square().nanmean(0).nan_to_num().sqrt()
+
+
 class _Effects:
-    """Signed effects of channels on tasks, averaged over batches."""
+    """Signed effects of channels on tasks, batch by batch."""
 
     def __init__(self, index: ChannelIndex) -> None:
         self.index = index
@@ -178,7 +201,9 @@ class _Effects:
     def of(
         self, model: nn.Module, evidence: Evidence, *, weights: Mapping[str, Tensor] | None = None
     ) -> tuple[Tensor, int]:
-        """Return the mean effects, shape ``[T, C]``, and how many batches there were.
+        """Return the effects and the number of batches, in all processes together.
+
+        The effects have shape ``[B, T, C]`` and are NaN where a batch has no labels of a task.
 
         Args:
             model: The model to differentiate.
@@ -187,18 +212,18 @@ class _Effects:
         """
         parameters = self.index.find(dict(model.named_parameters()))
         factors = self.index.find(weights) if weights is not None else parameters
-        total = torch.zeros(len(evidence.tasks), self.index.n_channels, dtype=torch.float64)
-        labelled = torch.zeros(len(evidence.tasks), 1, dtype=torch.float64)
+        shape = (len(evidence.tasks), self.index.n_channels)
+        effects: list[Tensor] = []
 
         def add(batch: Iterator[TaskGradients]) -> None:
+            effects.append(torch.full(shape, torch.nan, dtype=torch.float64))
             for found in batch:
                 products = {
                     name: factors[name].detach() * gradient
                     for name, gradient in found.gradients.items()
                     if gradient is not None
                 }
-                total[found.task] += self.index.sums(products, torch.device("cpu"))
-                labelled[found.task] += 1
+                effects[-1][found.task] = self.index.sums(products, torch.device("cpu"))
 
         n_batches = for_each_batch(model, parameters, evidence, add)
-        return total / labelled.clamp_min(1), n_batches
+        return torch.stack(effects), n_batches

@@ -24,20 +24,25 @@ from taskprune.modality import FUSION, Modality
 
 @dataclass(frozen=True)
 class CrossPruneImportance:
-    r"""How much of each channel is left once weights are driven to sparsity together.
+    r"""What each channel is worth while weights are driven to sparsity together.
 
     .. math:: \min_W \sum_t L_t(W) + \mu \, \|F(W) - F(W_0)\|^2 / \|F(W_0)\|^2 \quad
               \text{s.t. at most } k \text{ channels are not zero}
 
     with *F* the fused feature, solved by ADMM, block by block: the modalities take turns, then the
     fusion, the rest of the network free to make up for what the block in turn gives up. A turn
-    begins with the whole block pulled to half its strength; the channels with least left are then
-    pulled to zero, by gradient steps on loss and distortion and proximal ones on
+    begins with the whole block pulled part of the way to zero; the channels that resist least are
+    then pulled all the way, by gradient steps on loss and distortion and proximal ones on
     :math:`\|W - Z + U\|^2`, where *Z* is *W + U* with them at zero and *U* adds up what is left of
     the difference. As distortion is measured behind the fusion, a branch may give up what another
-    carries too, and the other's copy is needed from then on. The score is what was left of a
-    channel when its whole block was pulled alike: its root mean square over that at the start. The
-    model itself is not changed.
+    carries too, and the other's copy is needed from then on. The score is the price of a channel,
+
+    .. math:: \Big( E_s \Big[ \Big( \sum_{i \in c} W_{0,i} \, \partial f / \partial W_i
+              \Big)^2 \Big] \Big)^{1/2}
+
+    with *f* the objective and *s* the later half of the steps in which its block is pulled, when
+    the rest has had time to make up. It is in the objective's own unit, so one threshold is fair
+    to all blocks. The model itself is not changed.
 
     Published is the idea: pruning of both branches and restriction of feature distortion as one
     multi-objective problem, solved with ADMM. Its equations are not public; everything above is our
@@ -53,6 +58,8 @@ class CrossPruneImportance:
         distortion_weight: :math:`\mu`.
         rho: Which part of the way to *Z* pulled entries go with every step, 0 to 1.
         steps: Gradient steps in each half of a turn; batches are taken one after the other.
+        pull: How far a whole block is pulled while its channels are priced: 0, not at all, to 1,
+            to zero.
         learning_rate: Of these steps (Adam).
 
     References:
@@ -66,17 +73,23 @@ class CrossPruneImportance:
     distortion_weight: float = 1.0
     rho: float = 0.1
     steps: int = 8
-    learning_rate: float = 1e-3
+    pull: float = 0.2
+    learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
         check_removed(self.removed)
         if self.steps < 1:
             raise InputError(f"`steps` must be at least 1. Found {self.steps!r}.")
-        if self.distortion_weight < 0 or not 0 < self.rho < 1 or self.learning_rate <= 0:
+        if self.distortion_weight < 0 or self.learning_rate <= 0:
             raise InputError(
-                "`distortion_weight` must be at least 0, `rho` between 0 and 1, `learning_rate` "
-                f"positive. Found {self.distortion_weight}, {self.rho} and {self.learning_rate}."
+                "`distortion_weight` must be at least 0 and `learning_rate` positive. Found "
+                f"{self.distortion_weight} and {self.learning_rate}."
             )
+        for name in ("rho", "pull"):
+            if not 0 < getattr(self, name) < 1:
+                raise InputError(
+                    f"`{name}` must lie between 0 and 1. Found {getattr(self, name)!r}."
+                )
 
     def __call__(
         self, model: nn.Module, groups: CouplingGroups, evidence: Evidence, /
@@ -135,9 +148,9 @@ def crossprune_blocks(
     return blocks
 
 
-def weakest(strength: Tensor, block: Tensor, count: int) -> Tensor:
-    """Return the ``count`` channels of a block with the least strength."""
-    return block[strength[block].argsort(stable=True)[:count]]
+def weakest(worth: Tensor, block: Tensor, count: int) -> Tensor:
+    """Return the ``count`` channels of a block that are worth least."""
+    return block[worth[block].argsort(stable=True)[:count]]
 
 
 def check_removed(removed: float | Mapping[str, float]) -> None:
@@ -168,39 +181,47 @@ class _Run:
         """Give every block its turn.
 
         Returns:
-            What was left of each channel when its block was pulled alike. Shape ``[C]``.
+            The price of each channel while its block was pulled. Shape ``[C]``.
         """
         channels = self.channels
         targets = [self._fused(evidence, batch) for batch in batches]
-        start = channels.strength().clamp_min(torch.finfo(torch.float64).tiny)
-        left = torch.ones_like(start)
+        initial = {name: weight.detach().clone() for name, weight in channels.weights.items()}
+        prices = torch.zeros_like(channels.strength())
         optimizer = torch.optim.Adam(channels.weights.values(), lr=self.settings.learning_rate)
         done = 0
         for block, count in self.blocks:
-            for halved in (block, None):
+            for is_priced in (True, False):
                 shares = channels.gone.double()
-                if halved is not None:
-                    shares[halved] = shares[halved].clamp_min(0.5)
+                if is_priced:
+                    shares[block] = shares[block].clamp_min(self.settings.pull)
+                squares = []
                 for _ in range(self.settings.steps):
                     number = done % len(batches)
                     loss = self._objective(evidence, batches[number], targets[number])
-                    self._step(optimizer, loss)
+                    gradients = self._step(optimizer, loss)
+                    if is_priced:
+                        products = {name: initial[name] * g for name, g in gradients.items()}
+                        effects = channels.index.sums(products, torch.device("cpu"))
+                        squares.append(effects.square())
                     channels.pull(shares)
                     done += 1
                     evidence.progress(done)
-                if halved is not None:
-                    # Against the start: layers differ in scale, and what counts is what goes.
-                    left[block] = (channels.strength() / start)[block]
-                    channels.gone[weakest(left, block, count)] = True
+                if is_priced:
+                    later = torch.stack(squares[self.settings.steps // 2 :])
+                    prices[block] = later.mean(0).sqrt()[block]
+                    channels.gone[weakest(prices, block, count)] = True
             channels.remember()
-        return left
+        return prices
 
-    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        weights = tuple(self.channels.weights.values())
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        for weight, gradient in zip(weights, gradients, strict=True):
+    def _step(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> dict[str, Tensor]:
+        """Make a step; return the gradients by weight, where there are any."""
+        weights = self.channels.weights
+        gradients = torch.autograd.grad(loss, tuple(weights.values()), allow_unused=True)
+        for weight, gradient in zip(weights.values(), gradients, strict=True):
             weight.grad = gradient
         optimizer.step()
+        named = zip(weights, gradients, strict=True)
+        return {name: gradient for name, gradient in named if gradient is not None}
 
     def _objective(self, evidence: Evidence, batch: Any, original: Tensor) -> Tensor:
         with _listening(self.model, self.settings.fused) as heard:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import taskprune
 from taskprune import Budget, Modality, PruningPlan, Task
 from taskprune.errors import InputError
-from taskprune.importance import AlterMomaImportance
+from taskprune.importance import AlterMomaImportance, difference
 
 SENSORS = (Modality("camera", inputs="images"), Modality("lidar", inputs="points"))
 
@@ -97,7 +97,8 @@ def test_criteria_use_the_modalities_of_the_front_door() -> None:
 
 
 def test_scores_below_zero_leave_shares_between_none_and_all() -> None:
-    result = pruned(ratio=0.4, importance=AlterMomaImportance(), modalities=SENSORS)
+    published = AlterMomaImportance(combine=difference)
+    result = pruned(ratio=0.4, importance=published, modalities=SENSORS)
     assert min(float(own.min()) for own in result.scores.total.values()) < 0
     assert all(0 <= line.importance_removed <= 1 for line in result.report.tasks)
     for why in result.plan.rationale:

@@ -22,12 +22,13 @@ from taskprune.importance import (
     Importance,
     MagnitudeImportance,
     TaskTaylorImportance,
+    difference,
     score,
 )
 
 SENSORS = (Modality("camera", inputs="camera"), Modality("lidar", inputs="lidar"))
 N_OWN, COPY, IDLE = 3, 0, 4
-ALTERMOMA = AlterMomaImportance(learning_rate=3e-2)
+ALTERMOMA = AlterMomaImportance(learning_rate=3e-2, combine=difference)
 
 
 class TwoSensorsTwoTasks(nn.Module):

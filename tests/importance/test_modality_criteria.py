@@ -28,6 +28,8 @@ from taskprune.importance import (
     Importance,
     Modality,
     TaylorImportance,
+    difference,
+    discount,
     modality_of_groups,
     score,
 )
@@ -40,9 +42,9 @@ def scored(criterion: Importance) -> tuple[TwoSensors, list[Batch], ChannelScore
 
 
 CRITERIA: dict[str, AlterMomaImportance | CrossPruneImportance] = {
-    "altermoma": AlterMomaImportance(BRANCHES, learning_rate=3e-2),
+    "altermoma": AlterMomaImportance(BRANCHES, learning_rate=3e-2, combine=difference),
     "crossprune": CrossPruneImportance(
-        BRANCHES, fused="fusion", removed=0.25, learning_rate=3e-2, steps=10
+        BRANCHES, fused="fusion", removed=0.25, learning_rate=3e-2, steps=60, pull=0.5
     ),
 }
 
@@ -92,6 +94,17 @@ def test_without_redundancy_the_score_is_the_contribution() -> None:
     for branch in ("camera_branch", "lidar_branch"):
         assert (scores.total[branch] >= 0).all()
         assert float(scores.total[branch].sum()) == pytest.approx(1.0)
+
+
+def test_a_discount_takes_away_all_worth_at_most() -> None:
+    contribution = torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+    redundancy = torch.tensor([0.0, 0.0, 1.0, 1e9, 5.0], dtype=torch.float64)
+    worth = discount(contribution, redundancy)
+    torch.testing.assert_close(
+        worth, worth.new_tensor([0.0, 1.0, 0.5, 0.0, 0.0]), atol=1e-8, rtol=0
+    )
+    assert (worth >= 0).all()
+    assert float(difference(contribution, redundancy).min()) < 0
 
 
 def test_groups_belong_to_the_branch_that_makes_them() -> None:
