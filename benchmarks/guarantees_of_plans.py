@@ -42,8 +42,16 @@ def _limits(net: Bundled, scores: ChannelScores) -> Iterator[Guarantee]:
     safety = Safety()
     plan = net.plan(0.5, scores)
     kept = [(d.n_kept, d.n_channels) for d in plan.groups]
-    least = min(n_kept / min(n, safety.min_channels) for n_kept, n in kept)
-    yield Guarantee.above("channels kept in any group, over the least allowed", least, 1.0)
+    # A channel of several positions, such as an attention head, counts as many.
+    widths = {
+        group.name: min((m.index.shape[1] for m in group.members if m.produces), default=1)
+        for group in net.groups
+    }
+    least = min(
+        d.n_kept * widths[d.name] / min(d.n_channels * widths[d.name], safety.min_channels)
+        for d in plan.groups
+    )
+    yield Guarantee.above("positions kept in any group, over the least allowed", least, 1.0)
     share = max(1 - n_kept / n for n_kept, n in kept)
     yield Guarantee.below("largest share of a group that went", share, safety.max_removed)
     gone = 0
