@@ -21,14 +21,9 @@ TEACHER_SIZE = (320, 192)
 """Width and height of the images that the bundled teacher was trained on."""
 
 FINE_TUNING = TrainSettings(
-    minutes=5.0,
-    batch_size=8,
-    lr=5e-4,
-    average_decay=0.99,
-    bfloat16=True,
-    validate_every=10_000,
+    steps=300, batch_size=8, lr=5e-4, average_decay=0.99, validate_every=10_000
 )
-"""Recipe of `fit_teacher`: some minutes, whatever the machine."""
+"""Recipe of `fit_teacher`: the same teacher on every machine, in about five minutes on two cores."""
 
 
 def load_teacher(weights: Path | str | None = None) -> PanopticDrivingNet:
