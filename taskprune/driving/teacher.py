@@ -23,7 +23,7 @@ TEACHER_SIZE = (320, 192)
 FINE_TUNING = TrainSettings(
     steps=300, batch_size=8, lr=5e-4, average_decay=0.99, validate_every=10_000
 )
-"""Recipe of `fit_teacher`: the same teacher on every machine, in about five minutes on two cores."""
+"""Recipe of `fit_teacher`: the same everywhere, about five minutes on two cores."""
 
 
 def load_teacher(weights: Path | str | None = None) -> PanopticDrivingNet:
