@@ -1,7 +1,6 @@
 """The bundled camera-LiDAR network, pruned by what its two sensors both say.
 
-Run it with ``python examples/fusion.py``; it takes about a minute on one core. The few
-steps of fine-tuning bring back a part of what pruning takes; more steps bring back more. With
+Run it with ``python examples/fusion.py``; it takes about a minute on one core. With
 ``--kitti ROOT`` (a folder in KITTI's object layout) it also reads real frames; the bundled network
 has seen made-up scenes only, so expect it to find little there before you train it on such frames:
 ``taskprune-driving fusion train --data ROOT --init teacher --out DIR``.
@@ -71,7 +70,7 @@ def main() -> None:
         data=list(scene_batches("tuning", steps, batch_size=4)),
         forward=fusion_forward,
         plan=result.plan,
-        settings=taskprune.DistillSettings(steps=steps, learning_rate=2e-3),
+        settings=taskprune.DistillSettings(steps=steps, learning_rate=3e-4, frozen_batchnorm=True),
     )
     for name, batches in validation.items():
         figures[name].append(quality(student, batches))
