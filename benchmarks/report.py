@@ -208,6 +208,56 @@ def fusion_recipe(content: dict[str, Any]) -> str:
     )
 
 
+def latency_table(content: dict[str, Any]) -> str:
+    """Return what each budget removes from the `l` net, and how much faster that makes it."""
+    rows = [
+        [
+            row["model"],
+            f"{row['params removed %']:.1f} %",
+            f"{row['macs removed %']:.1f} %",
+            f"{row['median ms']:.0f} ms ({row['lower']:.0f} to {row['upper']:.0f})",
+            f"{row['times faster']:.2f} ×",
+        ]
+        for row in content["rows"]
+    ]
+    head = ["budget", "parameters removed", "MACs removed", "latency, median (quartiles)", "faster"]
+    return markdown(head, rows)
+
+
+def latency_predictions(content: dict[str, Any]) -> str:
+    """Return predicted beside measured latencies: a row per net and budget."""
+    rows = [
+        [
+            row["net"],
+            row["budget"],
+            f"{row['predicted ms']:.1f} ms",
+            f"{row['measured ms']:.1f} ms ({row['lowest']:.1f} to {row['highest']:.1f})",
+            f"{row['measured / predicted']:.2f}",
+        ]
+        for row in content["predictions"]
+    ]
+    head = ["net", "budget", "predicted", "measured, median (rounds)", "measured / predicted"]
+    return markdown(head, rows)
+
+
+def scoring_table(content: dict[str, Any]) -> str:
+    """Return the time of scoring over that of its gradients alone."""
+    rows = [
+        [row["criterion"], f"{row['ratio']:.2f}", f"{row['lowest']:.2f} to {row['highest']:.2f}"]
+        for row in content["rows"]
+    ]
+    return markdown(["criterion", "scoring over a bare loop", "lowest to highest"], rows)
+
+
+def guarantees_table(content: dict[str, Any]) -> str:
+    """Return what is promised, what was measured of it, and what was asked for."""
+    rows = [
+        [row["promise"], row["measured"], row["asked"], "yes" if row["holds"] else "**no**"]
+        for row in content["rows"]
+    ]
+    return markdown(["promise", "measured", "asked", "holds"], rows)
+
+
 def modality_table(content: dict[str, Any]) -> str:
     """Return AP on the fusion net before and after fine-tuning: a row per ratio and criterion."""
     whole = content["teacher"]
@@ -249,10 +299,14 @@ VIEWS = {
     "distillation": distillation_table,
     "fusion": fusion_table,
     "fusion.recipe": fusion_recipe,
+    "guarantees": guarantees_table,
+    "latency": latency_table,
+    "latency.predictions": latency_predictions,
     "modality": modality_table,
     "modality.duels": modality_duels,
     "distillation.plots": distillation_plots,
     "distillation_overhead": overhead_table,
+    "scoring": scoring_table,
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
 
