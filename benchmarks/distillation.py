@@ -98,7 +98,8 @@ class Bench:
         self.images, self.seed, self.args = images, seed, args
         self.teacher: PanopticDrivingNet = images.teacher()
         self.validation = images.validation(args.images)
-        self.training = images.training(seed, args.steps)
+        self.steps = args.steps or images.steps
+        self.training = images.training(seed, self.steps)
         started = time.perf_counter()
         self.reference = self.judge(self.teacher)
         self.judging_s = time.perf_counter() - started
@@ -125,7 +126,7 @@ class Bench:
         started = time.perf_counter()
         points = self.start if name == PRUNED else self.judge(self.trained(arms()[name]))
         return {
-            **identity(self.images.name, name, self.seed, self.args),
+            **identity(self.images, name, self.seed, self.args),
             "removed": self.removed,
             "teacher": self.reference,
             "pruned": self.start,
@@ -148,7 +149,7 @@ class Bench:
                 taps=FEATURE_MODULES if arm.feature_weight else (),
                 forward=forward,
                 settings=DistillSettings(
-                    steps=steps or self.args.steps,
+                    steps=steps or self.steps,
                     seed=self.seed,
                     learning_rate=arm.learning_rate,
                     feature_weight=arm.feature_weight,
@@ -175,16 +176,16 @@ class Bench:
         return ends[1] - ends[0]
 
 
-def identity(images: str, arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    steps = 0 if arm == PRUNED else args.steps
-    return {"on": images, "arm": arm, "seed": seed, "images": args.images, "steps": steps}
+def identity(images: Images, arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+    steps = 0 if arm == PRUNED else args.steps or images.steps
+    return {"on": images.name, "arm": arm, "seed": seed, "images": args.images, "steps": steps}
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Compute the cells that are missing and return all that were asked for."""
     cells = Cells("distillation", RUNS) if args.trial else Cells("distillation")
     keys = [
-        (images, seed, identity(images.name, arm, seed, args))
+        (images, seed, identity(images, arm, seed, args))
         for images in image_sets(args.data)
         for seed in args.seeds
         for arm in (PRUNED, *args.arms)
@@ -206,7 +207,7 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
 def _say_how_long(bench: Bench, names: Iterable[str]) -> None:
     trained = [name for name in names if name != PRUNED]
     steps = {name: bench.step_seconds(arms()[name]) for name in dict.fromkeys(trained)}
-    total = sum(bench.args.steps * steps[name] + bench.judging_s for name in trained)
+    total = sum(bench.steps * steps[name] + bench.judging_s for name in trained)
     for name, seconds in steps.items():
         print(f"  a step of {name}: {seconds:.2f} s")
     print(f"Expected: {total / 60:.0f} minutes, and pruning once per seed.")
@@ -244,6 +245,7 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
 
         row: dict[str, Any] = {"on": on, "arm": arm, "seeds": len(group)}
+        row["steps"] = group[0]["steps"]
         row["points"] = over_seeds(lambda cell, task: cell["points"][task])
         row["change"] = over_seeds(lambda cell, task: cell["points"][task] - cell["teacher"][task])
         row["recovered"] = {} if arm == PRUNED else over_seeds(recovered)
@@ -275,7 +277,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="a data set in BDD100K's layout, as well")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=150, help="of 8 images")
+    parser.add_argument(
+        "--steps", type=int, help="of 8 images (default: as many as suit the images)"
+    )
     parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()))
     parser.add_argument("--images", type=int, default=160, help="unseen images to judge on")
     parser.add_argument("--trial", action="store_true", help="keep cells apart, write no results")
@@ -285,7 +289,7 @@ def main() -> None:
         show(f"On {on}", [shown(row) for row in table if row["on"] == on])
     if args.trial:
         return
-    settings = {"seeds": args.seeds, "steps": args.steps, "images": args.images, "ratio": RATIO}
+    settings = {"seeds": args.seeds, "images": args.images, "ratio": RATIO}
     record("distillation", {"settings": settings, "arms": table})
 
 

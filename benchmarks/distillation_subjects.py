@@ -32,6 +32,7 @@ class Images:
         calibration: ``(seed) -> batches`` to score with.
         training: ``(seed, steps) -> batches``, augmented.
         validation: ``(n) -> batches`` that no training has seen.
+        steps: How many of fine-tuning, 8 images each.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Images:
     calibration: Callable[[int], Batches]
     training: Callable[[int, int], Batches]
     validation: Callable[[int], Batches]
+    steps: int
 
 
 def scenes() -> Images:
@@ -52,6 +54,7 @@ def scenes() -> Images:
             Cached(RoadScenes(BATCH_SIZE * steps, seed=2000 + seed)), seed
         ),
         validation=lambda n: _in_order(Cached(RoadScenes(n, seed=VALIDATION_SEED))),
+        steps=150,
     )
 
 
@@ -70,6 +73,7 @@ def data_set(root: Path) -> Images:
         calibration=calibration,
         training=lambda seed, _steps: _shuffled(train, seed),
         validation=lambda n: _in_order(Subset(held_out, range(min(n, len(held_out))))),
+        steps=100,
     )
 
 

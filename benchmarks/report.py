@@ -140,8 +140,10 @@ def distillation_table(content: dict[str, Any]) -> str:
     for task in rows[0]["change"]:
         headings += [f"{task}, change", "recovered %"]
     asked = content["settings"]
+    steps = {row["on"]: row["steps"] for row in rows if row["steps"]}
+    each = ", ".join(f"{n} steps on {on}" for on, n in steps.items())
     said = (
-        f"−{100 * asked['ratio']:.1f} % of the parameters, {asked['steps']} steps, "
+        f"−{100 * asked['ratio']:.1f} % of the parameters, {each}, "
         f"{len(asked['seeds'])} seeds, judged on at most {asked['images']} unseen images."
     )
     return f"{markdown(headings, lines)}\n\n*{said}*"
