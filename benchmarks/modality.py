@@ -69,8 +69,8 @@ AVERAGE_DECAY = 0.9
 DEFAULT = "task Taylor − conflict (default)"
 PUBLISHED = "AlterMOMA, difference as published"
 CONTRIBUTION = "AlterMOMA, contribution alone"
-ACROSS = ("AlterMOMA", PUBLISHED, "CrossPrune")
-"""The criteria that look across modalities."""
+ACROSS = ("AlterMOMA", "CrossPrune")
+"""The criteria that look across modalities and are set against those that do not."""
 
 Judged = dict[str, dict[str, float]]
 """``{condition: {"AP": points, "IoU": points, ...}}``."""
@@ -294,7 +294,7 @@ def duels(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         names = list(dict.fromkeys(name for name, _ in points))
         seeds = list(dict.fromkeys(seed for _, seed in points))
         for across in (name for name in names if name in ACROSS):
-            for other in (name for name in names if name not in (*ACROSS, CONTRIBUTION)):
+            for other in (name for name in names if name not in (*ACROSS, PUBLISHED, CONTRIBUTION)):
                 row: dict[str, Any] = {"ratio": ratio, "steps": steps}
                 row |= {"criterion": across, "against": other}
                 for condition in next(iter(points.values())):
