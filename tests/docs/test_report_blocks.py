@@ -21,11 +21,12 @@ def test_a_file_has_its_own_view_before_that_of_its_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    loops = [{"loop": name, "wall ms": 100.0, "processor ms": 90.0} for name in ("trainer", "bare")]
-    ratios = {"wall": 1.01, "processor": 1.02}
+    row = {"clock": "wall", "trainer ms": 101.0, "bare loop ms": 100.0}
+    row |= {"ratio": 1.01, "lowest": 0.9, "highest": 1.1}
     file = tmp_path / "distillation_overhead.json"
-    file.write_text(json.dumps({"ratios": ratios, "rows": loops}))
-    assert "| ratio | 1.010 | 1.020 |" in report.table("distillation_overhead")
+    file.write_text(json.dumps({"rows": [row]}))
+    line = "| wall time of a step | 101 ms | 100 ms | 1.01 | 0.90 to 1.10 |"
+    assert line in report.table("distillation_overhead")
 
 
 def test_recovered_shares_are_shown_per_task_with_a_picture_per_set_of_images(
@@ -33,13 +34,20 @@ def test_recovered_shares_are_shown_per_task_with_a_picture_per_set_of_images(
 ) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     arms = [
-        {"on": on, "arm": "plain", "change": {"lane": [-1.0, 0.5]}, "recovered": {"lane": share}}
-        for on, share in (("scenes", [80.0, 5.0]), ("camvid", [None, None]))
+        {
+            "on": on,
+            "arm": "plain",
+            "steps": steps,
+            "change": {"lane": [-1.0, 0.5]},
+            "recovered": {"lane": share},
+        }
+        for on, steps, share in (("scenes", 3, [80.0, 5.0]), ("camvid", 2, [None, None]))
     ]
-    settings = {"ratio": 0.327, "steps": 2, "seeds": [0, 1], "images": 8}
+    settings = {"ratio": 0.327, "seeds": [0, 1], "images": 8}
     file = tmp_path / "distillation.json"
     file.write_text(json.dumps({"settings": settings, "arms": arms}))
     shown = report.table("distillation")
     assert "| scenes | plain | -1.0 ± 0.5 | 80 ± 5 |" in shown
     assert "| camvid | plain | -1.0 ± 0.5 |  |" in shown
+    assert "3 steps on scenes, 2 steps on camvid" in shown
     assert report.table("distillation.plots").count("](images/distillation_") == 2
