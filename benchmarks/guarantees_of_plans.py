@@ -23,6 +23,7 @@ from taskprune.graph import trace
 from taskprune.importance import ChannelScores, score
 from taskprune.loss_budget import predicted_loss
 from taskprune.outputs import flatten_outputs
+from taskprune.safety import channel_width
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from zoo import ZOO
@@ -43,10 +44,7 @@ def _limits(net: Bundled, scores: ChannelScores) -> Iterator[Guarantee]:
     plan = net.plan(0.5, scores)
     kept = [(d.n_kept, d.n_channels) for d in plan.groups]
     # A channel of several positions, such as an attention head, counts as many.
-    widths = {
-        group.name: min((m.index.shape[1] for m in group.members if m.produces), default=1)
-        for group in net.groups
-    }
+    widths = {group.name: channel_width(group) for group in net.groups}
     least = min(
         d.n_kept * widths[d.name] / min(d.n_channels * widths[d.name], safety.min_channels)
         for d in plan.groups

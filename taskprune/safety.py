@@ -189,7 +189,7 @@ def _removable(
     cap = min(safety.max_removed, safety.max_removed_private) if private else safety.max_removed
     allowed: dict[Limit, int] = {
         "protected": len(order),
-        "min_channels": max(0, n - math.ceil(safety.min_channels / _width(group))),
+        "min_channels": max(0, n - math.ceil(safety.min_channels / channel_width(group))),
         "max_removed_private" if private else "max_removed": safety.most_removable(group, cap),
     }
     held_by: Limit = min(allowed, key=lambda limit: allowed[limit])
@@ -197,7 +197,7 @@ def _removable(
     return Removable(group, order, accumulated(total[order], scores.correlation), held_by)
 
 
-def _width(group: CouplingGroup) -> int:
+def channel_width(group: CouplingGroup) -> int:
     """How many positions of the tensor that makes it one channel of the group takes."""
     widths = [m.index.shape[1] for m in group.members if m.produces]
     return max(1, min(widths, default=1))

@@ -42,11 +42,7 @@ def recalibrate_batchnorm(
     """
     if n_batches < 1:
         raise InputError(f"`n_batches` must be at least 1. Found {n_batches}.")
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
+    layers = _with_statistics(model)
     if not layers:
         return 0
     modes = {module: module.training for module in model.modules()}
@@ -84,6 +80,13 @@ def freeze_batchnorm(model: nn.Module) -> None:
     Args:
         model: Changed in place: the training flags of those layers that have statistics.
     """
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.running_mean is not None:
-            module.eval()
+    for layer in _with_statistics(model):
+        layer.eval()
+
+
+def _with_statistics(model: nn.Module) -> list[_BatchNorm]:
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    ]

@@ -186,7 +186,7 @@ class _Run:
         channels = self.channels
         targets = [self._fused(evidence, batch) for batch in batches]
         initial = {name: weight.detach().clone() for name, weight in channels.weights.items()}
-        prices = torch.zeros_like(channels.strength())
+        prices = torch.zeros(channels.index.n_channels, dtype=torch.float64)
         optimizer = torch.optim.Adam(channels.weights.values(), lr=self.settings.learning_rate)
         done = 0
         for block, count in self.blocks:
