@@ -165,14 +165,14 @@ def plots(content: dict[str, Any]) -> dict[str, Path]:
 
 def overhead_table(content: dict[str, Any]) -> str:
     """Return the times of a step in the trainer and in the bare loop, and their ratio."""
-    head = ["", "trainer", "bare loop", "ratio", "lowest to highest"]
+    head = ["", "trainer", "bare loop", "ratio", "half of the steps"]
     rows = [
         [
             f"{row['clock']} time of a step",
             f"{row['trainer ms']:.0f} ms",
             f"{row['bare loop ms']:.0f} ms",
-            f"{row['ratio']:.2f}",
-            f"{row['lowest']:.2f} to {row['highest']:.2f}",
+            f"{row['ratio']:.2f} ± {row['standard error']:.2f}",
+            f"{row['lower quartile']:.2f} to {row['upper quartile']:.2f}",
         ]
         for row in content["rows"]
     ]

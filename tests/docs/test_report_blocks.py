@@ -22,10 +22,10 @@ def test_a_file_has_its_own_view_before_that_of_its_kind(
 ) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
     row = {"clock": "wall", "trainer ms": 101.0, "bare loop ms": 100.0}
-    row |= {"ratio": 1.01, "lowest": 0.9, "highest": 1.1}
+    row |= {"ratio": 1.01, "standard error": 0.02, "lower quartile": 0.9, "upper quartile": 1.1}
     file = tmp_path / "distillation_overhead.json"
     file.write_text(json.dumps({"rows": [row]}))
-    line = "| wall time of a step | 101 ms | 100 ms | 1.01 | 0.90 to 1.10 |"
+    line = "| wall time of a step | 101 ms | 100 ms | 1.01 ± 0.02 | 0.90 to 1.10 |"
     assert line in report.table("distillation_overhead")
 
 
