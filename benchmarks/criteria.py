@@ -90,7 +90,6 @@ class Bench:
         self.subject, self.seed, self.args = subject, seed, args
         self.teacher = subject.teacher(seed)
         self.tasks = subject.tasks()
-        self.keep: list[float] = args.keep or list(subject.keep)
         self.calibration = list(subject.calibration(seed))
         self.reference = subject.judge(self.teacher, args.images)
         first = self.calibration[0]
@@ -98,13 +97,13 @@ class Bench:
         graph = trace(self.teacher, first, forward=subject.forward, tasks=owners)
         self.groups: CouplingGroups = couple(graph)
 
-    def cells(self, name: str) -> Iterator[dict[str, Any]]:
-        """Prune with one criterion to every budget and judge."""
+    def cells(self, name: str, keeps: Sequence[float]) -> Iterator[dict[str, Any]]:
+        """Prune with one criterion to each of these budgets and judge."""
         if name == ITSELF:
-            yield from self._cells_of_torch_pruning()
+            yield from self._cells_of_torch_pruning(keeps)
             return
         scores = self._scores(name)
-        for keep in self.keep:
+        for keep in keeps:
             plan = taskprune.solve(self.groups, scores, Budget(macs=keep))
             model = taskprune.apply_plan(self.teacher, plan, verify=False)
             removed = {cost: 1 - after / before for cost, (before, after) in plan.costs.items()}
@@ -153,13 +152,13 @@ class Bench:
             ),
         )
 
-    def _cells_of_torch_pruning(self) -> Iterator[dict[str, Any]]:
+    def _cells_of_torch_pruning(self, keeps: Sequence[float]) -> Iterator[dict[str, Any]]:
         """Let Torch-Pruning group, rank and cut; its channel ratio is searched for the budget."""
         example = self.calibration[0].images[:1]
         original, _ = tp.utils.count_ops_and_params(self.teacher, example)
         heads = [m for n, m in self.teacher.named_modules() if n.startswith("heads.")]
         ignored = [m for m in heads if isinstance(m, nn.Conv2d) and m.out_channels == 1]
-        for keep in self.keep:
+        for keep in keeps:
             low, high, best = 0.0, 0.95, None
             for _ in range(7):
                 ratio = (low + high) / 2
@@ -220,17 +219,18 @@ def compute(args: argparse.Namespace) -> None:
             names = [
                 criterion for criterion in possible if criterion in (args.criteria or possible)
             ]
-            todo = []
+            todo: dict[str, list[float]] = {}
             for criterion in names:
                 key = identity(subject, criterion, seed, args)
-                keys = [{**key, "keep": keep} for keep in args.keep or subject.keep]
-                if not all(map(cells.has, keys)):
-                    todo.append(criterion)
+                budgets = args.keep or subject.keep
+                missing = [keep for keep in budgets if not cells.has({**key, "keep": keep})]
+                if missing:
+                    todo[criterion] = missing
             if not todo:
                 continue
             bench = Bench(subject, seed, args)
             for criterion in track(todo, description=f"{name}, seed {seed}"):
-                for cell in bench.cells(criterion):
+                for cell in bench.cells(criterion, todo[criterion]):
                     cells.append(cell)
 
 
