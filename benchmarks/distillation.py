@@ -10,6 +10,9 @@ in the same order and makes the same number of steps; the last arm trains fresh 
 the pruned shapes. The learning rate of each arm is in ``arms()``. A seed draws the calibration
 images, the order of the training images and their augmentation.
 
+On a data set the default and plain fine-tuning make a longer run as well, since real images take
+longer to come back.
+
 "Recovered" is (arm - pruned) / (teacher - pruned) per task, on unseen images. Cells are kept in
 ``benchmarks/results/cells/distillation.jsonl`` as they finish, with the commit that measured them.
 The file is committed: a run that was stopped goes on, in another checkout as well. Cells of a
@@ -54,6 +57,8 @@ ROUND_TO = 16
 """As in ``taskprune demo``."""
 
 PRUNED = "pruned"
+DEFAULT = "features, index-aligned (default)"
+PLAIN = "plain fine-tuning"
 LEAST_DROP = 0.5
 """Points; of a smaller drop a share would be noise, and none is given."""
 
@@ -78,9 +83,9 @@ def arms() -> dict[str, Arm]:
         "lane": OnOutputs(lambda out: out["lane"], masks),
     }
     return {
-        "features, index-aligned (default)": Arm(feature_weight=1.0),
+        DEFAULT: Arm(feature_weight=1.0),
         "features, 1×1 adapters": Arm(feature_weight=1.0, aligned=False),
-        "plain fine-tuning": Arm(),
+        PLAIN: Arm(),
         "logit KD": Arm(output_losses=outputs),
         # Random weights learn at the rate that the teacher itself was trained with.
         "small net from scratch": Arm(fresh=True, learning_rate=TrainSettings.lr),
@@ -98,8 +103,7 @@ class Bench:
         self.images, self.seed, self.args = images, seed, args
         self.teacher: PanopticDrivingNet = images.teacher()
         self.validation = images.validation(args.images)
-        self.steps = args.steps or images.steps
-        self.training = images.training(seed, self.steps)
+        self.training = images.training(seed, args.steps or images.steps)
         started = time.perf_counter()
         self.reference = self.judge(self.teacher)
         self.judging_s = time.perf_counter() - started
@@ -121,12 +125,14 @@ class Bench:
             found = measure(model, driving_tasks(), self.validation, forward=forward)
         return {task: 100 * value for task, value in found.items()}
 
-    def cell(self, name: str) -> dict[str, Any]:
-        """Train one arm and judge it."""
+    def cell(self, key: Mapping[str, Any]) -> dict[str, Any]:
+        """Train one arm as many steps as the key says and judge it."""
         started = time.perf_counter()
-        points = self.start if name == PRUNED else self.judge(self.trained(arms()[name]))
+        points = self.start
+        if key["arm"] != PRUNED:
+            points = self.judge(self.trained(arms()[key["arm"]], key["steps"]))
         return {
-            **identity(self.images, name, self.seed, self.args),
+            **key,
             "removed": self.removed,
             "teacher": self.reference,
             "pruned": self.start,
@@ -134,9 +140,7 @@ class Bench:
             "seconds": time.perf_counter() - started,
         }
 
-    def trained(
-        self, arm: Arm, *, steps: int | None = None, callbacks: tuple[Any, ...] = ()
-    ) -> nn.Module:
+    def trained(self, arm: Arm, steps: int, callbacks: tuple[Any, ...] = ()) -> nn.Module:
         """Return the arm's network after training."""
         student = self._fresh() if arm.fresh else copy.deepcopy(self.student)
         with flushed_denormals():
@@ -149,7 +153,7 @@ class Bench:
                 taps=FEATURE_MODULES if arm.feature_weight else (),
                 forward=forward,
                 settings=DistillSettings(
-                    steps=steps or self.steps,
+                    steps=steps,
                     seed=self.seed,
                     learning_rate=arm.learning_rate,
                     feature_weight=arm.feature_weight,
@@ -172,23 +176,30 @@ class Bench:
         def mark(_record: StepRecord, _student: nn.Module) -> None:
             ends.append(time.perf_counter())
 
-        self.trained(arm, steps=2, callbacks=(mark,))
+        self.trained(arm, 2, (mark,))
         return ends[1] - ends[0]
 
 
-def identity(images: Images, arm: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    steps = 0 if arm == PRUNED else args.steps or images.steps
-    return {"on": images.name, "arm": arm, "seed": seed, "images": args.images, "steps": steps}
+def runs(images: Images, args: argparse.Namespace) -> list[tuple[str, int]]:
+    """Return the arms to run and how many steps each makes."""
+    found = [(PRUNED, 0), *((arm, args.steps or images.steps) for arm in args.arms)]
+    if images.longer and not args.steps:
+        found += [(arm, images.longer) for arm in (DEFAULT, PLAIN) if arm in args.arms]
+    return found
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Compute the cells that are missing and return all that were asked for."""
     cells = Cells("distillation", RUNS) if args.trial else Cells("distillation")
     keys = [
-        (images, seed, identity(images, arm, seed, args))
+        (
+            images,
+            seed,
+            {"on": images.name, "arm": arm, "seed": seed, "images": args.images, "steps": steps},
+        )
         for images in image_sets(args.data)
         for seed in args.seeds
-        for arm in (PRUNED, *args.arms)
+        for arm, steps in runs(images, args)
     ]
     missing = [key for key in keys if not cells.has(key[2])]
     print(f"{len(missing)} of {len(keys)} cells are missing.")
@@ -197,25 +208,26 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         if bench is None or (bench.images.name, bench.seed) != (images.name, seed):
             bench = Bench(images, seed, args)
         if number == 0:
-            _say_how_long(bench, [key["arm"] for *_, key in missing])
-        cell = bench.cell(key["arm"])
+            _say_how_long(bench, [key for *_, key in missing])
+        cell = bench.cell(key)
         cells.append(cell)
         print(_line(cell))
     return [cells.matching(key)[0] for *_, key in keys]
 
 
-def _say_how_long(bench: Bench, names: Iterable[str]) -> None:
-    trained = [name for name in names if name != PRUNED]
-    steps = {name: bench.step_seconds(arms()[name]) for name in dict.fromkeys(trained)}
-    total = sum(bench.steps * steps[name] + bench.judging_s for name in trained)
-    for name, seconds in steps.items():
+def _say_how_long(bench: Bench, keys: Iterable[Mapping[str, Any]]) -> None:
+    trained = [(key["arm"], key["steps"]) for key in keys if key["arm"] != PRUNED]
+    a_step = {name: bench.step_seconds(arms()[name]) for name in dict(trained)}
+    total = sum(steps * a_step[name] + bench.judging_s for name, steps in trained)
+    for name, seconds in a_step.items():
         print(f"  a step of {name}: {seconds:.2f} s")
     print(f"Expected: {total / 60:.0f} minutes, and pruning once per seed.")
 
 
 def _line(cell: Mapping[str, Any]) -> str:
     points = "  ".join(f"{task} {value:.1f}" for task, value in cell["points"].items())
-    return f"{cell['on']}, seed {cell['seed']}, {cell['arm']}: {points} ({cell['seconds']:.0f} s)"
+    run = f"{cell['on']}, seed {cell['seed']}, {cell['arm']}, {cell['steps']} steps"
+    return f"{run}: {points} ({cell['seconds']:.0f} s)"
 
 
 def recovered(cell: Mapping[str, Any], task: str) -> float | None:
@@ -227,12 +239,12 @@ def recovered(cell: Mapping[str, Any], task: str) -> float | None:
 
 
 def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Average over seeds: a row per set of images and arm."""
-    grouped: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """Average over seeds: a row per set of images, arm and number of steps."""
+    grouped: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
     for cell in cells:
-        grouped.setdefault((cell["on"], cell["arm"]), []).append(cell)
+        grouped.setdefault((cell["on"], cell["arm"], cell["steps"]), []).append(cell)
     found = []
-    for (on, arm), group in grouped.items():
+    for (on, arm, steps), group in grouped.items():
         tasks = list(group[0]["points"])
 
         def over_seeds(
@@ -245,7 +257,7 @@ def rows(cells: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             }
 
         row: dict[str, Any] = {"on": on, "arm": arm, "seeds": len(group)}
-        row["steps"] = group[0]["steps"]
+        row["steps"] = steps
         row["points"] = over_seeds(lambda cell, task: cell["points"][task])
         row["change"] = over_seeds(lambda cell, task: cell["points"][task] - cell["teacher"][task])
         row["recovered"] = {} if arm == PRUNED else over_seeds(recovered)
@@ -263,7 +275,7 @@ def _mean_and_spread(values: Sequence[float | None]) -> list[float | None]:
 
 def shown(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a row as strings."""
-    found = {"arm": row["arm"], "seeds": row["seeds"]}
+    found = {"arm": row["arm"], "steps": row["steps"], "seeds": row["seeds"]}
     for task, (change, _) in row["change"].items():
         share, spread = row["recovered"].get(task, (None, None))
         found[f"{task}: change"] = f"{change:+.1f}"

@@ -18,6 +18,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write bars per task and arm, mean over seeds with standard deviation, to a PNG file."""
     arms = [row for row in rows if row["recovered"]]
     tasks = [t for t in arms[0]["recovered"] if arms[0]["recovered"][t][0] is not None]
+    usual = min(row["steps"] for row in arms)
     width = 0.8 / len(arms)
     colours = mpl.color_sequences["tab10"]
     figure = Figure(figsize=(9, 4.2), layout="constrained")
@@ -32,7 +33,7 @@ def draw(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             yerr=[spread or 0.0 for _, spread in values],
             capsize=2,
             color=colours[number],
-            label=row["arm"],
+            label=row["arm"] + (f", {row['steps']} steps" if row["steps"] != usual else ""),
         )
         for place, (mean, spread) in zip(places, values, strict=True):
             top = max(0.0, mean + (spread or 0.0))

@@ -33,6 +33,7 @@ class Images:
         training: ``(seed, steps) -> batches``, augmented.
         validation: ``(n) -> batches`` that no training has seen.
         steps: How many of fine-tuning, 8 images each.
+        longer: How many in a second, longer run of some.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Images:
     training: Callable[[int, int], Batches]
     validation: Callable[[int], Batches]
     steps: int
+    longer: int | None = None
 
 
 def scenes() -> Images:
@@ -74,6 +76,7 @@ def data_set(root: Path) -> Images:
         training=lambda seed, _steps: _shuffled(train, seed),
         validation=lambda n: _in_order(Subset(held_out, range(min(n, len(held_out))))),
         steps=100,
+        longer=300,
     )
 
 

@@ -127,23 +127,21 @@ def coverage_summary(content: dict[str, Any]) -> str:
 
 
 def distillation_table(content: dict[str, Any]) -> str:
-    """Return what each way of fine-tuning brings back, one row per set of images and arm."""
+    """Return what each way of fine-tuning brings back, one row per set of images, arm and steps."""
     rows = content["arms"]
     lines = []
     for row in rows:
-        cells = [row["on"], row["arm"]]
+        cells = [row["on"], row["arm"], str(row["steps"] or "")]
         for task, change in row["change"].items():
             cells.append(_with_spread(change, "{:+.1f}"))
             cells.append(_with_spread(row["recovered"].get(task, (None, None)), "{:.0f}"))
         lines.append(cells)
-    headings = ["images", "after"]
+    headings = ["images", "after", "steps"]
     for task in rows[0]["change"]:
         headings += [f"{task}, change", "recovered %"]
     asked = content["settings"]
-    steps = {row["on"]: row["steps"] for row in rows if row["steps"]}
-    each = ", ".join(f"{n} steps on {on}" for on, n in steps.items())
     said = (
-        f"−{100 * asked['ratio']:.1f} % of the parameters, {each}, "
+        f"−{100 * asked['ratio']:.1f} % of the parameters, steps of 8 images, "
         f"{len(asked['seeds'])} seeds, judged on at most {asked['images']} unseen images."
     )
     return f"{markdown(headings, lines)}\n\n*{said}*"

@@ -47,7 +47,7 @@ def test_recovered_shares_are_shown_per_task_with_a_picture_per_set_of_images(
     file = tmp_path / "distillation.json"
     file.write_text(json.dumps({"settings": settings, "arms": arms}))
     shown = report.table("distillation")
-    assert "| scenes | plain | -1.0 ± 0.5 | 80 ± 5 |" in shown
-    assert "| camvid | plain | -1.0 ± 0.5 |  |" in shown
-    assert "3 steps on scenes, 2 steps on camvid" in shown
+    assert "| scenes | plain | 3 | -1.0 ± 0.5 | 80 ± 5 |" in shown
+    assert "| camvid | plain | 2 | -1.0 ± 0.5 |  |" in shown
+    assert "2 seeds, judged on at most 8 unseen images" in shown
     assert report.table("distillation.plots").count("](images/distillation_") == 2
