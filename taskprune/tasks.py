@@ -24,7 +24,7 @@ class Metric(Protocol):
         """Take in one batch and the model's outputs on it."""
 
     def compute(self) -> float:
-        """Return the value over all batches since the last reset."""
+        """Return the value over all batches since the last reset; a tensor of one is fine."""
 
 
 @dataclass(frozen=True)

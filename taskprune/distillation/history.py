@@ -44,7 +44,10 @@ class StepRecord:
 
 
 Callback: TypeAlias = Callable[[StepRecord, nn.Module], Mapping[str, float] | None]
-"""``(record, student) -> figures to log or None``, called after every optimizer step."""
+"""``(record, student) -> figures to log or None``, called after every optimizer step.
+
+A figure may be a tensor or an array that holds one number; records keep it as a float.
+"""
 
 
 class HistoryLog:

@@ -16,6 +16,7 @@ from taskprune.distillation.batches import Position, endless
 from taskprune.distillation.batchnorm import freeze_batchnorm
 from taskprune.distillation.early_stopping import Watch
 from taskprune.distillation.ema import WeightAverage
+from taskprune.distillation.figures import called
 from taskprune.distillation.history import HistoryLog, StepRecord
 from taskprune.distillation.progress import training_progress
 from taskprune.distillation.run_checkpoint import (
@@ -75,7 +76,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
                 keeper.keep_what_is_good(step, position, since=state.step)
                 raise
             for callback in settings.callbacks:
-                measured = callback(record, run.objective.student) or {}
+                measured = called(callback, record, run.objective.student)
                 record = replace(record, measured={**record.measured, **measured})
             log.append(record)
             watch.see(record)

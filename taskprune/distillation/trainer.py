@@ -94,7 +94,8 @@ def distill(
         forward: ``(model, batch) -> outputs``, for both models.
 
     Raises:
-        InputError: The arguments do not fit each other; nothing was changed.
+        InputError: The arguments do not fit each other, and nothing was changed; or, while
+            training, what a callback or metric returned is no number.
         LossError: A loss of a task or of outputs is no scalar that depends on the student.
         TrainingError: A loss or gradient became NaN or infinite. The student keeps the weights
             and buffers from before that step.

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from taskprune.distillation.figures import as_figure
 from taskprune.distillation.history import StepRecord
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
@@ -65,6 +66,9 @@ def measure(
         tasks: Metrics by task.
         data: Batches; not gone through where no task has a metric.
         forward: ``(model, batch) -> outputs``.
+
+    Raises:
+        InputError: A metric's value is no single number.
     """
     from accelerate.utils import send_to_device  # an extra, like all training
 
@@ -86,4 +90,7 @@ def measure(
     finally:
         for module, mode in modes.items():
             module.training = mode
-    return {name: metric.compute() for name, metric in metrics.items()}
+    return {
+        name: as_figure(metric.compute(), f"The metric of task `{name}`")
+        for name, metric in metrics.items()
+    }
