@@ -169,7 +169,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
     """
     named = check_tasks(tasks)
     whole = Budget.from_ratio(ratio)
-    held_out = check_watched(named, validation) or ()
+    held_out = check_watched(named, validation)
     settings = settings or DistillSettings()
     call = forward or call_batch
 

@@ -89,7 +89,9 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
     with preserved_rng():
         source = model_inputs(data, example_inputs, tasks, forward=forward)
     call = forward or call_batch
-    before = measure(model, tasks, held_out, forward=call) if held_out else {}
+    # Asked for by whether there is data, not by its truth: that of an empty loader is false.
+    watches = validation is not None
+    before = measure(model, tasks, held_out, forward=call) if watches else {}
     lines: list[StepLine] = []
     broken: tuple[BrokenTolerance, ...] = ()
     first: PruneResult | None = None
@@ -100,8 +102,8 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
         if between_steps is not None:
             with _flags_given_back(trained):
                 between_steps(step.number, trained, step.plan)
-        after = measure(trained, tasks, held_out, forward=call) if held_out else {}
-        broken = broken_tolerances(tasks, before, after, step=step.number) if held_out else ()
+        after = measure(trained, tasks, held_out, forward=call) if watches else {}
+        broken = broken_tolerances(tasks, before, after, step=step.number) if watches else ()
         costs = {name: cost for name, (_, cost) in step.result.report.costs.items()}
         lines.append(StepLine(step.number, costs, after, undone=bool(broken)))
         if broken:

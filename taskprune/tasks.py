@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Real
+from operator import length_hint
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -103,3 +104,31 @@ def check_tasks(tasks: Mapping[str, Task]) -> dict[str, Task]:
         if not isinstance(name, str) or not isinstance(task, Task):
             raise InputError(f"`tasks` must map names to `Task` objects. Found {name!r}: {task!r}.")
     return dict(tasks)
+
+
+def check_validation(data: Iterable[Any], when: str) -> Iterable[Any]:
+    """Return validation data that can be measured on more than once.
+
+    Args:
+        data: The batches.
+        when: Says in the error when they are gone through.
+
+    Raises:
+        InputError: It is an iterator, or is known to hold no batch.
+    """
+    if isinstance(data, Iterator):
+        raise InputError(
+            f"Validation data is gone through {when}. Found an iterator, which has one pass only: "
+            "pass a list of batches or a `DataLoader`."
+        )
+    if length_hint(data, 1) == 0:  # 1 where the length is not known, as of streams
+        raise no_validation_batch()
+    return data
+
+
+def no_validation_batch() -> InputError:
+    """Return the error of validation data without a batch."""
+    return InputError(
+        "Metrics are to be measured, but the validation data holds no batch. A `DataLoader` with "
+        "`drop_last=True` drops all samples where they are fewer than `batch_size`."
+    )

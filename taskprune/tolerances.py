@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from taskprune.errors import InputError
-from taskprune.tasks import Task
+from taskprune.tasks import Task, check_validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +35,12 @@ class BrokenTolerance:
         )
 
 
-def check_watched(
-    tasks: Mapping[str, Task], validation: Iterable[Any] | None
-) -> Iterable[Any] | None:
+def check_watched(tasks: Mapping[str, Task], validation: Iterable[Any] | None) -> Iterable[Any]:
     """Return the validation data if there is all that metrics and tolerances need.
 
     Raises:
         InputError: A task has a tolerance and no metric, there is no data to measure a metric on,
-            or it can be gone through only once.
+            it is empty, or it can be gone through only once.
     """
     for name, task in tasks.items():
         if task.tolerance is not None and task.metric is None:
@@ -56,12 +54,9 @@ def check_watched(
             "Tasks have metrics, but there is no data to measure them on. Pass `validation=`, "
             "batches that are not trained on."
         )
-    if validation is not None and isinstance(validation, Iterator):
-        raise InputError(
-            "`validation` is gone through before the first step and after each. Found an iterator, "
-            "which has one pass only: pass a list of batches or a `DataLoader`."
-        )
-    return validation
+    if validation is None:
+        return ()
+    return check_validation(validation, "before the first step and after each")
 
 
 def broken_tolerances(

@@ -13,7 +13,7 @@ from taskprune.distillation.figures import as_figure
 from taskprune.distillation.history import StepRecord
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
-from taskprune.tasks import Task
+from taskprune.tasks import Task, check_validation, no_validation_batch
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Validation:
 
     Attributes:
         tasks: Those without a metric are left out.
-        data: Validation batches; they are moved to the student's device.
+        data: Validation batches, gone through in each measurement; they are moved to the student's
+            device.
         every: Steps between measurements.
         forward: ``(model, batch) -> outputs``.
     """
@@ -41,6 +42,7 @@ class Validation:
                 "`Validation` needs `every` of at least 1 and a task with a metric. Found "
                 f"every={self.every} and tasks {list(self.tasks)}."
             )
+        check_validation(self.data, "in each measurement")
 
     def __call__(self, record: StepRecord, student: nn.Module) -> dict[str, float]:
         """Measure, if it is time; the student's training flags are given back."""
@@ -68,7 +70,7 @@ def measure(
         forward: ``(model, batch) -> outputs``.
 
     Raises:
-        InputError: A metric's value is no single number.
+        InputError: There is no batch, or a metric's value is no single number.
     """
     from accelerate.utils import send_to_device  # an extra, like all training
 
@@ -81,8 +83,10 @@ def measure(
         model.eval()
         for metric in metrics.values():
             metric.reset()
+        is_empty = True
         with torch.no_grad():
             for stored in data:
+                is_empty = False
                 batch = send_to_device(stored, device)
                 outputs = forward(model, batch)
                 for metric in metrics.values():
@@ -90,6 +94,8 @@ def measure(
     finally:
         for module, mode in modes.items():
             module.training = mode
+    if is_empty:  # what metrics say of nothing is no measurement, and zero is no loss of quality
+        raise no_validation_batch()
     return {
         name: as_figure(metric.compute(), f"The metric of task `{name}`")
         for name, metric in metrics.items()

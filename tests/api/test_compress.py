@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from front_nets import Batch, TwoTaskNet, batches, everything, two_task_net, two_tasks
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import taskprune
 from taskprune import DistillSettings, Task
@@ -36,6 +38,16 @@ class Falling(Accuracy):
     def compute(self) -> float:
         self.value -= 1
         return self.value
+
+
+FEW = TensorDataset(torch.ones(3, 3, 8, 8))  # less than a batch
+
+
+class Nothing(IterableDataset[Any]):
+    """A stream that ends at once; its length is not known before."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
 
 
 def watched(**changes: Any) -> dict[str, Task]:
@@ -160,6 +172,10 @@ def test_a_run_goes_on_from_its_folder(tmp_path: Path) -> None:
         ({"steps": 0}, "`steps` must be a whole number"),
         ({"ratio": 1.5}, "ratio"),
         ({"validation": None}, "Pass `validation=`"),
+        ({"validation": iter(batches(1))}, "one pass only"),
+        ({"validation": []}, "holds no batch"),
+        ({"validation": DataLoader(FEW, batch_size=8, drop_last=True)}, "holds no batch"),
+        ({"validation": DataLoader(Nothing(), batch_size=None)}, "holds no batch"),
     ],
     ids=lambda value: str(value)[:20],
 )

@@ -17,6 +17,7 @@ from front_nets import (
     two_tasks,
 )
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import taskprune
 from taskprune import Budget, PruneResult, PruningPlan, Safety, Task
@@ -222,6 +223,9 @@ def test_a_tolerance_is_judged_after_training() -> None:
     assert order == ["measured", "trained", "measured", "trained", "measured"]
 
 
+FEW = TensorDataset(torch.ones(1, 3, 8, 8))  # less than a batch
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -230,6 +234,8 @@ def test_a_tolerance_is_judged_after_training() -> None:
         ({"steps": 2, "data": iter(batches())}, "goes through `data` more than once"),
         ({"steps": 2, "between_steps": 3}, "`between_steps` must be a function"),
         ({"validation": batches(1)}, "no task has a metric"),
+        ({"validation": [], "tasks": watched(1)}, "holds no batch"),
+        ({"validation": DataLoader(FEW, 2, drop_last=True), "tasks": watched(1)}, "holds no batch"),
         (
             {"validation": iter(batches(1)), "tasks": watched(1)},
             "one pass only: pass a list of batches",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from distill_run import run, settings
 from distill_toys import make_batches, make_net, near_loss
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from taskprune.distillation import StepRecord, Validation, measure
 from taskprune.errors import InputError
@@ -61,6 +63,36 @@ def test_metrics_may_return_tensors_and_arrays_of_one_number(value: Any, tmp_pat
     assert measured == {"validation/near": 0.5, "half": 0.5}
     lines = (tmp_path / "history.jsonl").read_text().splitlines()
     assert json.loads(lines[0])["measured"] == measured
+
+
+class Stream(IterableDataset[Any]):
+    """Batches of unknown number, and each pass one fewer."""
+
+    n_left = 1
+
+    def __iter__(self) -> Iterator[Any]:
+        self.n_left -= 1
+        return iter(make_batches(1)[: self.n_left + 1])
+
+
+def test_data_that_holds_no_batch_gives_no_figures() -> None:
+    tasks = measured_as(1.0)
+    few = TensorDataset(torch.ones(3, 3, 8, 8))
+    data: list[Any] = [[], DataLoader(few, batch_size=8, drop_last=True)]
+    for empty in data:
+        with pytest.raises(InputError, match="holds no batch"):
+            Validation(tasks, empty, every=1)
+        with pytest.raises(InputError, match="holds no batch"):
+            measure(make_net(1), tasks, empty)
+    watch = Validation(tasks, DataLoader(Stream(), batch_size=None), every=1)
+    with pytest.raises(InputError, match="holds no batch"):
+        run(make_net(1), make_net(0), settings=settings(callbacks=(watch,)))
+
+
+def test_validation_data_of_one_pass_is_refused() -> None:
+    with pytest.raises(InputError, match=r"in each measurement\. Found an iterator"):
+        Validation(measured_as(1.0), iter(make_batches(1)), every=1)
+    assert measure(make_net(1), measured_as(1.0), iter(make_batches(1))) == {"near": 1.0}
 
 
 @pytest.mark.parametrize(
