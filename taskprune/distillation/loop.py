@@ -14,7 +14,7 @@ from torch.optim import AdamW
 
 from taskprune.distillation.batches import Position, endless
 from taskprune.distillation.batchnorm import freeze_batchnorm
-from taskprune.distillation.early_stopping import Watch
+from taskprune.distillation.early_stopping import Watch, check_figure
 from taskprune.distillation.ema import WeightAverage
 from taskprune.distillation.figures import called
 from taskprune.distillation.history import HistoryLog, StepRecord
@@ -40,6 +40,7 @@ HISTORY_NAME = "history.jsonl"
 def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
     """Train to the end, from the start or from the run's checkpoint; return the history."""
     settings = run.settings
+    check_figure(settings.early_stopping, settings.callbacks)
     optimizer = _optimizer(run.objective, settings, run.n_steps)
     # First of all, because wrapping for several processes gives the model new buffers.
     prepared = _prepared(run, accelerator, optimizer)
@@ -56,7 +57,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
     log = HistoryLog(path.with_name(HISTORY_NAME) if path and is_main else None, step=state.step)
 
     keeper = _Keeper(run, parts, stepper, log, path, is_main=is_main)
-    watch = Watch(settings.early_stopping, log.records)
+    watch = Watch(settings.early_stopping, settings.callbacks, log.records)
     run.objective.train()
     if settings.frozen_batchnorm:
         freeze_batchnorm(run.objective)
@@ -87,6 +88,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
                 keeper.save(record.step, position)
                 accelerator.wait_for_everyone()
     log.flush()
+    watch.finish()
     if average is not None:
         average.copy_to_model()
     run.give_back()

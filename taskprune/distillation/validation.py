@@ -44,12 +44,21 @@ class Validation:
             )
         check_validation(self.data, "in each measurement")
 
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """The names of what it measures."""
+        return tuple(_figure(name) for name, task in self.tasks.items() if task.metric is not None)
+
     def __call__(self, record: StepRecord, student: nn.Module) -> dict[str, float]:
         """Measure, if it is time; the student's training flags are given back."""
         if record.step % self.every:
             return {}
         measured = measure(student, self.tasks, self.data, forward=self.forward)
-        return {f"validation/{name}": value for name, value in measured.items()}
+        return {_figure(name): value for name, value in measured.items()}
+
+
+def _figure(task: str) -> str:
+    return f"validation/{task}"
 
 
 def measure(
