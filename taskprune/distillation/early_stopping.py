@@ -20,7 +20,8 @@ class EarlyStopping:
     """Ends training once a measured figure has not grown for a while.
 
     A function of the history alone, so a run that goes on from a checkpoint stops where it would
-    have stopped anyway. The student keeps its last weights, not those of the best measurement.
+    have stopped anyway. The student keeps its last weights, not those of the best measurement; with
+    ``ema_decay``, both measurement and last weights are the average's.
 
     A figure that none of the callbacks can measure is refused before training where they are all
     ``Validation`` or ``TensorBoardLog``. What others measure shows only while training: a warning

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,20 @@ class WeightAverage:
         """Set the average from saved tensors."""
         for name, tensor in self.average.items():
             tensor.copy_(tensors[name])
+
+    @contextmanager
+    def in_model(self) -> Iterator[None]:
+        """Lend the model its averaged weights; the live ones come back, also after an error.
+
+        Values are copied, not tensors exchanged: optimizer, shards and compiled code keep theirs.
+        """
+        live = [local(tensor).detach() for tensor in self._live.values()]
+        kept = [tensor.clone() for tensor in live]
+        self.copy_to_model()
+        try:
+            yield
+        finally:
+            torch._foreach_copy_(live, kept)
 
     @torch.no_grad()
     def copy_to_model(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from taskprune.distillation.run_checkpoint import (
     save_run,
 )
 from taskprune.distillation.settings import DistillSettings
+from taskprune.distillation.sharding import reshard
 from taskprune.distillation.stepper import Run, Stepper
 from taskprune.errors import InputError, TrainingError
 
@@ -76,9 +77,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
             except TrainingError:
                 keeper.keep_what_is_good(step, position, since=state.step)
                 raise
-            for callback in settings.callbacks:
-                measured = called(callback, record, run.objective.student)
-                record = replace(record, measured={**record.measured, **measured})
+            record = _measured(record, run, average)
             log.append(record)
             watch.see(record)
             show(record)
@@ -93,6 +92,22 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
         average.copy_to_model()
     run.give_back()
     return tuple(log.records)
+
+
+def _measured(record: StepRecord, run: Run, average: WeightAverage | None) -> StepRecord:
+    """Call the callbacks, on the weights that the run would end with, and record their figures."""
+    if not run.settings.callbacks:
+        return record
+    student = run.objective.student
+    with average.in_model() if average else nullcontext():
+        try:
+            for callback in run.settings.callbacks:
+                figures = called(callback, record, student)
+                record = replace(record, measured={**record.measured, **figures})
+        finally:
+            if run.original is not None:
+                reshard(student)
+    return record
 
 
 @dataclass(frozen=True)

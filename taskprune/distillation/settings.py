@@ -40,7 +40,8 @@ class DistillSettings:
         weight_decay: Of tensors with two dims or more; biases and norms have none.
         gradient_clip: Largest gradient norm; ``math.inf`` clips nothing.
         accumulation: Batches per optimizer step; their losses are averaged.
-        ema_decay: The student ends with a running average of its weights, of this decay.
+        ema_decay: The student ends with a running average of its weights, of this decay; callbacks
+            measure that, too.
         frozen_batchnorm: Batch normalisation uses its running statistics in training, too, and
             leaves them as they are; its weights and biases still learn. Statistics of a batch give
             a channel that pruning has left with next to no signal its old strength back, as noise.
@@ -59,7 +60,8 @@ class DistillSettings:
             checkpoint there goes on from it. ``None``: nothing is written.
         checkpoint_every: Steps between checkpoints.
         callbacks: Called after each step, in every process, with ``(StepRecord, student)``; figures
-            they return join the history.
+            they return join the history. With ``ema_decay`` the student has its averaged weights
+            meanwhile, at the price of copying them, and changes of weights are lost.
         early_stopping: Ends the run before its last step. ``None``: it never does.
         console: Where progress is shown. ``None``: standard error, if that is a terminal.
     """

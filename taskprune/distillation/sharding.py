@@ -142,6 +142,19 @@ def shard(objective: nn.Module, student: nn.Module, plugin: Any, accelerator: Ac
     sharded.set_reduce_scatter_unused_params(True)
 
 
+def reshard(student: nn.Module) -> None:
+    """Drop gathered parameters; FSDP may keep them after a forward pass without a backward one.
+
+    They would outlive a change of the shards, and a checkpoint would take them for the shards.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in student.modules():
+        if isinstance(module, FSDPModule):
+            unit: Any = module
+            unit.reshard()
+
+
 def _unit_policy(plugin: Any, student: nn.Module) -> Callable[[nn.Module], bool]:
     from accelerate.utils.fsdp_utils import fsdp2_prepare_auto_wrap_policy
 

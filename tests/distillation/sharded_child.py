@@ -140,6 +140,16 @@ if __name__ == "__main__":
         metric.update(normed.eval()(held_out[0][0]), None)
     torch.testing.assert_close(records[-1].measured["validation/near"], metric.compute())
 
+    os.environ["FSDP_RESHARD_AFTER_FORWARD"] = "false"  # validation leaves weights gathered
+    averaged, records = train(batch_size=2, norm=True, ema_decay=0.9, callbacks=(watch,))
+    keep("averaged and watched", averaged)
+    metric.reset()
+    with torch.no_grad():
+        metric.update(averaged.eval()(held_out[0][0]), None)
+    torch.testing.assert_close(records[-1].measured["validation/near"], metric.compute())
+    keep("averaged", train(batch_size=2, norm=True, ema_decay=0.9)[0])
+    del os.environ["FSDP_RESHARD_AFTER_FORWARD"]
+
     kept: dict[str, Any] = {"directory": folder / "run", "checkpoint_every": 2}
     try:
         everything(2, callbacks=(interrupt,), **kept)

@@ -10,8 +10,9 @@ from distill_toys import (
     same_state,
     state,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
+from taskprune.distillation import StepRecord
 from taskprune.distillation.ema import WeightAverage
 from taskprune.distillation.schedule import WarmupCosine
 
@@ -80,15 +81,47 @@ def test_a_weight_average_follows_its_formula() -> None:
 def test_the_student_ends_with_the_average() -> None:
     plain, averaged = make_net(1), make_net(1)
     live: list[dict[str, Tensor]] = []
-    run(plain, make_net(0), settings=settings(5))
     run(
-        averaged,
+        plain,
         make_net(0),
-        settings=settings(5, ema_decay=0.9, callbacks=(lambda _, net: live.append(state(net)),)),
+        settings=settings(5, callbacks=(lambda _, net: live.append(state(net)),)),
     )
+    run(averaged, make_net(0), settings=settings(5, ema_decay=0.9))
     assert same_state(live[-1], state(plain))
     expected = make_net(1).far.weight.detach()
     for step, weights in enumerate(live, start=1):
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * weights["far.weight"]
     torch.testing.assert_close(averaged.far.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("failing_step", [None, 3])
+def test_callbacks_see_the_average_and_change_nothing(failing_step: int | None) -> None:
+    plain, watched = make_net(1, norm=True), make_net(1, norm=True)
+    teacher = make_net(0, norm=True)
+    seen: list[dict[str, Tensor]] = []
+
+    class FailedError(Exception):
+        """A callback's own."""
+
+    def watch(record: StepRecord, net: nn.Module) -> None:
+        seen.append(state(net))
+        with torch.no_grad():
+            net.get_parameter("far.weight").add_(1.0)
+        if record.step == failing_step:
+            raise FailedError
+
+    averaged = settings(5, ema_decay=0.9, callbacks=(watch,))
+    if failing_step is None:
+        run(plain, teacher, settings=settings(5, ema_decay=0.9))
+        run(watched, teacher, settings=averaged)
+        assert len(seen) == 5
+        assert same_state(seen[-1], state(watched))
+    else:
+        live: list[dict[str, Tensor]] = []
+        keep = settings(5, callbacks=(lambda _, net: live.append(state(net)),))
+        run(make_net(1, norm=True), teacher, settings=keep)
+        plain.load_state_dict(live[failing_step - 1])
+        with pytest.raises(FailedError):
+            run(watched, teacher, settings=averaged)
+    assert same_state(state(plain), state(watched))

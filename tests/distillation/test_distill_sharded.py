@@ -48,6 +48,7 @@ def test_a_sharded_student_is_trained_as_on_one_process(
 
     for name in ("everything", "without labels", "labels in one process", "normed", "resumed"):
         assert same_state(saved(name, 0), saved(name, 1))
+    assert same_state(saved("averaged and watched", 0), saved("averaged", 0))
     assert_same(saved("everything", 0), state(everything(4, directory=tmp_path / "alone")))
     assert_same(saved("without labels", 0), state(without_labels(4)))
     assert_same(saved("labels in one process", 0), saved("data-parallel", 0))
