@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from textwrap import shorten
 
 from rich.console import Console
 from rich.progress import (
@@ -17,12 +18,17 @@ from rich.progress import (
 
 from taskprune.distillation.history import StepRecord
 
+MOST_OF_FIGURES = 60
+"""Characters of measured figures in the line; the history has all."""
+
 
 @contextmanager
 def training_progress(
     console: Console | None, *, steps: int, done: int, visible: bool = True
 ) -> Iterator[Callable[[StepRecord], None]]:
-    """Show steps, time and losses; silent where no console is given and stderr is no terminal.
+    """Show steps, time, losses and the last figures that callbacks measured.
+
+    Silent where no console is given and stderr is no terminal.
 
     Yields:
         ``show(record)``, to be called after each step.
@@ -35,24 +41,30 @@ def training_progress(
         return
     columns = (
         TextColumn("Distilling"),
-        BarColumn(),
+        BarColumn(bar_width=20),  # the rest of the line is for losses and figures
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"),
+        TextColumn("{task.fields[figures]}", markup=False),  # names may hold brackets
     )
     with Progress(*columns, console=console) as progress:
-        bar = progress.add_task("", total=steps, completed=done, losses="")
+        bar = progress.add_task("", total=steps, completed=done, figures="")
+        latest: dict[str, float] = {}
 
         def show(record: StepRecord) -> None:
-            progress.update(bar, completed=record.step, losses=_summary(record))
+            latest.update(record.measured)
+            progress.update(bar, completed=record.step, figures=_summary(record, latest))
 
         yield show
 
 
-def _summary(record: StepRecord) -> str:
+def _summary(record: StepRecord, measured: Mapping[str, float]) -> str:
     parts = [f"{name} {loss:.3g}" for name, loss in record.tasks.items()]
     if record.features:
         parts.append(f"features {sum(record.features.values()):.3g}")
-    return "  ".join(parts)
+    losses = "  ".join(parts)
+    if not measured:
+        return losses
+    figures = "  ".join(f"{name} {value:.3g}" for name, value in measured.items())
+    return f"{losses} | {shorten(figures, MOST_OF_FIGURES, placeholder=' …')}"

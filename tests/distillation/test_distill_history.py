@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from distill_toys import (
     state,
 )
 from rich.console import Console
+from torch import nn
 
 from taskprune.distillation import (
     StepRecord,
@@ -42,6 +44,25 @@ def test_progress_is_shown_where_a_console_is_passed(capsys: pytest.CaptureFixtu
     run(make_net(1), make_net(0))
     captured = capsys.readouterr()
     assert captured.out == captured.err == ""
+
+
+def test_progress_keeps_the_figures_measured_last() -> None:
+    def measured(record: StepRecord, student: nn.Module) -> dict[str, float]:
+        many = {f"figure {i}": 0.0 for i in range(20)} if record.step == 3 else {}
+        return {"lane[0]": 0.25, **many} if record.step % 2 else {}
+
+    shown = []
+    for steps in (2, 3):
+        text = StringIO()
+        console = Console(file=text, force_terminal=True, width=200, color_system=None)
+        chosen = settings(steps, console=console, callbacks=(measured,))
+        run(make_net(1), make_net(0), settings=chosen)
+        shown.append([line for line in text.getvalue().splitlines() if f"{steps}/{steps}" in line])
+    few, many = (re.sub(r"\x1b\[[0-9;?]*\w", "", lines[-1]).strip() for lines in shown)
+    assert few.endswith(" | lane[0] 0.25")
+    assert " | lane[0] 0.25 figure 0 0" in many
+    assert many.endswith("…")
+    assert len(many) <= 160
 
 
 class MeanNear:
