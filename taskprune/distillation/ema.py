@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from taskprune.distillation.buffers import BufferSlots
 from taskprune.distillation.shards import local
 
 
@@ -25,15 +26,22 @@ class WeightAverage:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self._live = floating_tensors(model)
-        self.average = {name: t.detach().clone() for name, t in self._live.items()}
+        live = floating_tensors(model)
+        self._parameters: dict[str, Tensor] = dict(model.named_parameters())
+        self._buffers = BufferSlots(model)
+        self.average = {name: t.detach().clone() for name, t in live.items()}
+
+    def _live(self) -> list[Tensor]:
+        """Return what is averaged, in that order; a model may have given a buffer a new tensor."""
+        present = self._parameters | self._buffers.named()
+        return [present[name] for name in self.average]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimizer step number ``step`` (from 1)."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = [local(tensor) for tensor in self.average.values()]
-        torch._foreach_lerp_(averages, [local(t) for t in self._live.values()], 1.0 - decay)
+        torch._foreach_lerp_(averages, [local(t) for t in self._live()], 1.0 - decay)
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -58,8 +66,8 @@ class WeightAverage:
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Give the model its averaged weights."""
-        for name, tensor in self._live.items():
-            tensor.copy_(self.average[name])
+        for tensor, average in zip(self._live(), self.average.values(), strict=True):
+            tensor.copy_(average)
 
 
 def floating_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.distillation.batches import Position
-from taskprune.distillation.buffers import Snapshot, take_from_main
+from taskprune.distillation.buffers import BufferSlots, Snapshot, take_from_main
 from taskprune.distillation.history import StepRecord
 from taskprune.distillation.objective import (
     BatchLosses,
@@ -93,8 +93,8 @@ class Stepper:
         self._rates = run.settings.learning_rates(run.n_steps)
         self._feature_weights = run.settings.feature_weights
         # A forward pass that ends in NaN has already spoilt the running statistics.
-        self._live_buffers = list(run.objective.student.buffers())
-        self._buffers = Snapshot(self._live_buffers)
+        self._slots = BufferSlots(run.objective.student)
+        self._buffers = Snapshot(self._slots)
         is_sharded = run.original is not None
         self._unused = UnusedParameters(parts.model, accelerator) if is_sharded else None
 
@@ -127,7 +127,7 @@ class Stepper:
         self._run.objective.regularise(step + 1)
         if self._accelerator.num_processes > 1:
             # Each process normalises its own share; what is measured, saved and given back is one.
-            take_from_main(self._live_buffers)
+            take_from_main(self._slots.tensors())
         if self._average is not None:
             self._average.update(step + 1)
         self._learn_weights(record)

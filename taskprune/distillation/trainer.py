@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from taskprune.distillation.accelerator import accelerated
 from taskprune.distillation.alignment import Alignment, make_alignment
 from taskprune.distillation.batches import check_data, preserved_generators, seed_generators
+from taskprune.distillation.buffers import BufferSlots
 from taskprune.distillation.default_taps import default_taps
 from taskprune.distillation.history import StepRecord
 from taskprune.distillation.loop import train
@@ -113,6 +114,7 @@ def distill(
         accelerator = stack.enter_context(accelerated(settings))
         n_steps = settings.n_steps(data, n_processes=accelerator.num_processes)
         stack.enter_context(_borrowed(student))
+        _take_own_buffers(student, teacher)
         seed_generators(settings.seed)
         teacher = stack.enter_context(_frozen(teacher, accelerator.device))
         example = _example(data, accelerator.device)
@@ -173,6 +175,18 @@ def _check_models(student: nn.Module, teacher: nn.Module) -> None:
                 f"Student and teacher share the memory of `{name}`: training one would change the "
                 "other. Hand in copies, `copy.deepcopy(model)`."
             )
+
+
+def _take_own_buffers(student: nn.Module, teacher: nn.Module) -> None:
+    """Give the student copies of the buffers that it shares with its teacher.
+
+    Unlike shared parameters they need no refusal: models of one kind may well share a constant.
+    """
+    pointers = {buffer.data_ptr() for buffer in teacher.buffers() if buffer.numel()}
+    slots = BufferSlots(student)
+    present = slots.named()
+    own = {id(b): b.clone() if b.data_ptr() in pointers else b for b in present.values()}
+    slots.bind({name: own[id(buffer)] for name, buffer in present.items()})
 
 
 @contextmanager

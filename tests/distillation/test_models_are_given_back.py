@@ -39,6 +39,18 @@ def test_the_teacher_is_left_bit_for_bit() -> None:
     assert n_hooks(teacher) == 0
 
 
+def test_statistics_that_student_and_teacher_share_change_in_the_student_alone() -> None:
+    teacher, student = make_net(0, norm=True), make_net(1, norm=True)
+    theirs, mine = teacher.stage[1], student.stage[1]
+    assert isinstance(theirs, nn.BatchNorm2d)
+    assert isinstance(mine, nn.BatchNorm2d)
+    mine.running_mean = theirs.running_mean
+    before = state(teacher)
+    run(student, teacher)
+    assert same_state(state(teacher), before)
+    assert not torch.equal(state(student)["stage.1.running_mean"], before["stage.1.running_mean"])
+
+
 def test_the_student_is_given_back_with_its_flags_and_without_gradients() -> None:
     student = make_net(1, norm=True)
     student.eval()
