@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -25,12 +25,11 @@ def recalibrate_batchnorm(
 
     Removing channels shifts what the layers behind them see, so the stored statistics no longer
     fit. Only the normalisation layers run in training mode (dropout and the like stay off); no
-    parameter changes and training flags are given back. If a forward pass fails, so are the old
-    statistics.
+    parameter changes and training flags are given back. After an error, so are the old statistics.
 
     Args:
         model: Changed in place: the buffers of its batch normalisation layers.
-        data: Batches.
+        data: Batches; they are moved to the model's device.
         forward: ``(model, batch) -> outputs``.
         n_batches: How many batches to use at most.
 
@@ -38,36 +37,40 @@ def recalibrate_batchnorm(
         How many layers have new statistics.
 
     Raises:
-        InputError: No batch to look at.
+        InputError: No batch to look at, or what a layer saw is NaN or infinite.
     """
+    from accelerate.utils import send_to_device  # an extra, like all training
+
     if n_batches < 1:
         raise InputError(f"`n_batches` must be at least 1. Found {n_batches}.")
     layers = _with_statistics(model)
     if not layers:
         return 0
     modes = {module: module.training for module in model.modules()}
-    momenta = [layer.momentum for layer in layers]
-    buffers = [buffer for layer in layers for buffer in layer.buffers(recurse=False)]
+    momenta = [layer.momentum for layer in layers.values()]
+    buffers = [buffer for layer in layers.values() for buffer in layer.buffers(recurse=False)]
+    device = buffers[0].device
     before = [buffer.clone() for buffer in buffers]
     done = 0
     try:
         model.eval()
-        for layer in layers:
+        for layer in layers.values():
             layer.reset_running_stats()
             layer.momentum = None  # the plain average over batches
             layer.train()
         with torch.no_grad():
             for batch in islice(data, n_batches):
-                forward(model, batch)
+                forward(model, send_to_device(batch, device))
                 done += 1
         if not done:
             raise InputError("`data` holds no batch to estimate statistics from.")
+        _check_finite(layers)
     except BaseException:
         for buffer, old in zip(buffers, before, strict=True):
             buffer.copy_(old)
         raise
     finally:
-        for layer, momentum in zip(layers, momenta, strict=True):
+        for layer, momentum in zip(layers.values(), momenta, strict=True):
             layer.momentum = momentum
         for module, mode in modes.items():
             module.training = mode
@@ -80,13 +83,24 @@ def freeze_batchnorm(model: nn.Module) -> None:
     Args:
         model: Changed in place: the training flags of those layers that have statistics.
     """
-    for layer in _with_statistics(model):
+    for layer in _with_statistics(model).values():
         layer.eval()
 
 
-def _with_statistics(model: nn.Module) -> list[_BatchNorm]:
-    return [
-        module
-        for module in model.modules()
+def _with_statistics(model: nn.Module) -> dict[str, _BatchNorm]:
+    return {
+        path: module
+        for path, module in model.named_modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None
-    ]
+    }
+
+
+def _check_finite(layers: Mapping[str, _BatchNorm]) -> None:
+    for path, layer in layers.items():
+        for name in ("running_mean", "running_var"):
+            if not torch.isfinite(getattr(layer, name)).all():
+                raise InputError(
+                    f"Expected finite statistics. Found NaN or infinity in `{name}` of "
+                    f"`{path or 'the model'}`: look for it in the batches and in the weights "
+                    "before that layer. The old statistics are kept."
+                )

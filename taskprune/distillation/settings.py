@@ -45,7 +45,7 @@ class DistillSettings:
         frozen_batchnorm: Batch normalisation uses its running statistics in training, too, and
             leaves them as they are; its weights and biases still learn. Statistics of a batch give
             a channel that pruning has left with next to no signal its old strength back, as noise.
-            See ``docs/distillation.md`` for when that matters.
+            See "Batch normalisation after pruning" in ``docs/method.md`` for when that matters.
         feature_loss: Compares aligned features of a tap, see ``taskprune.distillation.losses``.
         feature_weight: Factor of the sum of feature losses; a :data:`Schedule` changes it by step.
         weighting: Learns the weights of the losses: ``UncertaintyWeights`` those of the tasks,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,29 @@ def test_an_error_gives_the_old_statistics_back() -> None:
         recalibrate_batchnorm(net, [])
     assert same_state(state(net), before)
     assert [m.training for m in net.modules()] == flags
+
+
+def test_batches_with_nan_give_the_old_statistics_back_and_name_the_layer() -> None:
+    net = make_net(1, norm=True)
+    before, flags = state(net), [m.training for m in net.modules()]
+    images, near, far = make_batches(1)[0]
+    with pytest.raises(InputError, match=r"`running_mean` of `stage\.1`"):
+        recalibrate_batchnorm(net, [*make_batches(1), (images * math.nan, near, far)])
+    assert same_state(state(net), before)
+    assert [m.training for m in net.modules()] == flags
+
+
+def test_batches_are_moved_to_the_models_device() -> None:
+    net = make_net(1, norm=True).to("meta")  # a second device that every machine has
+    devices = []
+
+    def forward(model: nn.Module, batch: Any) -> Any:
+        devices.append(batch[0].device.type)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        recalibrate_batchnorm(net, make_batches(1), forward=forward)
+    assert devices == ["meta"]
 
 
 def test_a_model_without_batch_norm_is_left_alone() -> None:
