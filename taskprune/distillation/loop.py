@@ -143,9 +143,7 @@ class _Keeper:
 def _checkpoint_path(settings: DistillSettings) -> Path | None:
     if settings.directory is None:
         return None
-    folder = Path(settings.directory)
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / FILE_NAME
+    return Path(settings.directory) / FILE_NAME
 
 
 def _restored(path: Path | None, parts: RunParts, run: Run) -> RunState:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ from taskprune.distillation.stepper import Run
 from taskprune.distillation.taps import FeatureRecorder, Tap, TapSelector, resolve_taps, tapped
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
+from taskprune.output_places import make_folder
 from taskprune.rng import preserved_rng
 from taskprune.tasks import Task, check_tasks
 from taskprune.wrappers import bare
@@ -108,6 +110,8 @@ def distill(
     check_data(data)
     student, teacher = bare(student), bare(teacher)
     _check_models(student, teacher)
+    if settings.directory is not None:
+        make_folder(Path(settings.directory), option="`DistillSettings.directory`")
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         stack.enter_context(preserved_generators(data))

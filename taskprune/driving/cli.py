@@ -31,6 +31,7 @@ from taskprune.driving.teacher import load_teacher
 from taskprune.driving.training import TrainSettings, train
 from taskprune.driving.training.team import launched_team
 from taskprune.errors import InputError
+from taskprune.output_places import make_folder, make_folder_of
 
 EMBEDDED = "embedded"
 N_EMBEDDED = 1_000_000
@@ -115,6 +116,8 @@ def evaluate_command(
 ) -> None:
     """Measure a net on labelled images that it was not trained on."""
     with plain_errors():
+        if out is not None:
+            make_folder_of(out, option="`--out`")
         dataset = (
             RoadScenes(N_VALIDATION, seed=VALIDATION_SEED, size=_parsed(size))
             if data == EMBEDDED
@@ -138,6 +141,7 @@ def scenes_command(
 ) -> None:
     """Write embedded scenes with their labels, in BDD100K's layout."""
     with plain_errors():
+        make_folder(out, option="`--out`")
         write_bdd100k(RoadScenes(n, seed=seed, size=_parsed(size)), out, split)
         Console().print(f"{n} scenes written to [bold]{out}[/]")
 

@@ -33,6 +33,7 @@ from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.teacher import TEACHER_SIZE, fit_teacher, load_teacher
 from taskprune.errors import InputError, MissingDependencyError
 from taskprune.graph import flatten_outputs
+from taskprune.output_places import make_folder
 
 Metrics = Mapping[str, Mapping[str, float]]
 """``{task: {metric: value}}``."""
@@ -124,7 +125,7 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         MissingDependencyError: The extra ``driving`` is not installed.
     """
     _check_installed()
-    _make_folder(settings.out)
+    make_folder(settings.out, option="`--out`")
     torch.manual_seed(settings.seed)
     tasks = driving_tasks()
     data = _data(settings)
@@ -192,16 +193,6 @@ def _check_installed() -> None:
             f"The demo needs {', '.join(missing)}. Install what is missing with "
             '`pip install "taskprune[driving]"`.'
         )
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Expected a folder to write to at `{path}`. Making it failed: {error}. Choose another "
-            "with `--out`."
-        ) from error
 
 
 def _measured(model: nn.Module, data: DemoData, name: str, console: Console) -> Metrics:

@@ -4,10 +4,11 @@ import copy
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
-from distill_run import run
+from distill_run import run, settings
 from distill_toys import (
     make_batches,
     make_net,
@@ -90,6 +91,16 @@ def test_a_student_that_cannot_learn_is_refused() -> None:
     student.requires_grad_(False)
     with pytest.raises(InputError, match="no parameter that requires a gradient"):
         run(student, make_net(0))
+
+
+@pytest.mark.parametrize("under", ["", "run"])
+def test_a_directory_that_cannot_be_made_is_refused_before_any_work(
+    tmp_path: Path, under: str
+) -> None:
+    (tmp_path / "file").touch()
+    directory = tmp_path / "file" / under
+    with pytest.raises(InputError, match=r"folder to write to .*`DistillSettings\.directory`"):
+        run(make_net(1), make_net(0), data=[], settings=settings(directory=directory))
 
 
 def test_a_missing_accelerate_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,5 +76,23 @@ def test_errors_are_one_clear_line(arguments: list[str], words: str, tmp_path: P
     assert words in failure(*arguments, "--out", tmp_path / "run")
 
 
+@pytest.mark.parametrize("command", [["train", "--steps", "1"], ["scenes"]], ids=lambda c: c[0])
+def test_folders_that_cannot_be_made_are_one_clear_line(command: list[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    said = failure(*command, "--out", tmp_path / "file" / "run")
+    assert "Expected a folder to write to" in said
+    assert "--out" in said
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["fusion", "evaluate"]], ids=" ".join)
+def test_a_report_that_cannot_be_written_is_refused_before_measuring(
+    command: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    said = failure(*command, "--out", tmp_path / "file" / "metrics.json", "--weights", "lost")
+    assert "Expected a folder to write to" in said
+    assert "is a folder" in failure(*command, "--out", tmp_path, "--weights", "lost")
+
+
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     assert "lost.safetensors" in failure("evaluate", "--weights", tmp_path / "lost.safetensors")

@@ -30,6 +30,7 @@ from taskprune.driving.fusion.scenes import SIZE, TwoSensorScenes
 from taskprune.driving.fusion.sensors import Degradation
 from taskprune.driving.fusion.teacher import load_fusion_teacher
 from taskprune.driving.training import train
+from taskprune.output_places import make_folder_of
 
 EMBEDDED = "embedded"
 N_VALIDATION = 160
@@ -102,6 +103,8 @@ def evaluate_command(
 ) -> None:
     """Measure a net on labelled frames that it was not trained on."""
     with plain_errors():
+        if out is not None:
+            make_folder_of(out, option="`--out`")
         net = load_fusion_teacher(weights)
         grid = net.config.grid
         frames = _validation(data, split, grid, Degradation(camera=camera, lidar=lidar))

@@ -22,6 +22,7 @@ from taskprune.driving.training.stream import AugmentSample, training_batches
 from taskprune.driving.training.team import Team
 from taskprune.driving.training.watch import Watch
 from taskprune.errors import LossError, TrainingError
+from taskprune.output_places import make_folder
 from taskprune.rng import preserved_rng
 from taskprune.tasks import Task
 
@@ -67,10 +68,11 @@ def train(  # noqa: PLR0913 - the run's parts
         The averaged net, in eval mode.
 
     Raises:
+        InputError: The folder cannot be made or written to.
         TrainingError: A loss or gradient stopped being finite.
         CheckpointError: The run in `out` cannot be resumed.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out, option="`out` (`--out`)")
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     team = Team()
     team.start_alike(net)
