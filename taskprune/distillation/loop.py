@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ from taskprune.errors import InputError, TrainingError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+_log = logging.getLogger("taskprune")
+
 HISTORY_NAME = "history.jsonl"
 
 
@@ -59,6 +62,8 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
 
     keeper = _Keeper(run, parts, stepper, log, path, is_main=is_main)
     watch = Watch(settings.early_stopping, settings.callbacks, log.records)
+    if is_main and state.step:
+        _log_what_is_left(state.step, run, is_over=watch.is_over)
     run.objective.train()
     if settings.frozen_batchnorm:
         freeze_batchnorm(run.objective)
@@ -153,6 +158,14 @@ def _restored(path: Path | None, parts: RunParts, run: Run) -> RunState:
     state = read_state(path, run.identity)
     load_tensors(path, parts)
     return state
+
+
+def _log_what_is_left(step: int, run: Run, *, is_over: bool) -> None:
+    folder = run.settings.directory
+    if is_over or step >= run.n_steps:
+        _log.info("already finished at step %d in %s", step, folder)
+    else:
+        _log.info("going on from step %d of %d in %s", step, run.n_steps, folder)
 
 
 def _optimizer(objective: nn.Module, settings: DistillSettings, n_steps: int) -> AdamW:

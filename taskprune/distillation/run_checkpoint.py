@@ -148,10 +148,11 @@ def read_state(path: Path, identity: Mapping[str, Any]) -> RunState:
     different = [key for key in expected if state.identity.get(key) != expected[key]]
     if different:
         key = different[0]
+        was = _short(state.identity[key]) if key in state.identity else "not recorded"
         raise CheckpointError(
-            f"`{path}` belongs to another run: `{key}` was {_short(state.identity.get(key))} and "
-            f"now is {_short(expected[key])}. Choose another `directory`, or delete the file to "
-            "start anew."
+            f"`{path}` belongs to another run: `{key}` was {was} and now is "
+            f"{_short(expected[key])}. Choose another `directory`, or delete the file to start "
+            "anew."
         )
     return state
 

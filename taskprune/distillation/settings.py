@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -57,7 +56,9 @@ class DistillSettings:
         cpu: Stay on the CPU even where Accelerate finds an accelerator.
         seed: Of the order of the data and every random choice in training.
         directory: Holds ``checkpoint.safetensors`` and ``history.jsonl``. A run that finds its own
-            checkpoint there goes on from it. ``None``: nothing is written.
+            checkpoint there goes on from it; one of other models, losses or settings is refused.
+            Lambdas and local functions count as changed with their code, others with their name.
+            ``None``: nothing is written.
         checkpoint_every: Steps between checkpoints.
         callbacks: Called after each step, in every process, with ``(StepRecord, student)``; figures
             they return join the history. With ``ema_decay`` the student has its averaged weights
@@ -161,27 +162,6 @@ class DistillSettings:
             return self.feature_weight
         return Constant(self.feature_weight)
 
-    def identity(self) -> dict[str, Any]:
-        """Return what must agree for a run to go on from another's checkpoint."""
-        return {
-            "learning_rate": (
-                _name(self.learning_rate) if callable(self.learning_rate) else self.learning_rate
-            ),
-            "warmup": self.warmup,
-            "weight_decay": self.weight_decay,
-            "gradient_clip": self.gradient_clip,
-            "accumulation": self.accumulation,
-            "ema_decay": self.ema_decay,
-            "frozen_batchnorm": self.frozen_batchnorm,
-            "feature_loss": _name(self.feature_loss),
-            "feature_weight": _name(self.feature_weights),
-            "output_losses": {name: _name(loss) for name, loss in self.output_losses.items()},
-            "weighting": None if self.weighting is None else repr(self.weighting),
-            "regularisers": [_name(regulariser) for regulariser in self.regularisers],
-            "mixed_precision": self.mixed_precision,
-            "seed": self.seed,
-        }
-
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
@@ -190,13 +170,3 @@ def _is_count(value: object) -> bool:
 def _check(name: str, value: Any, holds: Callable[[Any], bool], expected: str) -> None:
     if value is not None and not holds(value):
         raise InputError(f"`DistillSettings.{name}` must be {expected}. Found {value!r}.")
-
-
-def _name(function: Any) -> str:
-    """Name a callable without its memory address, the same in every process."""
-    if isinstance(function, partial):
-        return f"{_name(function.func)}{sorted(function.keywords.items())}"
-    if hasattr(function, "__qualname__"):
-        return f"{function.__module__}.{function.__qualname__}"
-    shown = repr(function)
-    return type(function).__qualname__ if " at 0x" in shown else shown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -19,6 +18,7 @@ from taskprune.distillation.batches import check_data, preserved_generators, see
 from taskprune.distillation.buffers import BufferSlots
 from taskprune.distillation.default_taps import default_taps
 from taskprune.distillation.history import StepRecord
+from taskprune.distillation.identity import identity, known_models
 from taskprune.distillation.loop import train
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss
 from taskprune.distillation.losses.layout import compares_channels
@@ -110,13 +110,15 @@ def distill(
     check_data(data)
     student, teacher = bare(student), bare(teacher)
     _check_models(student, teacher)
-    if settings.directory is not None:
-        make_folder(Path(settings.directory), option="`DistillSettings.directory`")
+    directory = None if settings.directory is None else Path(settings.directory)
+    if directory is not None:
+        make_folder(directory, option="`DistillSettings.directory`")
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         stack.enter_context(preserved_generators(data))
         accelerator = stack.enter_context(accelerated(settings))
         n_steps = settings.n_steps(data, n_processes=accelerator.num_processes)
+        checksums = stack.enter_context(known_models(student, teacher, directory, accelerator))
         stack.enter_context(_borrowed(student))
         _take_own_buffers(student, teacher)
         seed_generators(settings.seed)
@@ -157,8 +159,13 @@ def distill(
             forward=forward,
             settings=settings,
             n_steps=n_steps,
-            identity=_identity(
-                objective, alignments, tasks=tasks, settings=settings, n_steps=n_steps
+            identity=identity(
+                objective,
+                alignments,
+                tasks=tasks,
+                settings=settings,
+                n_steps=n_steps,
+                checksums=checksums,
             ),
             original=None if sharding is None else student,
         )
@@ -286,25 +293,3 @@ def _comparisons(
     with torch.no_grad():
         targets = [a(seen[a.label], wanted[a.label])[1] for a in alignments]
     return alignments, [loss.for_feature(target) for target in targets]
-
-
-def _identity(
-    objective: StudentObjective,
-    alignments: Sequence[Alignment],
-    *,
-    tasks: Mapping[str, Task],
-    settings: DistillSettings,
-    n_steps: int,
-) -> dict[str, Any]:
-    tensors = [*objective.named_parameters(), *objective.named_buffers()]
-    return {
-        "n_steps": n_steps,
-        "shapes": {name: list(tensor.shape) for name, tensor in tensors},
-        "tasks": {name: task.weight for name, task in tasks.items()},
-        "taps": [module.label for module in alignments],
-        "channels": [
-            None if module.keep is None else zlib.crc32(str(module.keep.tolist()).encode())
-            for module in alignments
-        ],
-        **settings.identity(),
-    }
