@@ -16,7 +16,7 @@ from taskprune.distillation.regularisation import StudentRegulariser
 from taskprune.distillation.settings import OutputLoss
 from taskprune.distillation.taps import FeatureRecorder
 from taskprune.distillation.weighting import DISTILLATION
-from taskprune.errors import LossError, TrainingError
+from taskprune.errors import LossError
 from taskprune.forward import Forward
 from taskprune.tasks import Task
 
@@ -53,7 +53,11 @@ class StudentObjective(nn.Module):
     def forward(
         self, batch: Any, teacher_features: Mapping[str, Tensor]
     ) -> tuple[Any, dict[str, Tensor]]:
-        """Return ``(outputs, {tap label: feature loss})``; no losses without teacher features."""
+        """Return ``(outputs, {tap label: feature loss})``; no losses without teacher features.
+
+        Raises:
+            LossError: A feature loss is no scalar tensor.
+        """
         if not teacher_features:
             return self._call(self.student, batch), {}
         outputs, features = self._recorder.run(lambda: self._call(self.student, batch))
@@ -63,7 +67,8 @@ class StudentObjective(nn.Module):
             teacher = teacher_features[module.label]
             with torch.autocast(device_type=teacher.device.type, enabled=False):
                 student, target = module(features[module.label], teacher)
-                losses[module.label] = feature_loss(student, target)
+                loss = feature_loss(student, target)
+            losses[module.label] = _scalar(f"the feature loss of tap `{module.label}`", loss)
         return outputs, losses
 
     def regularise(self, step: int) -> None:
@@ -94,22 +99,16 @@ class BatchLosses:
     distillation_weight: float = 1.0
     gradient_norms: Mapping[str, Tensor] = field(default_factory=dict)
 
-    def total(self) -> Tensor:
+    def total(self) -> Tensor | None:
         """Return ``sum_t weight_t task_t + delta (gamma sum_l feature_l + sum_o output_o)``.
 
-        Raises:
-            TrainingError: There is no loss at all.
+        ``None`` where there is no loss at all.
         """
         terms = [self.task_weights[name] * loss for name, loss in self.tasks.items()]
         of_features = self.distillation_weight * self.feature_weight
         terms += [of_features * loss for loss in self.features.values()]
         terms += [self.distillation_weight * loss for loss in self.outputs.values()]
-        if not terms:
-            raise TrainingError(
-                "There is nothing to learn from this batch: no task has labels in it and neither "
-                "features nor outputs are compared. Add taps, or leave such batches out."
-            )
-        return _sum(terms)
+        return _sum(terms) if terms else None
 
     def terms(self) -> dict[str, Tensor]:
         """Return the unweighted terms whose weights can be learnt."""
@@ -120,6 +119,8 @@ class BatchLosses:
         """Return the losses with the norm of each term's gradient in these parameters."""
         norms = {}
         for name, loss in self.terms().items():
+            if not loss.requires_grad:
+                continue  # features of a frozen part
             found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             squares = [at_least_float32(g).square().sum() for g in found if g is not None]
             norms[name] = sum(squares, start=torch.zeros((), device=loss.device)).sqrt()
@@ -173,10 +174,18 @@ def output_losses(
     }
 
 
-def _checked(what: str, loss: object) -> Tensor:
+def _scalar(what: str, loss: object) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise LossError(f"Expected {what} to be a scalar tensor. Found {found}.")
+        raise LossError(
+            f"Expected {what} to be a scalar tensor. Found {found}. Average over all entries, for "
+            "example with `.mean()` or `reduction='mean'`."
+        )
+    return loss
+
+
+def _checked(what: str, found: object) -> Tensor:
+    loss = _scalar(what, found)
     if not loss.requires_grad:
         raise LossError(
             f"Expected {what} to depend on a trainable parameter of the student in training mode. "

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from taskprune.distillation.batches import Position
 from taskprune.distillation.buffers import BufferSlots, Snapshot, take_from_main
 from taskprune.distillation.history import StepRecord
+from taskprune.distillation.idle import IdleSteps, nothing
 from taskprune.distillation.objective import (
     BatchLosses,
     StudentObjective,
@@ -28,6 +29,7 @@ from taskprune.distillation.taps import FeatureRecorder
 from taskprune.distillation.weighting import DISTILLATION
 from taskprune.errors import InputError, TrainingError
 from taskprune.forward import Forward
+from taskprune.outputs import flatten_outputs
 from taskprune.tasks import Task
 
 if TYPE_CHECKING:
@@ -85,6 +87,7 @@ class Stepper:
         self.learnt = {}
         self.has_failed_together = accelerator.num_processes == 1
         self._norms: dict[str, float] = {}
+        self._idle = IdleSteps(run.n_steps)
         self._shared = _shared_parameters(run)
         self._accelerator = accelerator
         self._model, self._optimizer = prepared
@@ -108,20 +111,58 @@ class Stepper:
         self._buffers.take()
         gamma = self._feature_weights(step)
         done: list[tuple[Position, BatchLosses]] = []
+        teaches = False
         try:
             for _ in range(self._run.settings.accumulation):
                 position, batch = next(batches)
                 with self._accelerator.accumulate(self._model):
-                    losses = self._losses(batch, gamma)
+                    losses, outputs = self._losses(batch, gamma)
                     if self._shared:
                         losses = losses.with_gradient_norms(self._shared)
-                    self._accelerator.backward(losses.total())
+                    teaches |= self._backward(losses, outputs)
                 done.append((position, losses.detached()))
-            norm = self._clipped()
-            record = self._agreed(lambda: self._record(step, rate, done, norm))
+            is_idle = not self._in_any_process(teaches)
+            norm = torch.zeros((), device=self._accelerator.device) if is_idle else self._clipped()
+            record = self._agreed(lambda: self._record(step, rate, done, norm, is_idle=is_idle))
         except BaseException:
             self._buffers.restore()
             raise
+        if is_idle:
+            self._leave_as_it_was()
+        else:
+            self._update(step, record)
+        last = done[-1][0]
+        return record, Position(last.epoch, last.batch + 1)
+
+    def _backward(self, losses: BatchLosses, outputs: Any) -> bool:
+        """Add up the gradients of one batch; return whether there is anything to learn from it."""
+        loss = losses.total()
+        teaches = loss is not None and loss.requires_grad
+        if not teaches:
+            is_alone = self._accelerator.num_processes == 1
+            attached = [*flatten_outputs(outputs).values(), *losses.features.values()]
+            # The others cannot end their backward pass without this process.
+            loss = None if is_alone else nothing(attached)
+        if loss is not None:
+            self._accelerator.backward(loss)
+        return teaches
+
+    def _in_any_process(self, teaches: bool) -> bool:
+        if self._accelerator.num_processes == 1:
+            return teaches
+        flag = torch.tensor(float(teaches), device=self._accelerator.device)
+        n_teaching: Any = self._accelerator.reduce(flag, "sum")
+        return bool(n_teaching.item())
+
+    def _leave_as_it_was(self) -> None:
+        """Make a step without anything to learn one that never was: no decay, no statistics."""
+        self._buffers.restore()
+        if self._unused is not None:
+            self._unused.drop()
+        self._optimizer.zero_grad()
+
+    def _update(self, step: int, record: StepRecord) -> None:
+        """Change all that the gradients and losses of a step change."""
         self._optimizer.step()
         self._optimizer.zero_grad()
         self._run.objective.regularise(step + 1)
@@ -131,8 +172,6 @@ class Stepper:
         if self._average is not None:
             self._average.update(step + 1)
         self._learn_weights(record)
-        last = done[-1][0]
-        return record, Position(last.epoch, last.batch + 1)
 
     def _clipped(self) -> Tensor:
         """Clip the gradients; return the norm they had."""
@@ -153,7 +192,8 @@ class Stepper:
         if state is not None and self._accelerator.scaler is not None:
             self._accelerator.scaler.load_state_dict(dict(state))
 
-    def _losses(self, batch: Any, gamma: float) -> BatchLosses:
+    def _losses(self, batch: Any, gamma: float) -> tuple[BatchLosses, Any]:
+        """Return the losses on a batch, and the student's outputs."""
         run = self._run
         wanted: Any = None
         features: dict[str, Tensor] = {}
@@ -163,7 +203,7 @@ class Stepper:
                 wanted, features = run.teacher_recorder.run(lambda: run.forward(run.teacher, batch))
         outputs, losses = self._model(batch, features if follows_features else {})
         weighting = run.settings.weighting
-        return BatchLosses(
+        found = BatchLosses(
             tasks=task_losses(run.tasks, outputs, batch),
             features=losses,
             outputs=output_losses(run.settings.output_losses, outputs, wanted),
@@ -171,6 +211,7 @@ class Stepper:
             feature_weight=gamma,
             distillation_weight=weighting.weight(self.learnt, DISTILLATION) if weighting else 1.0,
         )
+        return found, outputs
 
     def _task_weights(self) -> dict[str, float]:
         weighting = self._run.settings.weighting
@@ -237,8 +278,15 @@ class Stepper:
         raise TrainingError(f"Process {process} stopped, and with it all others. {message}")
 
     def _record(
-        self, step: int, rate: float, done: list[tuple[Position, BatchLosses]], norm: Tensor
+        self,
+        step: int,
+        rate: float,
+        done: list[tuple[Position, BatchLosses]],
+        norm: Tensor,
+        *,
+        is_idle: bool,
     ) -> StepRecord:
+        self._idle.see(step, done[0][0], done[-1][0], is_idle=is_idle)
         named = [
             (number, kind, name, loss)
             for number, (_, losses) in enumerate(done)
@@ -246,7 +294,8 @@ class Stepper:
             for name, loss in group.items()
         ]
         norms = [(name, x) for _, losses in done for name, x in losses.gradient_norms.items()]
-        values = [loss for *_, loss in named] + [losses.total() for _, losses in done] + [norm]
+        totals = [total for _, losses in done if (total := losses.total()) is not None]
+        values = [*(loss for *_, loss in named), *totals, norm]
         values += [value for _, value in norms]
         # The only wait for the device in a step; its backward pass is already under way.
         numbers = torch.stack([value.detach().float().reshape(()) for value in values]).tolist()

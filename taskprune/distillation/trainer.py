@@ -70,7 +70,8 @@ def distill(
     The teacher runs in eval mode without gradients on the same batch; the student in training
     mode. Each step costs one forward pass of the teacher and one forward and backward pass of the
     student per batch, and one read-back of the losses from the device. A task whose loss is
-    ``None`` has no labels in the batch and is left out.
+    ``None`` has no labels in the batch and is left out. A step with nothing to learn at all (no
+    labels, and no features or outputs to follow) is recorded and changes nothing.
 
     The student is trained in place and given back on its own device, with its own training flags
     and without gradients. The teacher, the generators and the data's generators are left as they
@@ -99,9 +100,11 @@ def distill(
     Raises:
         InputError: The arguments do not fit each other, and nothing was changed; or, while
             training, what a callback or metric returned is no number.
-        LossError: A loss of a task or of outputs is no scalar that depends on the student.
-        TrainingError: A loss or gradient became NaN or infinite. The student keeps the weights
-            and buffers from before that step.
+        LossError: A loss is no scalar, or one of a task or of outputs does not depend on the
+            student.
+        TrainingError: A loss or gradient became NaN or infinite, or there was nothing to learn in
+            a whole pass through the data. The student keeps the weights and buffers from before
+            that step.
         CheckpointError: The checkpoint in ``settings.directory`` is damaged or of another run.
         MissingDependencyError: Accelerate is not installed.
     """

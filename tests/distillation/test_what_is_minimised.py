@@ -22,7 +22,6 @@ from taskprune.distillation import (
 )
 from taskprune.errors import (
     LossError,
-    TrainingError,
 )
 from taskprune.tasks import Task
 
@@ -60,8 +59,6 @@ def test_tasks_without_labels_are_left_out() -> None:
     data = [(images, near, None), (images, None, far), (images, None, None)]
     result = run(make_net(1), make_net(0), data=data, settings=settings(3))
     assert [set(record.tasks) for record in result.history] == [{"near"}, {"far"}, set()]
-    with pytest.raises(TrainingError, match="no task has labels"):
-        run(make_net(1), make_net(0), data=data, taps=())
 
 
 def test_accumulated_batches_equal_one_big_batch() -> None:
@@ -93,6 +90,16 @@ def test_accumulated_batches_equal_one_big_batch() -> None:
 def test_a_loss_that_is_no_scalar_of_the_student_is_refused(loss: Any) -> None:
     with pytest.raises(LossError, match="task `near`"):
         run(make_net(1), make_net(0), tasks={"near": Task(loss)})
+
+
+@pytest.mark.parametrize(
+    ("loss", "found"),
+    [(nn.MSELoss(reduction="none"), "shape"), (lambda *_: 0.5, "float")],
+    ids=["map", "number"],
+)
+def test_a_feature_loss_that_is_no_scalar_is_refused_with_its_tap(loss: Any, found: str) -> None:
+    with pytest.raises(LossError, match=f"tap `stem` to be a scalar tensor. Found {found}"):
+        run(make_net(1), make_net(0), settings=settings(feature_loss=loss))
 
 
 def gap(student: dict[str, Tensor], teacher: dict[str, Tensor]) -> Tensor:
