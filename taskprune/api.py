@@ -257,13 +257,17 @@ def distill(
     student, teacher = bare(student), bare(teacher)
     _check_values(student)
     _check_values(teacher)
+    if plan is not None and not isinstance(plan, PruningPlan):
+        found = type(plan).__name__
+        way_out = " Hand in `result.plan`." if isinstance(plan, PruneResult) else ""
+        raise InputError(f"`plan` must be a `PruningPlan`. Found {found}.{way_out}")
     channel_map = {kept.name: kept.keep for kept in plan.activations} if plan else None
     result = distill_features(
         student,
         teacher,
         tasks=check_tasks(tasks),
         data=data,
-        settings=settings or DistillSettings(),
+        settings=settings,
         channel_map=channel_map,
         taps=taps,
         forward=forward,

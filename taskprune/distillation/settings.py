@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from taskprune.distillation.history import Callback
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss, pkd
 from taskprune.distillation.regularisation import Regulariser
 from taskprune.distillation.schedule import Constant, Schedule, WarmupCosine
+from taskprune.distillation.settings_check import check_settings
 from taskprune.distillation.weighting import Weighting
 from taskprune.errors import InputError
 
@@ -91,33 +91,10 @@ class DistillSettings:
     console: Console | None = None
 
     def __post_init__(self) -> None:
+        check_settings(self)
         if self.steps is not None and self.epochs is not None:
             raise InputError(
                 f"Give `steps` or `epochs`. Found both: {self.steps} and {self.epochs}."
-            )
-        for name in ("steps", "epochs", "accumulation", "checkpoint_every"):
-            _check(name, getattr(self, name), _is_count, "a whole number of at least 1")
-        _check(
-            "learning_rate",
-            self.learning_rate,
-            lambda x: callable(x) or x > 0,
-            "a positive number, or a function of the step",
-        )
-        _check("gradient_clip", self.gradient_clip, lambda x: x > 0, "a positive number")
-        for name in ("weight_decay", "seed"):
-            _check(name, getattr(self, name), lambda x: x >= 0, "at least 0")
-        _check("warmup", self.warmup, lambda x: 0 <= x <= 1, "between 0 and 1")
-        _check("ema_decay", self.ema_decay, lambda x: 0 < x < 1, "between 0 and 1, or None")
-        if not callable(self.feature_weight):
-            _check(
-                "feature_weight",
-                self.feature_weight,
-                lambda x: math.isfinite(x) and x >= 0,
-                "a number of at least 0, or a function of the step",
-            )
-        if self.mixed_precision not in ("no", "fp16", "bf16"):
-            raise InputError(
-                f"`mixed_precision` must be 'no', 'fp16' or 'bf16'. Found {self.mixed_precision!r}."
             )
 
     def n_steps(self, data: Any, *, n_processes: int = 1) -> int:
@@ -161,12 +138,3 @@ class DistillSettings:
         if callable(self.feature_weight):
             return self.feature_weight
         return Constant(self.feature_weight)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
-def _check(name: str, value: Any, holds: Callable[[Any], bool], expected: str) -> None:
-    if value is not None and not holds(value):
-        raise InputError(f"`DistillSettings.{name}` must be {expected}. Found {value!r}.")

@@ -108,7 +108,7 @@ def distill(
         CheckpointError: The checkpoint in ``settings.directory`` is damaged or of another run.
         MissingDependencyError: Accelerate is not installed.
     """
-    settings = settings or DistillSettings()
+    settings = _checked(settings)
     tasks = check_tasks(tasks)
     check_data(data)
     student, teacher = bare(student), bare(teacher)
@@ -174,6 +174,17 @@ def distill(
         )
         history = train(run, accelerator)
     return DistillResult(student, history, chosen)
+
+
+def _checked(settings: object) -> DistillSettings:
+    if settings is None:
+        return DistillSettings()
+    if not isinstance(settings, DistillSettings):
+        raise InputError(
+            f"`settings` must be a `DistillSettings`, such as `DistillSettings(steps=1000)`. Found "
+            f"{type(settings).__name__}."
+        )
+    return settings
 
 
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:

@@ -4,6 +4,7 @@ import copy
 import math
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,15 @@ from distill_run import run, settings
 from distill_toys import (
     make_batches,
     make_net,
+    make_tasks,
     n_hooks,
     same_state,
     state,
 )
 
-from taskprune.distillation import (
-    DistillSettings,
-)
+import taskprune
+from taskprune.distillation import MGD, DistillSettings, UncertaintyWeights
+from taskprune.distillation.settings_check import RULES
 from taskprune.errors import (
     InputError,
     MissingDependencyError,
@@ -74,6 +76,56 @@ def test_bad_arguments_are_refused_and_change_nothing(
 def test_settings_out_of_range_are_refused(changes: Mapping[str, Any]) -> None:
     with pytest.raises(InputError, match=list(changes)[-1]):
         DistillSettings(**changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("steps", True, "a whole number"),
+        ("learning_rate", "1e-3", "a positive number"),
+        ("learning_rate", None, "a positive number"),
+        ("gradient_clip", None, "`math.inf` clips nothing"),
+        ("accumulation", None, "a whole number of at least 1"),
+        ("checkpoint_every", None, "a whole number of at least 1"),
+        ("frozen_batchnorm", "yes", "True or False"),
+        ("feature_loss", "mse", "such as `mse`"),
+        ("feature_loss", MGD, r"Found the class `MGD`; make an object of it, `MGD\(\.\.\.\)`"),
+        ("feature_weight", None, "a number of at least 0"),
+        ("weighting", "uncertainty", r"such as `UncertaintyWeights\(\)`"),
+        ("weighting", UncertaintyWeights, "Found the class"),
+        ("output_losses", None, "a dict of functions"),
+        ("output_losses", {"near": 1}, "a dict of functions"),
+        ("regularisers", "sparse", "with `for_student`"),
+        ("seed", None, "a whole number of at least 0"),
+        ("seed", 0.5, "a whole number of at least 0"),
+        ("directory", 5, "a path, or None"),
+        ("callbacks", print, r"such as `\(callback,\)`"),
+        ("early_stopping", "validation/near", "such as `EarlyStopping"),
+        ("console", "stderr", "Console`, or None"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_settings_of_the_wrong_kind_are_refused_at_once(
+    name: str, value: object, expected: str
+) -> None:
+    with pytest.raises(InputError, match=rf"`DistillSettings\.{name}` must be .*{expected}"):
+        DistillSettings(**{name: value})  # type: ignore[arg-type]
+
+
+def test_every_setting_has_a_rule_that_its_default_keeps() -> None:
+    assert list(RULES) == [field.name for field in fields(DistillSettings)]
+    DistillSettings()
+
+
+def test_settings_and_plans_of_another_kind_are_refused() -> None:
+    student, teacher, tasks, data = make_net(1), make_net(0), make_tasks(), make_batches()
+    for wrong in ({}, {"steps": 3}):
+        with pytest.raises(InputError, match=r"`settings` must be .* Found dict"):
+            run(student, teacher, settings=wrong)
+    result = taskprune.prune(make_net(0), tasks, 0.2, data=data)
+    wrong_plan: Any = result
+    with pytest.raises(InputError, match=r"Found PruneResult\. Hand in `result\.plan`"):
+        taskprune.distill(student, teacher=teacher, tasks=tasks, data=data, plan=wrong_plan)
 
 
 def test_a_student_that_shares_memory_with_its_teacher_is_refused() -> None:

@@ -74,6 +74,11 @@ def plugin(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**usual, **changes})
 
 
+class Regular:
+    def for_student(self, student: nn.Module, n_steps: int, /) -> Any:
+        raise NotImplementedError
+
+
 class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +97,7 @@ class Scaled(nn.Module):
         ({"plugin": plugin(ignored_modules=["x"])}, "ignored modules"),
         ({"settings": DistillSettings(mixed_precision="fp16")}, "float16's loss scaling"),
         ({"settings": DistillSettings(weighting=GradNorm("stem"))}, "GradNorm"),
-        ({"settings": DistillSettings(regularisers=(object(),))}, "regularisers.*has object"),  # type: ignore[arg-type]
+        ({"settings": DistillSettings(regularisers=(Regular(),))}, "regularisers.*has Regular"),
         ({"student": Scaled()}, "scalar parameters, and has `scale`"),
         ({"student": nn.Sequential(make_net(0), nn.Linear(1, 1).double())}, "several types"),
         ({"forward": lambda model, batch: model.stem(batch[0])}, "a method or a part of it"),

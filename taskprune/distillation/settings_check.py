@@ -1,0 +1,129 @@
+"""What each of the settings may be, as a table."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rich.console import Console
+
+from taskprune.distillation.early_stopping import EarlyStopping
+from taskprune.errors import InputError
+
+Rule = tuple[Callable[[Any], bool], str]
+"""Whether a value will do, and what is expected."""
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_count(value: Any) -> bool:
+    return _is_whole(value) and value >= 1
+
+
+def _is_function(value: object) -> bool:
+    return callable(value) and not isinstance(value, type)
+
+
+def _has(*names: str) -> Callable[[Any], bool]:
+    """Return whether an object, not a class, has these attributes."""
+    return lambda value: not isinstance(value, type) and all(hasattr(value, name) for name in names)
+
+
+def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, tuple | list) and all(map(holds, value))
+
+
+def _are_output_losses(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(
+        isinstance(name, str) and _is_function(loss) for name, loss in value.items()
+    )
+
+
+def _or_none(rule: Rule) -> Rule:
+    holds, expected = rule
+    return lambda value: value is None or holds(value), f"{expected}, or None"
+
+
+_COUNT: Rule = (_is_count, "a whole number of at least 1")
+_FLAG: Rule = (lambda value: isinstance(value, bool), "True or False")
+
+RULES: Mapping[str, Rule] = {
+    "steps": _or_none(_COUNT),
+    "epochs": _or_none(_COUNT),
+    "learning_rate": (
+        lambda x: _is_function(x) or (_is_number(x) and 0 < x < math.inf),
+        "a positive number, or a function of the step",
+    ),
+    "warmup": (lambda x: _is_number(x) and 0 <= x <= 1, "a number between 0 and 1"),
+    "weight_decay": (lambda x: _is_number(x) and 0 <= x < math.inf, "a number of at least 0"),
+    "gradient_clip": (
+        lambda x: _is_number(x) and x > 0,
+        "a positive number (`math.inf` clips nothing)",
+    ),
+    "accumulation": _COUNT,
+    "ema_decay": _or_none((lambda x: _is_number(x) and 0 < x < 1, "a number between 0 and 1")),
+    "frozen_batchnorm": _FLAG,
+    "feature_loss": (
+        lambda x: _is_function(x) or _has("for_feature")(x),
+        "a function (student, teacher) -> scalar such as `mse`, or an object such as `MGD()`",
+    ),
+    "feature_weight": (
+        lambda x: _is_function(x) or (_is_number(x) and 0 <= x < math.inf),
+        "a number of at least 0, or a function of the step",
+    ),
+    "weighting": _or_none((_has("weight", "updated"), "an object such as `UncertaintyWeights()`")),
+    "output_losses": (
+        _are_output_losses,
+        "a dict of functions (student outputs, teacher outputs) -> scalar by name ({} for none)",
+    ),
+    "regularisers": (
+        _all(_has("for_student")),
+        "a tuple of objects with `for_student`, such as `(CrossPruneRegulariser(...),)`",
+    ),
+    "mixed_precision": (lambda x: x in ("no", "fp16", "bf16"), "'no', 'fp16' or 'bf16'"),
+    "cpu": _FLAG,
+    "seed": (lambda x: _is_whole(x) and x >= 0, "a whole number of at least 0"),
+    "directory": _or_none((lambda x: isinstance(x, str | os.PathLike), "a path")),
+    "checkpoint_every": _COUNT,
+    "callbacks": (
+        _all(_is_function),
+        "a tuple of functions (StepRecord, student) -> figures or None, such as `(callback,)`",
+    ),
+    "early_stopping": _or_none(
+        (
+            lambda x: isinstance(x, EarlyStopping),
+            "a rule such as `EarlyStopping('validation/lane', patience=5)`",
+        )
+    ),
+    "console": _or_none((lambda x: isinstance(x, Console), "a `rich.console.Console`")),
+}
+
+
+def check_settings(settings: object) -> None:
+    """Check every setting.
+
+    Args:
+        settings: A ``DistillSettings``.
+
+    Raises:
+        InputError: A value is of the wrong kind or out of range.
+    """
+    for name, (holds, expected) in RULES.items():
+        value = getattr(settings, name)
+        if not holds(value):
+            raise InputError(f"`DistillSettings.{name}` must be {expected}. Found {_shown(value)}.")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, type):
+        return f"the class `{value.__name__}`; make an object of it, `{value.__name__}(...)`"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
