@@ -228,7 +228,7 @@ def distill(
     tasks: Mapping[str, Task],
     data: Iterable[Any],
     plan: PruningPlan | None = None,
-    taps: Sequence[TapSelector] | None = None,
+    taps: TapSelector | Sequence[TapSelector] | None = None,
     forward: Forward = call_batch,
     settings: DistillSettings | None = None,
 ) -> nn.Module:
@@ -246,8 +246,10 @@ def distill(
         data: Training batches, gone through as often as `settings` asks for.
         plan: The plan the student was made with; ``None`` for any other pair of models.
         taps: The modules whose outputs are compared: paths, patterns, types, or a
-            ``taskprune.distillation.Role`` that the model declares. Default: all roles that the
-            teacher declares; without any, the last shared output of every resolution.
+            ``taskprune.distillation.Role`` that the model declares; a
+            ``taskprune.distillation.Tap`` also pairs modules of different architectures. Default:
+            all roles that the teacher declares; without any, the last shared output of every
+            resolution.
         forward: ``(model, batch) -> outputs``, for student and teacher alike.
         settings: Length, learning rate, weights and the like.
 

@@ -60,7 +60,7 @@ def distill(
     data: Iterable[Any],
     settings: DistillSettings | None = None,
     channel_map: Mapping[str, Sequence[int]] | None = None,
-    taps: Sequence[TapSelector] | None = None,
+    taps: TapSelector | Sequence[TapSelector] | None = None,
     forward: Forward = call_batch,
 ) -> DistillResult:
     r"""Minimise :math:`\sum_t w_t L_t + \gamma \sum_l D(s_l, t_l[keep_l]) + \sum_o L_o`.
@@ -91,10 +91,12 @@ def distill(
             Its order follows from ``settings.seed``, see ``taskprune.distillation.batches``.
         settings: Length, learning rate, weights and the like.
         channel_map: Per module path, the teacher's channel that each student channel is. Paths
-            that are not tapped are ignored.
+            that are not tapped, or tapped with another path in the student, are ignored.
         taps: Modules whose outputs are compared: paths, patterns, types, :class:`Role` or
-            :class:`Tap`. An empty sequence compares none (plain training). ``None``: all roles
-            that the teacher declares, or :func:`default_taps` where it declares none.
+            :class:`Tap`, which also pairs modules of different architectures. Modules of a role
+            that both models declare are paired in order. An empty sequence compares none (plain
+            training). ``None``: all roles that the teacher declares, or :func:`default_taps` where
+            it declares none.
         forward: ``(model, batch) -> outputs``, for both models.
 
     Raises:
@@ -132,9 +134,9 @@ def distill(
         trained.to(accelerator.device)
         if sharding is not None:
             check_shardable(trained, sharding, settings, forward, example)
-        chosen = _taps(teacher, example, taps, tasks=tasks, forward=forward)
-        teacher_recorder = stack.enter_context(tapped(teacher, chosen))
-        recorder = stack.enter_context(tapped(trained, chosen))
+        chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=forward)
+        teacher_recorder = stack.enter_context(tapped(teacher, chosen, side="teacher"))
+        recorder = stack.enter_context(tapped(trained, chosen, side="student"))
         alignments, feature_losses = _comparisons(
             (trained, recorder),
             (teacher, teacher_recorder),
@@ -258,20 +260,17 @@ def _example(data: Iterable[Any], device: torch.device) -> Any:
 
 def _taps(
     teacher: nn.Module,
+    student: nn.Module,
     example: Any,
-    taps: Sequence[TapSelector] | None,
+    taps: TapSelector | Sequence[TapSelector] | None,
     *,
     tasks: Mapping[str, Task],
     forward: Forward,
 ) -> tuple[Tap, ...]:
     if taps is None:
-        roles = [Role(name) for name in declared_roles(teacher)]
-        if roles:
-            return resolve_taps(teacher, roles)
-        return default_taps(teacher, example, forward=forward, tasks=tasks)
-    if isinstance(taps, str):
-        raise InputError(f"`taps` must be a sequence of selectors. Found the string {taps!r}.")
-    return resolve_taps(teacher, taps)
+        taps = [Role(name) for name in declared_roles(teacher)]
+        taps = taps or default_taps(teacher, example, forward=forward, tasks=tasks)
+    return resolve_taps(teacher, taps, student=student)
 
 
 def _comparisons(
@@ -296,7 +295,7 @@ def _comparisons(
             tap,
             seen[tap.label],
             wanted[tap.label],
-            keep=channel_map.get(tap.module),
+            keep=channel_map.get(tap.module) if tap.path_in("student") == tap.module else None,
             compares_channels=compares_channels(settings.feature_loss),
         )
         for tap in recorder.taps
