@@ -7,7 +7,7 @@ original, never by the step before, so errors do not add up over teachers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from torch import nn
 from taskprune.api import distill, prune
 from taskprune.budget import Budget
 from taskprune.checkpoint import save_checkpoint
-from taskprune.distillation import DistillSettings, measure
+from taskprune.distillation import DistillSettings, TapSelector, measure
 from taskprune.errors import InfeasibleBudgetError
 from taskprune.forward import Forward, call_batch
 from taskprune.importance import Importance
@@ -132,6 +132,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
     steps: int = 4,
     validation: Iterable[Any] | None = None,
     settings: DistillSettings | None = None,
+    taps: TapSelector | Sequence[TapSelector] | None = None,
     forward: Forward | None = None,
     importance: str | Importance = "task_taylor",
     safety: Safety | None = None,
@@ -154,6 +155,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
         steps: How many times to prune and distil.
         validation: Batches to measure metrics on; needed where a task has a metric.
         settings: Of the distillation in each step.
+        taps: The modules whose outputs are compared, as in :func:`taskprune.distill`.
         forward: ``(model, batch) -> outputs``.
         importance: Criterion, as in :func:`taskprune.prune`.
         safety: Limits of all steps together, as in :func:`taskprune.prune`.
@@ -214,6 +216,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
             tasks=named,
             data=data,
             plan=plan,
+            taps=taps,
             forward=call,
             settings=replace(settings, directory=folder),
         )

@@ -21,13 +21,14 @@ from taskprune.errors import InputError
 class Alignment(nn.Module):
     """Aligns the pair of features of one tap.
 
-    Features are brought to ``[B, C, H, W]`` (four dims) or ``[B, N, C]`` (three dims), the
-    student's map is resized to the teacher's by bilinear interpolation where they differ, and
-    channels are matched by index or adapter.
+    Features are brought to ``[B, C]``, ``[B, N, C]`` (three dims), ``[B, C, H, W]`` or
+    ``[B, C, D, H, W]``, the student's map is resized to the teacher's by linear interpolation where
+    they differ, and channels are matched by index or adapter.
 
     Attributes:
         label: The tap's label, for errors.
-        channel_dim: Axis of channels in the modules' own layout.
+        channel_dim: Axis of channels in the student module's own layout.
+        teacher_channel_dim: The teacher's.
         keep: The teacher's channels to compare with, or ``None`` for all.
         adapter: Maps student channels to teacher channels, or ``None``.
     """
@@ -41,10 +42,14 @@ class Alignment(nn.Module):
         *,
         keep: Sequence[int] | None = None,
         adapter: nn.Linear | None = None,
+        teacher_channel_dim: int | None = None,
     ) -> None:
         super().__init__()
         self.label = label
         self.channel_dim = channel_dim
+        self.teacher_channel_dim = (
+            channel_dim if teacher_channel_dim is None else teacher_channel_dim
+        )
         index = None if keep is None else torch.tensor(keep, dtype=torch.int64)
         self.register_buffer("keep", index, persistent=False)
         self.adapter = adapter
@@ -61,7 +66,7 @@ class Alignment(nn.Module):
                 f"{tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher)."
             )
         student = _canonical(student, self.channel_dim)
-        teacher = _canonical(teacher, self.channel_dim)
+        teacher = _canonical(teacher, self.teacher_channel_dim)
         if self.keep is not None:
             teacher = teacher.index_select(_canonical_dim(teacher), self.keep)
         if self.adapter is not None:
@@ -69,11 +74,11 @@ class Alignment(nn.Module):
         return self._at_same_positions(student, teacher), teacher
 
     def _at_same_positions(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if student.dim() == 4 and student.shape[2:] != teacher.shape[2:]:
+        if student.dim() > 3 and student.shape[2:] != teacher.shape[2:]:
             return F.interpolate(
                 at_least_float32(student),
                 size=teacher.shape[2:],
-                mode="bilinear",
+                mode="bilinear" if student.dim() == 4 else "trilinear",
                 align_corners=False,
             )
         if student.dim() == 3 and student.shape[1] != teacher.shape[1]:
@@ -92,6 +97,7 @@ def make_alignment(
     *,
     keep: Sequence[int] | None = None,
     compares_channels: bool = True,
+    axes: tuple[int | None, int | None] = (None, None),
 ) -> Alignment:
     """Work out how the two features of a tap are compared.
 
@@ -101,24 +107,31 @@ def make_alignment(
         teacher: The teacher's feature on the same batch.
         keep: The teacher's channel of each student channel, if known.
         compares_channels: ``False`` for losses that need no equal channels.
+        axes: Axis of channels in student and teacher, where known from the modules and the tap
+            does not say. ``None``: 1, or for three dims the last.
 
     Raises:
         InputError: The map does not fit the features, or their dims are not understood.
     """
-    if student.dim() != teacher.dim() or student.dim() not in (3, 4):
+    if student.dim() != teacher.dim() or not 2 <= student.dim() <= 5:
         raise InputError(
-            f"Tap `{tap.label}`: expected maps [B, C, H, W] or tokens [B, N, C] in both models. "
-            f"Found {tuple(student.shape)} (student) and {tuple(teacher.shape)} (teacher)."
+            f"Tap `{tap.label}`: expected maps [B, C, H, W] or [B, C, D, H, W], tokens [B, N, C] "
+            f"or vectors [B, C] in both models. Found {tuple(student.shape)} (student) and "
+            f"{tuple(teacher.shape)} (teacher)."
         )
-    dim = _channel_dim(tap, student, teacher, keep)
-    n_student, n_teacher = student.shape[dim], teacher.shape[dim]
+    dim = _channel_dim(tap, student, teacher, keep, axes[0])
+    other = dim
+    if tap.channel_dim is None and keep is None:
+        other = _canonical_dim(teacher) if axes[1] is None else axes[1]
+    n_student, n_teacher = student.shape[dim], teacher.shape[other]
     if keep is not None:
         _check_map(tap, keep, n_student, n_teacher)
     if tap.adapter or (keep is None and n_student != n_teacher and compares_channels):
         adapter = make_adapter(n_student, n_teacher, keep=keep).to(student.device)
-        return Alignment(tap.label, dim, adapter=adapter)
+        return Alignment(tap.label, dim, adapter=adapter, teacher_channel_dim=other)
     is_identity = keep is None or list(keep) == list(range(n_teacher))
-    return Alignment(tap.label, dim, keep=None if is_identity else keep).to(student.device)
+    kept = None if is_identity else keep
+    return Alignment(tap.label, dim, keep=kept, teacher_channel_dim=other).to(student.device)
 
 
 def make_adapter(n_student: int, n_teacher: int, *, keep: Sequence[int] | None = None) -> nn.Linear:
@@ -140,7 +153,7 @@ def make_adapter(n_student: int, n_teacher: int, *, keep: Sequence[int] | None =
 
 
 def _canonical_dim(feature: Tensor) -> int:
-    return 1 if feature.dim() == 4 else feature.dim() - 1
+    return 2 if feature.dim() == 3 else 1
 
 
 def _canonical(feature: Tensor, channel_dim: int) -> Tensor:
@@ -149,12 +162,16 @@ def _canonical(feature: Tensor, channel_dim: int) -> Tensor:
 
 def _adapted(student: Tensor, adapter: nn.Linear) -> Tensor:
     student = student.to(adapter.weight.dtype)
-    if student.dim() == 3:
+    if student.dim() < 4:
         return F.linear(student, adapter.weight, adapter.bias)
-    return F.conv2d(student, adapter.weight[:, :, None, None], adapter.bias)
+    if student.dim() == 4:
+        return F.conv2d(student, adapter.weight[:, :, None, None], adapter.bias)
+    return F.conv3d(student, adapter.weight[:, :, None, None, None], adapter.bias)
 
 
-def _channel_dim(tap: Tap, student: Tensor, teacher: Tensor, keep: Sequence[int] | None) -> int:
+def _channel_dim(
+    tap: Tap, student: Tensor, teacher: Tensor, keep: Sequence[int] | None, axis: int | None
+) -> int:
     if tap.channel_dim is not None:
         if not -student.dim() <= tap.channel_dim < student.dim():
             raise InputError(
@@ -162,7 +179,7 @@ def _channel_dim(tap: Tap, student: Tensor, teacher: Tensor, keep: Sequence[int]
                 f"shape {tuple(student.shape)}."
             )
         return tap.channel_dim % student.dim()
-    usual = _canonical_dim(student)
+    usual = _canonical_dim(student) if axis is None else axis
     if keep is None or student.shape[usual] == len(keep):
         return usual
     # The map names no axis. Where exactly one axis fits it and all others agree, that is it

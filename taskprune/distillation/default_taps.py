@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskprune.distillation.channel_axes import ChannelAxes
 from taskprune.distillation.taps import Tap, unwrapped
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
@@ -17,8 +18,9 @@ from taskprune.outputs import flatten_outputs, matching_paths
 from taskprune.rng import preserved_rng
 from taskprune.tasks import Task
 
-_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
-"""Modules whose results have their channels on the last axis, whatever the number of axes."""
+
+class NothingSharedError(InputError):
+    """There is no feature that all tasks share."""
 
 
 @dataclass
@@ -28,7 +30,6 @@ class _Output:
     module: str
     call: int
     feature: Tensor
-    by_last_axis: bool
 
 
 def default_taps(
@@ -45,11 +46,12 @@ def default_taps(
     outputs that the model does not have are passed over). Where tasks do not declare theirs, each
     differentiable output that nobody declares counts as a task of its own.
 
-    Features are maps ``[B, C, H, W]`` or, as Swin has them, ``[B, H, W, C]``, and tokens
-    ``[B, N, C]``, all with more than one position. ``H * W`` tokens have the resolution of the
-    ``H x W`` map. What runs inside attention (per head or per window) is passed over. Where a
-    module and its last child put out the same tensor, the outer one is named. Runs the model once
-    in eval mode and goes back once per output; everything is left as it was.
+    Features are maps ``[B, C, H, W]``, ``[B, C, D, H, W]`` or, as Swin has them, ``[B, H, W, C]``,
+    tokens ``[B, N, C]`` and sequences of ``nn.Conv1d``, ``[B, C, L]``, all with more than one
+    position. Where there are none, the last shared vector ``[B, C]`` is taken. ``H * W`` tokens
+    have the resolution of the ``H x W`` map. What runs inside attention (per head or per window) is
+    passed over. Where a module and its last child put out the same tensor, the outer one is named.
+    Runs the model once in eval mode and goes back once per output; everything is left as it was.
 
     Args:
         model: The teacher.
@@ -66,10 +68,10 @@ def default_taps(
         for parameter in frozen:  # a frozen teacher has no graph to follow
             parameter.requires_grad_(True)
         model.eval()
-        with preserved_rng(), torch.enable_grad(), _recorded(model) as seen:
+        with preserved_rng(), torch.enable_grad(), _recorded(model) as (seen, axes):
             outputs = flatten_outputs(forward(model, batch))
             owned = _owned({p: o for p, o in outputs.items() if o.requires_grad}, tasks or {})
-            shared = _features(_shared(seen, owned))
+            shared = _features(_shared(seen, owned), axes)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
@@ -77,7 +79,7 @@ def default_taps(
             module.training = mode
     if not shared:
         whose = f"tasks {list(owned)}" if tasks else f"{len(owned)} differentiable outputs"
-        raise InputError(
+        raise NothingSharedError(
             f"No module output of the model is shared by all of its {whose}, so there is no "
             "automatic choice of taps. Name them: `taps=['backbone.*']`."
         )
@@ -90,7 +92,7 @@ def default_taps(
             call=found.call if n_calls[found.module] > 1 else None,
             channel_dim=axis,
         )
-        for found, axis in _last_of_each_resolution(shared)
+        for found, axis in _last_of_each_resolution(shared, axes)
     )
 
 
@@ -107,19 +109,20 @@ def _owned(outputs: Mapping[str, Tensor], tasks: Mapping[str, Task]) -> dict[str
     return owned | {f"output {p}": [o] for p, o in outputs.items() if p not in declared}
 
 
-def _last_of_each_resolution(shared: Sequence[_Output]) -> list[tuple[_Output, int | None]]:
+def _last_of_each_resolution(
+    shared: Sequence[_Output], axes: ChannelAxes
+) -> list[tuple[_Output, int | None]]:
     """Return them in order of execution, with the axis of channels where it is not the usual."""
-    last_axis = {o.feature.shape for o in shared if o.by_last_axis and o.feature.dim() == 4}
     grids: dict[int, tuple[int, ...]] = {}
     found: dict[tuple[int, ...], tuple[_Output, int | None]] = {}
     for output in shared:
-        shape = output.feature.shape
+        shape, axis = output.feature.shape, axes.of(output.feature)
         if output.feature.dim() == 3:
-            grid, axis = grids.get(shape[1], (shape[1],)), None
-        elif shape in last_axis:
-            grid, axis = tuple(shape[1:3]), 3
+            n_positions = shape[1 if axis is None else 2]
+            grid = grids.get(n_positions, (n_positions,))
         else:
-            grid, axis = tuple(shape[2:]), None
+            channels = axis or 1
+            grid = tuple(n for d, n in enumerate(shape) if d not in (0, channels))
         grids[torch.Size(grid).numel()] = grid
         found.pop(grid, None)  # so that the dict's order is that of execution
         found[grid] = (output, axis)
@@ -127,24 +130,25 @@ def _last_of_each_resolution(shared: Sequence[_Output]) -> list[tuple[_Output, i
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[list[_Output]]:
+def _recorded(model: nn.Module) -> Iterator[tuple[list[_Output], ChannelAxes]]:
     seen: list[_Output] = []
     calls: dict[str, int] = {}
+    axes = ChannelAxes()
     with ExitStack() as stack:
         for name, module in unwrapped(model).named_modules():
             if name:
-                handle = module.register_forward_hook(_hook(name, seen, calls))
+                handle = module.register_forward_hook(_hook(name, seen, calls, axes))
                 stack.callback(handle.remove)
-        yield seen
+        yield seen, axes
 
 
-def _hook(name: str, seen: list[_Output], calls: dict[str, int]) -> Any:
+def _hook(name: str, seen: list[_Output], calls: dict[str, int], axes: ChannelAxes) -> Any:
     def record(module: nn.Module, _args: Any, output: Any) -> None:
         call = calls.get(name, 0)
         calls[name] = call + 1
-        if isinstance(output, Tensor) and output.requires_grad and output.dim() in (3, 4):
-            by_last_axis = isinstance(module, _CHANNELS_LAST)
-            seen.append(_Output(name, call, output, by_last_axis))
+        axes.see(module, output)
+        if isinstance(output, Tensor) and output.requires_grad and 2 <= output.dim() <= 5:
+            seen.append(_Output(name, call, output))
 
     return record
 
@@ -168,18 +172,27 @@ def _shared(seen: list[_Output], tasks: Mapping[str, list[Tensor]]) -> list[_Out
     return [o for o, r in zip(candidates, shared, strict=True) if r]
 
 
-def _features(outputs: Sequence[_Output]) -> list[_Output]:
-    """Leave out what has one position, and what runs inside attention."""
-    if not outputs:
-        return []
-    batch_size = outputs[0].feature.shape[0]  # windows are stacked on the batch's axis
-    kept = [o for o in outputs if o.feature.shape[0] == batch_size]
-    tokens = {(o.module, o.feature.shape[1]) for o in kept if o.feature.dim() == 3}
-    return [o for o in kept if _n_positions(o.feature) > 1 and not _is_inside_attention(o, tokens)]
+def _features(outputs: Sequence[_Output], axes: ChannelAxes) -> list[_Output]:
+    """Leave out what has one position, if anything has more, and what runs inside attention."""
+    # Five dims are volumes only where modules say so: attention by windows and heads has five too.
+    maps = [o for o in outputs if o.feature.dim() in (3, 4) or axes.knows(o.feature)]
+    maps = _of_whole_batch([o for o in maps if o.feature.dim() > 2])
+    tokens = {(o.module, o.feature.shape[1]) for o in maps if o.feature.dim() == 3}
+    kept = [
+        o for o in maps if _n_positions(o.feature, axes) > 1 and not _is_inside_attention(o, tokens)
+    ]
+    return kept or _of_whole_batch([o for o in outputs if o.feature.dim() == 2])
 
 
-def _n_positions(feature: Tensor) -> int:
-    return feature.shape[1] if feature.dim() == 3 else feature[0, 0].numel()
+def _of_whole_batch(outputs: Sequence[_Output]) -> list[_Output]:
+    """Leave out windows, which are stacked on the batch's axis."""
+    return [o for o in outputs if o.feature.shape[0] == outputs[0].feature.shape[0]]
+
+
+def _n_positions(feature: Tensor, axes: ChannelAxes) -> int:
+    if feature.dim() == 3:
+        return feature.shape[1 if axes.of(feature) is None else 2]
+    return feature[0, 0].numel()
 
 
 def _is_inside_attention(output: _Output, tokens: Set[tuple[str, int]]) -> bool:

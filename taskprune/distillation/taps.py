@@ -30,7 +30,9 @@ class Tap:
         output: Which element, for a module that returns a tuple, list or mapping.
         call: Which call, counted from 0 (or from the end if negative), for a module that runs
             several times in a forward pass. ``None``: it runs exactly once.
-        channel_dim: The axis of channels. ``None``: 1 for four dims, else the last.
+        channel_dim: The axis of channels. ``None``: where the modules that put out such features
+            have it (1 for convolutions, the last for linear layers), else 1, or for three dims
+            the last.
         adapter: Compare through a trained 1x1 adapter even where a channel map is known; the map
             then initialises it.
         student: The module's path in the student, where that is another architecture.

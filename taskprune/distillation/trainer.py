@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -16,13 +17,20 @@ from taskprune.distillation.accelerator import accelerated
 from taskprune.distillation.alignment import Alignment, make_alignment
 from taskprune.distillation.batches import check_data, preserved_generators, seed_generators
 from taskprune.distillation.buffers import BufferSlots
-from taskprune.distillation.default_taps import default_taps
+from taskprune.distillation.channel_axes import watched_axes
+from taskprune.distillation.default_taps import NothingSharedError, default_taps
 from taskprune.distillation.history import StepRecord
 from taskprune.distillation.identity import identity, known_models
 from taskprune.distillation.loop import train
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss
-from taskprune.distillation.losses.layout import compares_channels
+from taskprune.distillation.losses.layout import (
+    channel_rows,
+    check_positions,
+    compares_channels,
+    compares_positions,
+)
 from taskprune.distillation.objective import StudentObjective
+from taskprune.distillation.probing import probing
 from taskprune.distillation.regularisation import make_regularisers
 from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.settings import DistillSettings
@@ -35,6 +43,8 @@ from taskprune.output_places import make_folder
 from taskprune.rng import preserved_rng
 from taskprune.tasks import Task, check_tasks
 from taskprune.wrappers import bare
+
+_log = logging.getLogger("taskprune")
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ def distill(
             :class:`Tap`, which also pairs modules of different architectures. Modules of a role
             that both models declare are paired in order. An empty sequence compares none (plain
             training). ``None``: all roles that the teacher declares, or :func:`default_taps` where
-            it declares none.
+            it declares none; if its tasks share no feature either, none, which is logged.
         forward: ``(model, batch) -> outputs``, for both models.
 
     Raises:
@@ -133,8 +143,10 @@ def distill(
         trained = student if sharding is None else deepcopy(student)
         trained.to(accelerator.device)
         if sharding is not None:
-            check_shardable(trained, sharding, settings, forward, example)
-        chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=forward)
+            in_training = probing(forward, "student", accelerator.autocast)
+            check_shardable(trained, sharding, settings, in_training, example)
+        of_teacher = probing(forward, "teacher", accelerator.autocast)
+        chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=of_teacher)
         teacher_recorder = stack.enter_context(tapped(teacher, chosen, side="teacher"))
         recorder = stack.enter_context(tapped(trained, chosen, side="student"))
         alignments, feature_losses = _comparisons(
@@ -142,7 +154,7 @@ def distill(
             (teacher, teacher_recorder),
             example=example,
             channel_map=channel_map or {},
-            forward=forward,
+            forwards=(probing(forward, "student", accelerator.autocast), of_teacher),
             settings=settings,
         )
         objective = StudentObjective(
@@ -269,7 +281,10 @@ def _taps(
 ) -> tuple[Tap, ...]:
     if taps is None:
         taps = [Role(name) for name in declared_roles(teacher)]
-        taps = taps or default_taps(teacher, example, forward=forward, tasks=tasks)
+        try:
+            taps = taps or default_taps(teacher, example, forward=forward, tasks=tasks)
+        except NothingSharedError as error:
+            _log.warning("%s The student is trained without features.", error)
     return resolve_taps(teacher, taps, student=student)
 
 
@@ -279,7 +294,7 @@ def _comparisons(
     *,
     example: Any,
     channel_map: Mapping[str, Sequence[int]],
-    forward: Forward,
+    forwards: tuple[Forward, Forward],
     settings: DistillSettings,
 ) -> tuple[list[Alignment], list[FeatureLoss]]:
     """Run both models once, in eval mode, and see how their features fit together."""
@@ -287,9 +302,9 @@ def _comparisons(
     if not recorder.taps:
         return [], []
     model.eval()
-    with torch.no_grad():
-        _, seen = recorder.run(lambda: forward(model, example))
-        _, wanted = teacher[1].run(lambda: forward(teacher[0], example))
+    with torch.no_grad(), watched_axes(model) as axes, watched_axes(teacher[0]) as teacher_axes:
+        _, seen = recorder.run(lambda: forwards[0](model, example))
+        _, wanted = teacher[1].run(lambda: forwards[1](teacher[0], example))
     alignments = [
         make_alignment(
             tap,
@@ -297,12 +312,16 @@ def _comparisons(
             wanted[tap.label],
             keep=channel_map.get(tap.module) if tap.path_in("student") == tap.module else None,
             compares_channels=compares_channels(settings.feature_loss),
+            axes=(axes.of(seen[tap.label]), teacher_axes.of(wanted[tap.label])),
         )
         for tap in recorder.taps
     ]
     loss = settings.feature_loss
+    with torch.no_grad():
+        targets = {a.label: a(seen[a.label], wanted[a.label])[1] for a in alignments}
+    if compares_positions(loss):
+        for label, target in targets.items():
+            check_positions(channel_rows(target), f"Tap `{label}`: ")
     if not isinstance(loss, FittedFeatureLoss):
         return alignments, [loss] * len(alignments)
-    with torch.no_grad():
-        targets = [a(seen[a.label], wanted[a.label])[1] for a in alignments]
-    return alignments, [loss.for_feature(target) for target in targets]
+    return alignments, [loss.for_feature(target) for target in targets.values()]

@@ -97,7 +97,8 @@ def test_a_map_that_does_not_fit_is_refused(keep: Sequence[int]) -> None:
 
 
 def test_features_of_other_dims_are_refused() -> None:
-    with pytest.raises(InputError, match="Tap `layer`"):
-        make_alignment(Tap("layer"), feature(2, 3), feature(2, 7))
+    for student, teacher in ((feature(2), feature(2)), (feature(2, 3), feature(2, 3, 4))):
+        with pytest.raises(InputError, match="Tap `layer`: expected maps"):
+            make_alignment(Tap("layer"), student, teacher)
     with pytest.raises(InputError, match="channel_dim=4"):
         make_alignment(Tap("layer", channel_dim=4), feature(2, 3, 4, 5), feature(2, 3, 4, 5))

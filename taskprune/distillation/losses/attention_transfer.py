@@ -5,11 +5,17 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskprune.distillation.losses.layout import channel_free, channel_rows
+from taskprune.distillation.losses.layout import (
+    channel_free,
+    channel_rows,
+    check_positions,
+    positional,
+)
 from taskprune.errors import InputError
 
 
 @channel_free
+@positional
 def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     r"""Return the mean over the batch of :math:`\| Q(s) / \|Q(s)\|_2 - Q(t) / \|Q(t)\|_2 \|_2^2`.
 
@@ -21,7 +27,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
         teacher: ``[B, C_t, H, W]`` or ``[B, N, C_t]``.
 
     Raises:
-        InputError: Batch or positions differ.
+        InputError: Batch or positions differ, or there is one position.
 
     References:
         Zagoruyko and Komodakis, *Paying More Attention to Attention*, ICLR 2017,
@@ -33,6 +39,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
             "Attention transfer compares the same batch and positions. Found student features of "
             f"shape {tuple(student.shape)} and teacher features of shape {tuple(teacher.shape)}."
         )
+    check_positions(rows)
     return (_attention(rows) - _attention(target)).square().sum(dim=1).mean()
 
 

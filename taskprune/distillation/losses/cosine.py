@@ -15,7 +15,7 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     position where either vector is zero counts as 1.
 
     Args:
-        student: ``[B, C, H, W]`` or ``[B, N, C]``.
+        student: ``[B, C, H, W]``, ``[B, C, D, H, W]``, ``[B, N, C]`` or ``[B, C]``.
         teacher: The same shape.
 
     Raises:

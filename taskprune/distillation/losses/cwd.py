@@ -5,10 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskprune.distillation.losses.layout import paired_rows
+from taskprune.distillation.losses.layout import check_positions, paired_rows, positional
 from taskprune.errors import InputError
 
 
+@positional
 def cwd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor:
     r"""Return :math:`\frac{T^2}{BC}\sum_{b,c} \mathrm{KL}(\phi(t_{b,c}) \,\|\, \phi(s_{b,c}))`.
 
@@ -16,12 +17,12 @@ def cwd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor
     peaks and is blind to a constant added to a channel; strong for segmentation.
 
     Args:
-        student: ``[B, C, H, W]`` or ``[B, N, C]``.
+        student: ``[B, C, H, W]``, ``[B, C, D, H, W]`` or ``[B, N, C]``.
         teacher: The same shape.
         temperature: ``T``; bind another value with ``functools.partial(cwd, temperature=1.0)``.
 
     Raises:
-        InputError: The shapes differ, or the temperature is not positive.
+        InputError: The shapes differ, they have one position, or the temperature is not positive.
 
     References:
         Shu et al., *Channel-wise Knowledge Distillation for Dense Prediction*, ICCV 2021,
@@ -30,6 +31,7 @@ def cwd(student: Tensor, teacher: Tensor, *, temperature: float = 4.0) -> Tensor
     if not temperature > 0:
         raise InputError(f"`temperature` must be positive. Found {temperature!r}.")
     rows, target = paired_rows(student, teacher)
+    check_positions(rows)
     divergence = F.kl_div(
         F.log_softmax(rows / temperature, dim=2),
         F.log_softmax(target / temperature, dim=2),

@@ -12,7 +12,8 @@ from torch import Tensor
 from taskprune.errors import InputError
 
 FeatureLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-"""``(student, teacher) -> scalar``, on maps ``[B, C, H, W]`` or tokens ``[B, N, C]``."""
+"""``(student, teacher) -> scalar``, on maps ``[B, C, H, W]`` or ``[B, C, D, H, W]``, tokens
+``[B, N, C]`` or vectors ``[B, C]``."""
 
 
 @runtime_checkable
@@ -33,17 +34,22 @@ def channel_rows(features: Tensor) -> Tensor:
     """Return features as ``[B, C, P]`` in at least float32, ``P`` counting positions.
 
     Args:
-        features: A map ``[B, C, H, W]`` or tokens ``[B, N, C]``.
+        features: A map ``[B, C, H, W]`` or ``[B, C, D, H, W]``, tokens ``[B, N, C]`` or vectors
+            ``[B, C]``, which have one position.
 
     Raises:
         InputError: The tensor has another number of dims.
     """
-    if features.dim() not in (3, 4):
+    if not 2 <= features.dim() <= 5:
         raise InputError(
-            "Feature losses compare maps [B, C, H, W] or tokens [B, N, C]. Found shape "
-            f"{tuple(features.shape)}. Tap another module, or write your own feature loss."
+            "Feature losses compare maps [B, C, H, W] or [B, C, D, H, W], tokens [B, N, C] or "
+            f"vectors [B, C]. Found shape {tuple(features.shape)}. Tap another module, or write "
+            "your own feature loss."
         )
-    rows = features.flatten(2) if features.dim() == 4 else features.transpose(1, 2)
+    if features.dim() == 2:
+        rows = features[:, :, None]
+    else:
+        rows = features.transpose(1, 2) if features.dim() == 3 else features.flatten(2)
     # Reductions over equal values in another memory layout differ in the last bit.
     return at_least_float32(rows.contiguous())
 
@@ -82,3 +88,29 @@ def compares_channels(loss: Callable[..., Any] | FittedFeatureLoss) -> bool:
     while isinstance(loss, partial):
         loss = loss.func
     return bool(getattr(loss, "compares_channels", True))
+
+
+def positional(loss: _Loss) -> _Loss:
+    """Mark a feature loss that compares positions, so that features with one are refused."""
+    loss.compares_positions = True  # type: ignore[attr-defined]
+    return loss
+
+
+def compares_positions(loss: Callable[..., Any] | FittedFeatureLoss) -> bool:
+    """Whether this loss is constant for features with a single position."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    return bool(getattr(loss, "compares_positions", False))
+
+
+def check_positions(rows: Tensor, where: str = "") -> None:
+    """Refuse ``[B, C, 1]`` for a loss that compares positions: it would be 0 and teach nothing.
+
+    Raises:
+        InputError: There is one position.
+    """
+    if rows.shape[2] < 2:
+        raise InputError(
+            f"{where}This loss compares positions, and the features have one. Compare vectors by "
+            "`pkd`, `mse`, `cosine` or `ofd`, or tap a module that puts out maps or tokens."
+        )

@@ -51,7 +51,7 @@ class MGD:
         if teacher.dim() != 4:
             raise InputError(
                 "MGD rebuilds hidden positions from their neighbours on a map [B, C, H, W]. Found "
-                f"shape {tuple(teacher.shape)}: tokens need not lie on a grid. Use `pkd` or `mse`."
+                f"shape {tuple(teacher.shape)}. Use `pkd` or `mse` for tokens, vectors and volumes."
             )
         return MaskedGeneration(teacher.shape[1], self.mask_ratio).to(teacher.device)
 

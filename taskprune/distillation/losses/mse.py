@@ -13,7 +13,7 @@ def mse(student: Tensor, teacher: Tensor) -> Tensor:
     It scales with the square of the features, so it usually needs a weight per layer.
 
     Args:
-        student: ``[B, C, H, W]`` or ``[B, N, C]``.
+        student: ``[B, C, H, W]``, ``[B, C, D, H, W]``, ``[B, N, C]`` or ``[B, C]``.
         teacher: The same shape.
 
     Raises:

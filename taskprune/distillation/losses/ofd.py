@@ -19,7 +19,7 @@ def ofd(student: Tensor, teacher: Tensor) -> Tensor:
     the statistics of the norm or from training samples; here the samples are those of the batch.
 
     Args:
-        student: ``[B, C, H, W]`` or ``[B, N, C]``.
+        student: ``[B, C, H, W]``, ``[B, C, D, H, W]``, ``[B, N, C]`` or ``[B, C]``.
         teacher: The same shape.
 
     Raises:

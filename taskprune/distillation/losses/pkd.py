@@ -21,7 +21,7 @@ def pkd(student: Tensor, teacher: Tensor) -> Tensor:
     taps, and a student whose normalisation statistics moved after pruning is not punished for it.
 
     Args:
-        student: ``[B, C, H, W]`` or ``[B, N, C]``.
+        student: ``[B, C, H, W]``, ``[B, C, D, H, W]``, ``[B, N, C]`` or ``[B, C]``.
         teacher: The same shape.
 
     Raises:
