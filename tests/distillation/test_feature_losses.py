@@ -139,9 +139,10 @@ def test_attention_transfer_refuses_other_positions() -> None:
         attention_transfer(torch.zeros(2, 3, 4, 5), torch.zeros(2, 3, 4, 4))
 
 
-def test_losses_refuse_vectors() -> None:
+@pytest.mark.parametrize("shape", [(2,), (2, 3, 1, 1, 1, 1)])
+def test_losses_refuse_other_numbers_of_dims(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match="Feature losses compare maps"):
-        pkd(torch.zeros(2, 3), torch.zeros(2, 3))
+        pkd(torch.zeros(shape), torch.zeros(shape))
 
 
 def test_cwd_refuses_a_temperature_of_zero() -> None:
