@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from taskprune.autocast import without_cached_casts
 from taskprune.forward import Forward, call_inputs
 from taskprune.rng import preserved_rng
 
@@ -71,7 +72,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with without_cached_casts():
+            yield
     finally:
         for module, training in modes:
             module.training = training

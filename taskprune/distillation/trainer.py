@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskprune.autocast import without_cached_casts
 from taskprune.distillation.accelerator import accelerated
 from taskprune.distillation.alignment import Alignment, make_alignment
 from taskprune.distillation.batches import check_data, preserved_generators, seed_generators
@@ -131,6 +132,8 @@ def distill(
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         stack.enter_context(preserved_generators(data))
+        # Casts of a surrounding autocast would stay those of the first step's weights.
+        stack.enter_context(without_cached_casts())
         accelerator = stack.enter_context(accelerated(settings))
         n_steps = settings.n_steps(data, n_processes=accelerator.num_processes)
         checksums = stack.enter_context(known_models(student, teacher, directory, accelerator))

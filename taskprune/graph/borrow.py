@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from taskprune.autocast import without_cached_casts
 from taskprune.graph.sizes import AttributeOf, SizeObserver, TracedInt
 from taskprune.rng import preserved_rng
 
@@ -25,7 +26,8 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     """Restore every module's attributes, registries and flags on exit, also on error.
 
     Covers training flags, attributes and buffers that a forward creates, replaces or deletes,
-    containers it changes in place, hooks it registers, gradients and the random generators.
+    containers it changes in place, hooks it registers, gradients and the random generators. A
+    surrounding autocast keeps no casts of weights from inside.
     Entries of tensors are not covered, see :class:`TensorGuard`.
     """
     snapshots = [_snapshot(module) for module in model.modules()]
@@ -34,7 +36,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     # The fused inference path of attention is one opaque operator; the usual path is readable.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with preserved_rng():
+        with preserved_rng(), without_cached_casts():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -11,6 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
 
+from taskprune.autocast import without_autocast
 from taskprune.errors import InputError, TaskPruneError, TraceError
 from taskprune.forward import Forward, call_inputs
 from taskprune.garbage import collection_paused
@@ -51,6 +52,8 @@ def trace(
     Nothing is computed: the model runs on tensors without content. Only where the forward needs
     values (``.item()``, branches on data) it runs for real. The model is given back as it was,
     also after an exception: flags, attributes, buffers, hooks, gradients, random generators.
+    A surrounding ``torch.autocast`` does not count, since casts couple nothing; one inside the
+    model or in ``forward`` does.
 
     Modules that cannot shrink as they are written (``torch.nn.MultiheadAttention``) are recorded as
     the equal module that takes their place in the pruned model.
@@ -160,6 +163,7 @@ class _Session:
             stack.callback(recorder.tensor_guard.restore)
             stack.enter_context(borrowed(self.model))
             stack.enter_context(readable_kernels())
+            stack.enter_context(without_autocast(self.model))
             stack.enter_context(without_caches(self.model))
             set_mode_without_updates(self.model, mode)
             stack.enter_context(uncompiled(self.model))

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from taskprune.autocast import without_cached_casts
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.forward import Forward, call_inputs
 from taskprune.meta import without_values
@@ -63,6 +64,7 @@ def apply_plan(
     )[0]
 
 
+@without_cached_casts()
 def apply_and_verify(
     model: nn.Module,
     plan: PruningPlan,

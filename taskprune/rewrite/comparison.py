@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from taskprune.autocast import without_cached_casts
 from taskprune.errors import TraceError, VerificationError
 from taskprune.forward import Forward
 from taskprune.outputs import SINGLE, flatten_outputs
@@ -125,6 +126,7 @@ def _rebuilt_mapping(old: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
         return items
 
 
+@without_cached_casts()
 def compare(
     make_expected: Callable[[], nn.Module],
     make_found: Callable[[], nn.Module],

@@ -17,6 +17,7 @@ LAYERS = (
         "errors",
         "atomic_file",
         "output_places",
+        "autocast",
         "multiples",
         "rng",
         "denormals",
@@ -44,6 +45,7 @@ LAYERS = (
 )
 CORE = {name: rank for rank, layer in enumerate(LAYERS) for name in layer}
 DISTILLATION_MAY_IMPORT = {
+    "autocast",
     "distillation",
     "errors",
     "forward",
