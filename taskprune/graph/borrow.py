@@ -50,6 +50,36 @@ def borrowed(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def entrusted(model: nn.Module) -> Iterator[None]:
+    """Do :func:`borrowed` for code that is not ours, which may do with the model what it likes.
+
+    Entries of buffers and gradients and hooks on parameters are given back as well. Weights are
+    not: copies of them would double the memory of a large model.
+    """
+    buffers = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+    parameters = list(model.parameters())
+    hooks = [(p, p._backward_hooks, dict(p._backward_hooks or {})) for p in parameters]
+    with borrowed(model):
+        for parameter in parameters:
+            if parameter.grad is not None:
+                # `backward` would add to the user's own.
+                parameter.grad = parameter.grad.clone()
+        try:
+            yield
+        finally:
+            for buffer, value in buffers:
+                if not torch.equal(buffer, value):
+                    # `.data` leaves the version counter alone: for autograd nothing happened.
+                    buffer.data.copy_(value)
+            for parameter, registry, content in hooks:
+                if registry is not None:
+                    registry.clear()
+                    registry.update(content)
+                if parameter._backward_hooks is not registry:
+                    parameter._backward_hooks = registry
+
+
+@contextmanager
 def readable_kernels() -> Iterator[None]:
     """Keep oneDNN away, whose recurrent layers are one opaque operator, for some dtypes only."""
     enabled = torch._C._get_mkldnn_enabled()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
+from taskprune.graph.borrow import entrusted
 from taskprune.importance.distributed import several_processes
 from taskprune.importance.random import RandomImportance
 from taskprune.importance.registry import importance_by_name
@@ -46,7 +47,8 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
         data: Calibration batches with labels, under the same condition; or a loader for each task,
             ``{task: batches}``, gone through in turn. Tasks with loaders of their own have no batch
             in common, so effect conflict between them is 0.
-        importance: Name of a criterion, or any callable that scores channels.
+        importance: Name of a criterion, or any callable that scores channels. All it does to the
+            model but to its weights is undone afterwards, also where it fails.
         forward: ``(model, batch) -> outputs``.
         n_batches: How many batches to use at most, of each loader. Default: all of them.
         calibrate: ``"auto"`` stops when the ranking is stable, see
@@ -89,6 +91,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
         torch.inference_mode(False),
         uncompiled(model),
         replaced_modules(model, groups.replacements),
+        entrusted(model),
     ):
         try:
             found = criterion(model, groups, evidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any
 
@@ -82,6 +83,64 @@ def test_rows_of_a_plain_function_are_tasks_and_are_averaged() -> None:
     found = score(NET, GROUPS, two_tasks(), batches(1), importance=rows)
     assert found.tasks == ("first", "second")
     assert found.total[TRUNK].tolist() == [0.5] * 8
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_a_criterion_does_to_the_model_is_undone(fails: bool) -> None:
+    """As criteria of one's own do it: in training mode, with hooks, by ``backward``."""
+    net: Any = two_task_net().eval()
+    net.norm.weight.grad = torch.full_like(net.norm.weight, 2.0)
+    net.stem.weight.register_hook(lambda _: None)
+    net.stem.bias.requires_grad_(False)
+    before = state(net)
+
+    def careless(model: Any, groups: CouplingGroups, evidence: Evidence) -> Any:
+        model.train().requires_grad_(True)
+        seen: list[str] = []
+        model.seen = seen
+        for name, parameter in model.named_parameters():
+            parameter.register_hook(lambda _, name=name: seen.append(name))
+        for module in model.modules():
+            module.register_forward_hook(lambda *_: None)
+        for batch in evidence.batches:
+            outputs = evidence.forward(model, batch)
+            for task in evidence.tasks.values():
+                loss = task.loss(outputs, batch)
+                assert loss is not None
+                torch.autograd.backward(loss, retain_graph=True)
+        assert seen
+        if fails:
+            raise ZeroDivisionError
+        return {g.name: torch.ones(g.n_channels) for g in groups}
+
+    with pytest.raises(ZeroDivisionError) if fails else nullcontext():
+        score(net, two_task_groups(net), two_tasks(), batches(2), importance=careless)
+    assert state(net) == before
+
+
+def test_a_criterion_may_look_at_gradients_that_are_there() -> None:
+    net = two_task_net()
+    for number, parameter in enumerate(net.parameters()):
+        parameter.grad = torch.full_like(parameter, float(number))
+
+    def reading(model: nn.Module, groups: CouplingGroups, _evidence: Evidence) -> Any:
+        slope = sum(float(p.grad.sum()) for p in model.parameters() if p.grad is not None)
+        return {g.name: torch.full((g.n_channels,), slope) for g in groups}
+
+    found = score(net, two_task_groups(net), importance=reading)
+    assert float(found.total[TRUNK][0]) > 0
+
+
+def state(net: nn.Module) -> list[Any]:
+    """All that a criterion could change, ready to be compared."""
+    tensors = [*net.named_parameters(), *net.named_buffers()]
+    return [
+        [(name, list(vars(module)), module.training) for name, module in net.named_modules()],
+        [len(module._forward_hooks) for module in net.modules()],
+        [len(tensor._backward_hooks or {}) for _, tensor in tensors],
+        [(name, tensor.requires_grad, tensor.tolist()) for name, tensor in tensors],
+        [None if p.grad is None else (id(p.grad), p.grad.tolist()) for p in net.parameters()],
+    ]
 
 
 def returning(value: Any) -> Any:
