@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import platform
 import re
@@ -17,10 +18,13 @@ from typing import Protocol
 
 import torch
 
+from taskprune.atomic_file import replacing
 from taskprune.cost.operator_call import OperatorCall
 from taskprune.denormals import flushed_denormals
 from taskprune.errors import InputError
 from taskprune.rng import preserved_rng
+
+_log = logging.getLogger("taskprune")
 
 CACHE_VARIABLE = "TASKPRUNE_CACHE"
 """Environment variable that names the folder for measured times."""
@@ -130,23 +134,38 @@ class CachedTimer:
         return self.times[key]
 
     def save(self) -> None:
-        """Write what is new to the file; what others have written meanwhile stays."""
+        """Write what is new to the file; what others have written meanwhile stays.
+
+        Where that cannot be done, a message says so; this run has what it measured all the same.
+        """
         if len(self.times) == self._n_saved:
             return
-        self.times = {**self._read(), **self.times}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(f".{os.getpid()}.part")
-        part.write_text(json.dumps(self.times, indent=0), encoding="utf-8")
-        part.replace(self.path)
+        try:
+            self.times = {**self._read(), **self.times}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(self.path) as part:
+                part.write_text(json.dumps(self.times, indent=0), encoding="utf-8")
+        except (OSError, InputError) as error:
+            _log.warning(
+                "Measured times could not be kept in %s, so the next run measures them again: %s. "
+                "$%s names another folder.",
+                self.path.parent,
+                error,
+                CACHE_VARIABLE,
+            )
+            return
         self._n_saved = len(self.times)
 
     def _read(self) -> dict[str, int | None]:
-        if not self.path.exists():
-            return {}
         try:
             found = json.loads(self.path.read_text(encoding="utf-8"))
             return {str(key): None if ns is None else int(ns) for key, ns in found.items()}
-        except (ValueError, TypeError, AttributeError) as error:
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            _log.warning("Measured times in %s are not used: %s", self.path, error)
+            return {}
+        except (ValueError, TypeError, AttributeError, OverflowError) as error:
             raise InputError(
                 f"Expected measured times as JSON in {self.path}. It cannot be read ({error}): "
                 "delete it, and they are measured again."

@@ -178,11 +178,46 @@ def test_the_folder_comes_from_the_environment(
     assert torch.__version__.split("+")[0] in timer.path.name
 
 
-def test_a_broken_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["[1, 2", '{"a": Infinity}', '{"a": NaN}', "[]"])
+def test_a_broken_file_is_named(content: str, tmp_path: Path) -> None:
     path = CachedTimer(multiply_adds, "x", folder=tmp_path).path
-    path.write_text("[1, 2")
+    path.write_text(content)
     with pytest.raises(InputError, match="delete it"):
         CachedTimer(multiply_adds, "x", folder=tmp_path)
+
+
+def test_times_that_cannot_be_kept_are_used_all_the_same(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody wants minutes of work to end in an error about a cache."""
+    (tmp_path / "file").write_text("in the way of a folder")
+    _, groups = made("chain")
+    timer = CachedTimer(multiply_adds, "x", folder=tmp_path / "file" / "times")
+    measure_tables(groups, timer)
+    timer.save()
+    assert str(tmp_path / "file" / "times") in caplog.text
+    assert "TASKPRUNE_CACHE" in caplog.text
+
+
+def test_a_file_that_breaks_meanwhile_is_left_to_the_next_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, groups = made("chain")
+    timer = CachedTimer(multiply_adds, "x", folder=tmp_path)
+    measure_tables(groups, timer)
+    timer.path.write_text("{")
+    timer.save()
+    assert "delete it" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == [timer.path.name]
+
+
+def test_a_file_that_cannot_be_read_is_no_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    timer = CachedTimer(multiply_adds, "x", folder=tmp_path)
+    timer.path.mkdir()
+    assert CachedTimer(multiply_adds, "x", folder=tmp_path).times == {}
+    assert str(timer.path) in caplog.text
 
 
 @pytest.mark.parametrize("device", ["meta", "mps"])
