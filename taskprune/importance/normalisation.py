@@ -82,7 +82,7 @@ def as_they_are(statistics: TaskStatistics) -> Tensor:
 
 def _over(amounts: Tensor, statistics: TaskStatistics) -> Tensor:
     """Return one over the amounts, and 1 for tasks that no channel has an effect on."""
-    silent = statistics.products.diagonal(dim1=0, dim2=1).T.amax(dim=1) == 0
+    silent = (statistics.products.diagonal(dim1=0, dim2=1).T == 0).all(dim=1)
     for name, amount, is_silent in zip(
         statistics.tasks, amounts.tolist(), silent.tolist(), strict=True
     ):

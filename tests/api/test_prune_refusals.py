@@ -39,6 +39,19 @@ from taskprune.errors import (
 NAN = float("nan")
 
 
+class OneChannelEach(nn.Module):
+    """Two tasks on layers that are as thin as they can be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.map = nn.Conv2d(3, 1, 1), nn.Conv2d(1, 1, 1)
+        self.kind = nn.Linear(1, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        return {"kind": self.kind(x.mean((2, 3))), "map": self.map(x)}
+
+
 def refusal(
     error: type[Exception], net: nn.Module | None = None, /, *arguments: Any, **keywords: Any
 ) -> str:
@@ -87,6 +100,19 @@ def test_a_ratio_out_of_reach_names_the_largest_that_can_be_reached() -> None:
     reachable = float(message.split("which removes ")[1].split("%")[0]) / 100
     result = taskprune.prune(two_task_net(), two_tasks(), reachable - 0.001, data=batches(2))
     assert result.report.removed("params") <= reachable + 1e-4
+
+
+@pytest.mark.parametrize("importance", ["task_taylor", "isomorphic", "cosprune", "disparse"])
+@pytest.mark.parametrize("how", ["protected", "thin"])
+def test_tasks_without_channels_to_remove_are_told_why(how: str, importance: str) -> None:
+    net = two_task_net() if how == "protected" else OneChannelEach()
+    message = refusal(
+        InfeasibleBudgetError,
+        net,
+        importance=importance,
+        protect=["*"] if how == "protected" else (),
+    )
+    assert_says(message, "removes 0.00%", "0 channels of 0 groups")
 
 
 def test_a_net_without_channels_to_remove_says_why() -> None:
