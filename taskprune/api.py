@@ -19,7 +19,8 @@ from taskprune.distillation import distill as distill_features
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
 from taskprune.graph import trace
-from taskprune.importance import Importance, importance_by_name, output_owners, score
+from taskprune.importance import Importance, output_owners, score
+from taskprune.importance.registry import checked_criterion
 from taskprune.importance.scoring import check_values
 from taskprune.inputs import ModelInputs, model_inputs
 from taskprune.iterative import BetweenSteps, prune_in_steps
@@ -161,7 +162,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             verify=verify,
             notes=notes,
         )
-    criterion = importance_by_name(importance) if isinstance(importance, str) else importance
+    criterion = checked_criterion(importance)
     check_values(model, criterion)
     if target.latency_ms is not None:
         device_of(model, example_inputs)

@@ -57,7 +57,8 @@ def importance_by_name(name: str) -> Importance:
     """Make a criterion with its default settings.
 
     Raises:
-        InputError: Nobody offers one of this name; the message lists those there are.
+        InputError: Nobody offers one of this name; the message lists those there are. Or what a
+            package offers cannot be imported or is no factory of criteria.
     """
     if name in BUILT_IN:
         return BUILT_IN[name]()
@@ -67,8 +68,50 @@ def importance_by_name(name: str) -> Importance:
             f"There is no importance criterion `{name}`. Expected one of "
             f"{', '.join(importance_names())}, or a callable (model, groups, evidence) -> scores."
         )
-    factory: ImportanceFactory = offered[name].load()
-    return factory()
+    return _made(offered[name])
+
+
+def checked_criterion(importance: str | Importance) -> Importance:
+    """Return the criterion of a name, or the one that was handed in.
+
+    Raises:
+        InputError: There is none of the name, or something else was handed in.
+    """
+    if isinstance(importance, str):
+        return importance_by_name(importance)
+    if isinstance(importance, type):
+        name = importance.__name__
+        raise InputError(
+            f"`importance` must be a criterion. Found the class {name}: call it, "
+            f"`importance={name}()`."
+        )
+    if not callable(importance):
+        raise InputError(
+            "`importance` must be the name of a criterion or a callable (model, groups, evidence) "
+            f"-> scores. Found {type(importance).__name__}."
+        )
+    return importance
+
+
+def _made(point: EntryPoint) -> Importance:
+    source = f"`{point.name} = {point.value}`"
+    if point.dist is not None:
+        source += f" of the package {point.dist.name}"
+    try:
+        factory: ImportanceFactory = point.load()
+    except Exception as error:
+        raise InputError(
+            f"The criterion that entry point {source} offers cannot be imported: "
+            f"{type(error).__name__}: {error}. Mend or remove the package, or choose another."
+        ) from error
+    try:
+        return checked_criterion(factory())
+    except Exception as error:
+        raise InputError(
+            f"Expected a function or class to call without arguments, which returns a criterion, "
+            f"behind entry point {source}. That ended in {type(error).__name__}: {error}. A "
+            "criterion that is a plain function is registered as a function that returns it."
+        ) from error
 
 
 def _offered() -> dict[str, EntryPoint]:

@@ -15,7 +15,7 @@ from taskprune.forward import Forward, call_batch
 from taskprune.graph.borrow import entrusted
 from taskprune.importance.distributed import several_processes
 from taskprune.importance.random import RandomImportance
-from taskprune.importance.registry import importance_by_name
+from taskprune.importance.registry import checked_criterion
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence, Importance
 from taskprune.importance.stability import RankingStability
 from taskprune.inputs import check_loaders, task_batches
@@ -69,12 +69,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
     """
     if n_batches is not None and n_batches < 1:
         raise InputError(f"`n_batches` must be at least 1, or None for all. Found {n_batches!r}.")
-    criterion = importance_by_name(importance) if isinstance(importance, str) else importance
-    if not callable(criterion):
-        raise InputError(
-            "`importance` must be the name of a criterion or a callable (model, groups, evidence) "
-            f"-> scores. Found {type(importance).__name__}."
-        )
+    criterion = checked_criterion(importance)
     model = bare(model)
     check_values(model, criterion)
     named = check_tasks(tasks) if tasks else {}

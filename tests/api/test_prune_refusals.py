@@ -35,6 +35,7 @@ from taskprune.errors import (
     UnsupportedOperatorError,
     VerificationError,
 )
+from taskprune.importance import TaskTaylorImportance
 
 NAN = float("nan")
 
@@ -112,7 +113,7 @@ def test_tasks_without_channels_to_remove_are_told_why(how: str, importance: str
         importance=importance,
         protect=["*"] if how == "protected" else (),
     )
-    assert_says(message, "removes 0.00%", "0 channels of 0 groups")
+    assert_says(message, "removes 0.00%")
 
 
 def test_a_net_without_channels_to_remove_says_why() -> None:
@@ -368,6 +369,14 @@ def test_an_unknown_criterion_lists_those_there_are() -> None:
 
     message = refusal(InputError, importance="taylorr", forward=never)
     assert_says(message, "`taylorr`", "task_taylor", "magnitude", "callable")
+
+
+def test_a_class_of_criteria_is_refused_before_the_model_runs() -> None:
+    def never(_model: nn.Module, _batch: Any) -> Any:
+        raise AssertionError("the model ran")
+
+    message = refusal(InputError, importance=TaskTaylorImportance, forward=never)
+    assert_says(message, "class TaskTaylorImportance", "call it")
 
 
 @pytest.mark.parametrize(

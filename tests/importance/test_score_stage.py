@@ -62,6 +62,33 @@ def test_installed_packages_can_offer_criteria(monkeypatch: pytest.MonkeyPatch) 
     assert importance_names()[-1] == "seeded"
 
 
+def plain_criterion(_model: nn.Module, groups: CouplingGroups, _evidence: Evidence) -> Any:
+    return {g.name: torch.ones(g.n_channels) for g in groups}
+
+
+def no_criterion() -> None:
+    """What a package could offer by mistake."""
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("no_such_package.criteria:Mine", "cannot be imported: ModuleNotFoundError.*no_such"),
+        ("taskprune.importance:Mine", "cannot be imported: AttributeError"),
+        (f"{__name__}:plain_criterion", "call without arguments.*3 required positional arguments"),
+        (f"{__name__}:no_criterion", "returns a criterion.*Found NoneType"),
+    ],
+)
+def test_what_a_package_offers_wrongly_is_named(
+    value: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    point = EntryPoint(name="mine", value=value, group=registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "entry_points", lambda **_: EntryPoints([point]))
+    with pytest.raises(InputError, match=message) as caught:
+        score(NET, GROUPS, importance="mine")
+    assert f"`mine = {value}`" in str(caught.value)
+
+
 def test_a_plain_function_is_a_criterion() -> None:
     def first_first(model: nn.Module, groups: CouplingGroups, evidence: Evidence) -> Any:
         return {g.name: torch.arange(g.n_channels) for g in groups}
@@ -177,7 +204,11 @@ def test_a_record_with_a_wrong_shape_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"importance": 3}, "name of a criterion"), ({"n_batches": 0}, "at least 1")],
+    [
+        ({"importance": 3}, "name of a criterion"),
+        ({"importance": MagnitudeImportance}, r"call it, `importance=MagnitudeImportance\(\)`"),
+        ({"n_batches": 0}, "at least 1"),
+    ],
 )
 def test_bad_arguments_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
