@@ -63,6 +63,8 @@ class IsomorphicImportance:
             total=total,
             conflict={},
             pair_conflict={},
+            # Places are no squares of effects that could add up.
+            correlation=0.0,
         )
 
 

@@ -37,7 +37,8 @@ class TaskTaylorImportance:
         aggregate: ``[T, C] -> [C]``, see :mod:`taskprune.importance.aggregation`.
         normalise: Returns a factor per task, see :mod:`taskprune.importance.normalisation`.
         correlation: How alike the effects of channels of one group are taken to be, 0 to 1, when
-            several of them go; see :func:`~taskprune.importance.accumulation.accumulated`.
+            several of them go; see :func:`~taskprune.importance.accumulation.accumulated`. Pass 0
+            with an aggregation of one's own that returns ranks; ``pareto_rank`` has none.
     """
 
     conflict_weight: float = 1.0
@@ -86,7 +87,8 @@ class TaskTaylorImportance:
             pair_conflict={} if parts.pairs is None else split(parts.pairs),
             standard_error={} if errors is None else split(errors),
             loss_increase={} if rises is None else split(rises),
-            correlation=self.correlation,
+            # Ranks are no squares of effects that could add up.
+            correlation=0.0 if self.aggregate is aggregation.pareto_rank else self.correlation,
         )
 
     def _parts(self, statistics: TaskStatistics, weights: Tensor) -> _Parts:
