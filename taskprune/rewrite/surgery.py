@@ -90,7 +90,8 @@ def duplicate(model: nn.Module, *, borrowing: Collection[str] = ()) -> nn.Module
         raise InputError(
             f"Expected a model that `copy.deepcopy` can copy. {type(error).__name__}: {error}. "
             "Remove what the last forward left in the model (tensors with a gradient history, open "
-            "files), or rewrite it in place: `inplace=True, verify=False`."
+            "files). Without a copy, only `apply_plan(..., inplace=True, verify=False)` works on "
+            "a model itself."
         ) from error
 
 

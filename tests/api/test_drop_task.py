@@ -210,6 +210,19 @@ def test_code_that_needs_the_values_of_a_dropped_task_is_refused() -> None:
         taskprune.drop_task(Entangled(), two_tasks(), "a", example_inputs=torch.randn(3, 4))
 
 
+def test_other_outputs_may_hold_nan() -> None:
+    """Such as the distance of nothing to nothing: equal to the bit, and unequal to itself."""
+
+    class Undefined(Entangled):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            x = self.trunk(x)
+            b = self.b(x)
+            return {"a": self.a(x), "b": b, "c": b.masked_fill(b > b.mean(), float("nan"))}
+
+    result = taskprune.drop_task(Undefined(), two_tasks(), "a", example_inputs=torch.randn(3, 4))
+    assert result.modules == ("a",)
+
+
 def test_tasks_that_share_everything_are_refused() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
