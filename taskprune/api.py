@@ -6,6 +6,7 @@ Both only compose public functions; everything they do can be done stage by stag
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -20,6 +21,7 @@ from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
 from taskprune.graph import trace
 from taskprune.importance import Importance, output_owners, score
+from taskprune.importance.owners import owners_from_batches
 from taskprune.importance.registry import checked_criterion
 from taskprune.importance.scoring import check_values
 from taskprune.inputs import ModelInputs, model_inputs
@@ -171,7 +173,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     with stages("Pruning") as stage, preserved_rng(), torch.inference_mode(False):
         source = model_inputs(data, example_inputs, named, forward=forward, n_batches=n_batches)
         stage("tracing the model")
-        owners = _owners(model, named, source)
+        owners, source = _owners(model, named, source, n_batches)
         graph = trace(model, source.example, forward=source.forward, tasks=owners, modes="all")
         stage("finding which channels belong together")
         groups = couple(graph, protect=protected, strict=strict)
@@ -279,14 +281,19 @@ def distill(
 
 
 def _owners(
-    model: nn.Module, tasks: Mapping[str, Task], source: ModelInputs
-) -> dict[str, tuple[str, ...]]:
+    model: nn.Module, tasks: Mapping[str, Task], source: ModelInputs, n_batches: int | None
+) -> tuple[dict[str, tuple[str, ...]], ModelInputs]:
+    if source.batches is None:
+        return output_owners(model, tasks, source.example, forward=source.forward), source
     if not source.task_examples:
-        return output_owners(model, tasks, source.example, forward=source.forward)
-    owners: dict[str, tuple[str, ...]] = {}
+        owners, batches = owners_from_batches(
+            model, tasks, source.batches, forward=source.forward, n_batches=n_batches
+        )
+        return owners, replace(source, batches=batches)
+    owners = {}
     for name, batch in source.task_examples.items():
         owners |= output_owners(model, {name: tasks[name]}, batch, forward=source.forward)
-    return {name: owners[name] for name in tasks}
+    return {name: owners[name] for name in tasks}, source
 
 
 def _check_values(model: nn.Module) -> None:

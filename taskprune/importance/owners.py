@@ -2,17 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskprune.errors import LossError
 from taskprune.forward import Forward, call_batch
 from taskprune.importance.calibration import differentiable, run_forward, task_loss
 from taskprune.outputs import flatten_outputs, resolve_paths
 from taskprune.tasks import Task
+
+LOOK_AHEAD = 16
+"""In how many batches labels of every task are looked for at most; all are kept meanwhile."""
+
+
+def owners_from_batches(
+    model: nn.Module,
+    tasks: Mapping[str, Task],
+    batches: Iterable[Any],
+    *,
+    forward: Forward = call_batch,
+    n_batches: int | None = None,
+) -> tuple[dict[str, tuple[str, ...]], Iterator[Any]]:
+    """Do :func:`output_owners` with the first batch that has labels of each task.
+
+    Args:
+        model: The model.
+        tasks: The tasks by name.
+        batches: Calibration batches, gone through only until every task had labels.
+        forward: ``(model, batch) -> outputs``.
+        n_batches: How many may be looked at; at most :data:`LOOK_AHEAD` are.
+
+    Returns:
+        The owned paths, and all batches, those that were looked at included.
+
+    Raises:
+        InputError, TraceError, LossError: See :func:`output_owners`.
+    """
+    remaining = iter(batches)
+    seen: list[Any] = []
+    owners: dict[str, tuple[str, ...]] = {}
+    for batch in islice(remaining, min(n_batches or LOOK_AHEAD, LOOK_AHEAD)):
+        seen.append(batch)
+        missing = {name: task for name, task in tasks.items() if name not in owners}
+        owners |= _found(model, missing, batch, forward, where=f"calibration batch {len(seen)}")
+        if len(owners) == len(tasks):
+            break
+    for name in tasks:
+        if name not in owners:
+            several = f"the first {len(seen)} calibration batches"
+            raise _without_labels(name, several if len(seen) > 1 else "the first calibration batch")
+    return {name: owners[name] for name in tasks}, chain(seen, remaining)
 
 
 def output_owners(
@@ -40,32 +83,45 @@ def output_owners(
         TraceError: The model rejects the batch.
         LossError: A loss is no finite scalar, has no labels in this batch, or depends on no output.
     """
+    where = "the first calibration batch"
+    owners = _found(model, tasks, batch, forward, where=where)
+    for name in tasks:
+        if name not in owners:
+            raise _without_labels(name, where)
+    return owners
+
+
+def _found(
+    model: nn.Module, tasks: Mapping[str, Task], batch: Any, forward: Forward, *, where: str
+) -> dict[str, tuple[str, ...]]:
+    """Return the output paths of each task that declares them or has labels in the batch."""
     declared = {name: task.output_paths for name, task in tasks.items()}
     if all(paths is not None for paths in declared.values()):
         # Whether they exist is checked by the trace, which knows the outputs without labels.
         return {name: paths for name, paths in declared.items() if paths is not None}
     with differentiable(model):
-        outputs = run_forward(model, batch, forward, where="the first calibration batch")
+        outputs = run_forward(model, batch, forward, where=where)
         flat = flatten_outputs(outputs)
         owners: dict[str, tuple[str, ...]] = {}
         for name, task in tasks.items():
             paths = declared[name]
-            owners[name] = (
-                _receiving(name, task, outputs, batch)
-                if paths is None
-                else resolve_paths({name: paths}, flat)[name]
-            )
+            if paths is not None:
+                owners[name] = resolve_paths({name: paths}, flat)[name]
+                continue
+            loss = task_loss(name, task, outputs, batch, where=where)
+            if loss is not None:
+                owners[name] = _receiving(name, loss, outputs)
     return owners
 
 
-def _receiving(name: str, task: Task, outputs: Any, batch: Any) -> tuple[str, ...]:
-    where = "the first calibration batch"
-    loss = task_loss(name, task, outputs, batch, where=where)
-    if loss is None:
-        raise LossError(
-            f"Task `{name}` has no labels in {where}, so the outputs it owns cannot be found from "
-            "its loss. Declare them: Task(loss=..., outputs='path')."
-        )
+def _without_labels(name: str, where: str) -> LossError:
+    return LossError(
+        f"Task `{name}` has no labels in {where}, so the outputs it owns cannot be found from its "
+        "loss. Declare them: Task(loss=..., outputs='path')."
+    )
+
+
+def _receiving(name: str, loss: Tensor, outputs: Any) -> tuple[str, ...]:
     flat = {path: t for path, t in flatten_outputs(outputs).items() if t.requires_grad}
     gradients = torch.autograd.grad(
         loss, tuple(flat.values()), retain_graph=True, allow_unused=True

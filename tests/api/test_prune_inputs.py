@@ -144,6 +144,26 @@ def test_data_is_gone_through_once() -> None:
     assert drawn == [0, 1]
 
 
+def test_labels_may_be_missing_in_the_first_batches() -> None:
+    """A shuffled loader of several data sets starts with whichever it happens to draw."""
+    data = batches(4)
+    declared = two_tasks()
+
+    def late(outputs: Any, batch: Any) -> Tensor | None:
+        return (
+            None if any(batch is own for own in data[:2]) else declared["map"].loss(outputs, batch)
+        )
+
+    undeclared = {"kind": Task(declared["kind"].loss), "map": Task(late)}
+    expected = {"kind": declared["kind"], "map": Task(late, outputs="map")}
+    found = [
+        taskprune.prune(two_task_net(), tasks, 0.3, data=iter(data))
+        for tasks in (undeclared, expected)
+    ]
+    assert found[0].plan == found[1].plan
+    assert found[0].report.calibration_batches == 4
+
+
 def test_a_shuffling_loader_is_left_to_its_order() -> None:
     x, kind, values = (torch.cat(parts) for parts in zip(*batches(3), strict=True))
     samples = list(zip(x, kind, values, strict=True))

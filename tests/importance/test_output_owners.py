@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from hand_made import batches, first_loss, second_loss, two_task_net, two_tasks
 
 from taskprune.errors import InputError, LossError, TraceError
 from taskprune.importance import output_owners
+from taskprune.importance.owners import owners_from_batches
 from taskprune.tasks import Task
 
 
@@ -45,6 +49,34 @@ def test_the_model_is_left_as_it_was() -> None:
     assert all(module.training for module in net.modules())
     assert not net.stem.weight.requires_grad
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_batches_are_looked_at_until_every_task_had_labels() -> None:
+    data = batches(6)
+    drawn: list[int] = []
+
+    def drawing() -> Iterator[Any]:
+        for number, batch in enumerate(data):
+            drawn.append(number)
+            yield batch
+
+    late = Task(lambda o, b: None if any(b is own for own in data[:2]) else second_loss(o, b))
+    tasks = {"second": late, "first": Task(first_loss)}
+    owners, again = owners_from_batches(two_task_net(), tasks, drawing())
+    assert owners == {"second": ("second",), "first": ("first",)}
+    assert list(owners) == list(tasks)
+    assert drawn == [0, 1, 2]
+    assert [id(batch) for batch in again] == [id(batch) for batch in data]
+
+
+@pytest.mark.parametrize(("n_batches", "looked_at"), [(None, 16), (3, 3), (40, 16)])
+def test_labels_are_not_looked_for_for_ever(n_batches: int | None, looked_at: int) -> None:
+    data = iter(batches(20))
+    tasks = {"first": Task(first_loss), "second": Task(lambda _o, _b: None)}
+    message = rf"`second` has no labels in the first {looked_at} .*outputs='path'"
+    with pytest.raises(LossError, match=message):
+        owners_from_batches(two_task_net(), tasks, data, n_batches=n_batches)
+    assert len(list(data)) == 20 - looked_at
 
 
 def test_nothing_to_own_is_refused() -> None:
