@@ -38,9 +38,10 @@ from taskprune.rewrite.descriptions import describe
 from taskprune.rewrite.surgery import duplicate
 from taskprune.rng import preserved_rng
 from taskprune.safety import Safety
-from taskprune.schedule import check_steps
+from taskprune.schedule import StepBudget, check_steps
 from taskprune.solver import solve
 from taskprune.tasks import Task, check_tasks
+from taskprune.tolerances import unwatched
 from taskprune.wrappers import bare, unwrap
 
 
@@ -108,7 +109,8 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             as the original's weights are no longer those of the result.
         validation: Batches on which the metric of every task that has one is measured, before the
             first step and after each. If a task loses more than its ``tolerance``, that step is
-            undone and the report says which task it was. Needs the ``distill`` extra.
+            undone and the report says which task it was. Without it no tolerance is checked, and
+            the report says so. Needs the ``distill`` extra.
         modalities: The sensors of a fusion network, for budgets and criteria that tell them apart
             and for the report: declared, or ``"inputs"`` for those found from the model's inputs.
             ``None``: none, unless the budget has bounds by modality, which then has the names of
@@ -133,6 +135,8 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     protected = _checked_protect(protect)
     _check_modalities(modalities)
     named = check_tasks(tasks) if tasks is not None else {}
+    if validation is None and not isinstance(target, StepBudget):  # steps are watched from outside
+        notes += unwatched(named)
     if check_steps(steps) > 1 or between_steps is not None or validation is not None:
         return prune_in_steps(
             model,

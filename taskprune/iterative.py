@@ -79,8 +79,10 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
             "`between_steps` must be a function (step, model, plan) that may train the model in "
             f"place. Found {type(between_steps).__name__}."
         )
-    held_out = () if validation is None else check_watched(tasks, validation)
-    if validation is not None and all(task.metric is None for task in tasks.values()):
+    # Not by its truth: loaders of streams have no length, and so no truth value.
+    watching = validation is not None
+    held_out = check_watched(tasks, validation) if watching else ()
+    if watching and all(task.metric is None for task in tasks.values()):
         raise InputError(
             "There is `validation` data, but no task has a metric to measure on it. Pass "
             "Task(metric=..., tolerance=...)."
@@ -89,9 +91,7 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
     with preserved_rng():
         source = model_inputs(data, example_inputs, tasks, forward=forward)
     call = forward or call_batch
-    # Asked for by whether there is data, not by its truth: that of an empty loader is false.
-    watches = validation is not None
-    before = measure(model, tasks, held_out, forward=call) if watches else {}
+    before = measure(model, tasks, held_out, forward=call) if watching else {}
     lines: list[StepLine] = []
     broken: tuple[BrokenTolerance, ...] = ()
     first: PruneResult | None = None
@@ -102,8 +102,8 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
         if between_steps is not None:
             with _flags_given_back(trained):
                 between_steps(step.number, trained, step.plan)
-        after = measure(trained, tasks, held_out, forward=call) if watches else {}
-        broken = broken_tolerances(tasks, before, after, step=step.number) if watches else ()
+        after = measure(trained, tasks, held_out, forward=call) if watching else {}
+        broken = broken_tolerances(tasks, before, after, step=step.number) if watching else ()
         costs = {name: cost for name, (_, cost) in step.result.report.costs.items()}
         lines.append(StepLine(step.number, costs, after, undone=bool(broken)))
         if broken:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from taskprune.errors import InputError
 from taskprune.tasks import Task, check_validation
+
+_log = logging.getLogger("taskprune")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,23 @@ def check_watched(tasks: Mapping[str, Task], validation: Iterable[Any] | None) -
     if validation is None:
         return ()
     return check_validation(validation, "before the first step and after each")
+
+
+def unwatched(tasks: Mapping[str, Task]) -> tuple[str, ...]:
+    """Return, and log, the note that tolerances are not checked; nothing where there are none.
+
+    Args:
+        tasks: The tasks of a run without validation data.
+    """
+    names = [f"`{name}`" for name, task in tasks.items() if task.tolerance is not None]
+    if not names:
+        return ()
+    note = (
+        f"Not checked: the tolerance of {', '.join(names)}. Pass `validation=` to measure metrics "
+        "on it, and to undo a step that costs a task more."
+    )
+    _log.warning("%s", note)
+    return (note,)
 
 
 def broken_tolerances(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +18,7 @@ from front_nets import (
     two_tasks,
 )
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import taskprune
 from taskprune import Budget, PruneResult, PruningPlan, Safety, Task
@@ -224,6 +225,36 @@ def test_a_tolerance_is_judged_after_training() -> None:
 
 
 FEW = TensorDataset(torch.ones(1, 3, 8, 8))  # less than a batch
+
+
+class Stream(IterableDataset[Batch]):
+    """A data set without a length."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(batches(1))
+
+
+def test_a_loader_of_a_stream_is_watched() -> None:
+    loader = DataLoader(Stream(), batch_size=None)
+    result = pruned(tasks=watched(9, 7), validation=loader)
+    assert [broken.task for broken in result.report.broken] == ["kind"]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_tolerance_that_nothing_checks_is_said(
+    steps: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="taskprune"):
+        result = pruned(tasks=watched(tolerance=0.5), steps=steps)
+    (note,) = [note for note in result.report.notes if "Not checked" in note]
+    assert "tolerance of `kind`" in note
+    assert [record.getMessage() for record in caplog.records].count(note) == 1
+    assert result.plan == pruned(steps=steps).plan
+
+
+def test_a_tolerance_that_is_checked_is_not_said_to_be_missing() -> None:
+    result = pruned(tasks=watched(9, 9, 9), validation=batches(1), steps=2)
+    assert not any("Not checked" in note for note in result.report.notes)
 
 
 @pytest.mark.parametrize(
