@@ -197,7 +197,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
         except InfeasibleBudgetError as error:
             if not points:
                 raise
-            return CompressionResult(tuple(points), f"Step {len(points)}: {error}")
+            return CompressionResult(tuple(points), str(error))
         if step is None:
             return CompressionResult(tuple(points), None)
         number, result, plan = step.number, step.result, step.plan

@@ -71,7 +71,8 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
     Raises:
         InputError: The data has one pass only, the callback is none, or what a tolerance needs is
             missing.
-        InfeasibleBudgetError: A step cannot be made.
+        InfeasibleBudgetError: The budget is out of reach, said in the first step, or a later step
+            cannot be made.
         VerificationError: The result differs from the masked original.
     """
     if between_steps is not None and not callable(between_steps):
@@ -96,7 +97,8 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
     broken: tuple[BrokenTolerance, ...] = ()
     first: PruneResult | None = None
     last: Step | None = None
-    for step in pruned_in_steps(model, prune_to, budget, safety, steps=steps):
+    on_the_way = pruned_in_steps(model, prune_to, budget, safety, steps=steps, looks_ahead=True)
+    for step in on_the_way:
         first = first or step.result
         trained = step.result.model
         if between_steps is not None:

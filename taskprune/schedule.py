@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from torch import nn
@@ -41,12 +41,14 @@ class StepBudget(Budget):
         steps: How many there are; the last has the whole budget.
         original: Costs of the original; empty for the first step, which starts from it.
         batch_size: Samples in the batch that these are counted on.
+        looks_ahead: Whether a budget of the last step that is out of reach is to raise now.
     """
 
     step: int = 1
     steps: int = 1
     original: Mapping[str, int] = field(default_factory=dict)
     batch_size: int = 0
+    looks_ahead: bool = False
 
     @classmethod
     def of(
@@ -57,10 +59,36 @@ class StepBudget(Budget):
         steps: int,
         original: Mapping[str, int],
         batch_size: int,
+        looks_ahead: bool = False,
     ) -> StepBudget:
         """Make the budget of one step from that of all."""
-        whole = {each.name: getattr(budget, each.name) for each in fields(budget)}
-        return cls(**whole, step=step, steps=steps, original=original, batch_size=batch_size)
+        given = {each.name: getattr(budget, each.name) for each in fields(budget)}
+        return cls(
+            **given,
+            step=step,
+            steps=steps,
+            original=original,
+            batch_size=batch_size,
+            looks_ahead=looks_ahead,
+        )
+
+    @property
+    def ahead(self) -> Budget | None:
+        """The budget of the last step; see :attr:`Budget.ahead`."""
+        if not self.looks_ahead or self.step == self.steps:
+            return None
+        return replace(self, step=self.steps, looks_ahead=False)
+
+    @property
+    def lead(self) -> str:
+        """Which step this is of; see :attr:`Budget.lead`."""
+        # The last one asks for the whole budget: seen from the first, it is no step.
+        is_whole = self.step == self.steps and not self.original
+        return "" if is_whole else f"Step {self.step} of {self.steps}: "
+
+    def whole(self, original: Mapping[str, int]) -> Mapping[str, int]:
+        """Return the costs of the model before the first step; see :meth:`Budget.whole`."""
+        return self.original or original
 
     def limits(self, original: Mapping[str, int], *, batch_size: int = 1) -> dict[str, int]:
         """Return the bounds of this step as whole numbers; see :meth:`Budget.limits`.
@@ -74,14 +102,14 @@ class StepBudget(Budget):
                 f"size each time. Found {batch_size} samples after {self.batch_size}: pass a "
                 "`DataLoader` with `drop_last=True`, or a list of batches."
             )
-        start = self.original or original
-        whole = super().limits(start, batch_size=batch_size)
+        start = self.whole(original)
+        final = super().limits(start, batch_size=batch_size)
         if self.step == self.steps:
-            return whole
+            return final
         share = self.step / self.steps
         return {
             name: math.floor(start[name] ** (1 - share) * limit**share)
-            for name, limit in whole.items()
+            for name, limit in final.items()
         }
 
 
@@ -139,7 +167,13 @@ PruneTo: TypeAlias = Callable[[nn.Module, Budget, Safety], "PruneResult"]
 
 
 def pruned_in_steps(
-    model: nn.Module, prune_to: PruneTo, budget: Budget, safety: Safety, *, steps: int
+    model: nn.Module,
+    prune_to: PruneTo,
+    budget: Budget,
+    safety: Safety,
+    *,
+    steps: int,
+    looks_ahead: bool = False,
 ) -> Iterator[Step]:
     """Prune step by step towards a budget; the next step is made when it is asked for.
 
@@ -151,6 +185,8 @@ def pruned_in_steps(
         budget: What may remain at the end, relative to the original.
         safety: Limits of all steps together.
         steps: How many there are.
+        looks_ahead: Raise in the first step where the last cannot be made, before anything is
+            trained. Else the steps go as far as they can.
 
     Raises:
         InfeasibleBudgetError: A step cannot be made.
@@ -162,7 +198,12 @@ def pruned_in_steps(
     spent: Counter[str] = Counter()
     for number in range(1, steps + 1):
         target = StepBudget.of(
-            budget, step=number, steps=steps, original=original, batch_size=batch_size
+            budget,
+            step=number,
+            steps=steps,
+            original=original,
+            batch_size=batch_size,
+            looks_ahead=looks_ahead and number == 1,
         )
         result = prune_to(current, target, StepSafety.of(safety, plan, dict(spent)))
         spent.update(predicted_loss(result.scores, result.plan.drop))

@@ -3,22 +3,70 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
-from taskprune.cost.units import amount
+import numpy as np
+
+from taskprune.budget import Budget
+from taskprune.cost import Cost
+from taskprune.cost.units import MEASURED, amount
 from taskprune.coupling.groups import CouplingGroups, FrozenGroup
-from taskprune.safety import Safety
+from taskprune.errors import InfeasibleBudgetError
+from taskprune.importance.scores import ChannelScores
+from taskprune.safety import Safety, channel_width, removable
 from taskprune.solver.account import Account
 
 
-def infeasible(groups: CouplingGroups, account: Account, safety: Safety) -> str:
-    """Say which bound cannot be met, what can be reached, and the largest frozen group."""
+def check_ahead(
+    groups: CouplingGroups,
+    scores: ChannelScores,
+    models: Mapping[str, Cost],
+    budget: Budget,
+    safety: Safety,
+) -> None:
+    """Hold what later steps will ask for against what can be reached at all.
+
+    Only by limits that no later step sees otherwise: which channels are protected depends on
+    scores, and what is measured differs from step to step.
+
+    Raises:
+        InfeasibleBudgetError: A later step cannot be made.
+    """
+    if budget.ahead is None:
+        return
+    parts = removable(groups, scores, replace(safety, protected_quantile=1.0))
+    account = Account(parts, models, budget.ahead, batch_size=groups.batch_size)
+    for name, limit in account.limits.items():
+        if name not in MEASURED and _lowest_ahead(account, name) > limit:
+            raise InfeasibleBudgetError(infeasible(groups, account, safety, budget.ahead))
+
+
+def _lowest_ahead(account: Account, name: str) -> int:
+    """Return a bound from below of a cost after all steps.
+
+    Where a single head of attention is left, its width can shrink in a later step: it counts as
+    nothing.
+    """
+    left = [part.group.n_channels - len(part.order) for part in account.parts]
+    wide = [channel_width(part.group) > 1 for part in account.parts]
+    counts = [0 if n == 1 and is_wide else n for n, is_wide in zip(left, wide, strict=True)]
+    return account.models[name].value(np.array(counts, dtype=np.int64))
+
+
+def infeasible(groups: CouplingGroups, account: Account, safety: Safety, budget: Budget) -> str:
+    """Say which bound cannot be met, what can be reached, and the largest frozen group.
+
+    Fractions are of the model before the first step.
+    """
     name = next(n for n, limit in account.limits.items() if account.lowest(n) > limit)
-    original, limit, lowest = account.original[name], account.limits[name], account.lowest(name)
+    limit, lowest = account.limits[name], account.lowest(name)
+    original = budget.whole(account.original).get(name, account.original[name])
     held = sum(part.group.n_channels - len(part.order) for part in account.parts)
     return (
-        f"At most {amount(name, limit)} ({limit / max(1, original):.2%}) cannot be met: with "
-        f"{safety} the smallest reachable model has {_of(name, lowest, original)}, which removes "
-        f"{1 - lowest / max(1, original):.2%}. The limits hold {held} channels of "
+        f"{budget.lead}At most {amount(name, limit)} ({limit / max(1, original):.2%}) cannot be "
+        f"met: with {safety} the smallest reachable model has {_of(name, lowest, original)}, "
+        f"which removes {1 - lowest / max(1, original):.2%}. The limits hold {held} channels of "
         f"{len(groups)} groups. {_largest_frozen(groups)} Allow more in the budget or in `safety=`."
     )
 

@@ -25,7 +25,7 @@ from taskprune.safety import Safety, bound_limits, removable
 from taskprune.solver.account import Account
 from taskprune.solver.blocks import FloatArray, in_multiples, order_keys
 from taskprune.solver.exchange import exchange
-from taskprune.solver.infeasible import infeasible
+from taskprune.solver.infeasible import check_ahead, infeasible
 from taskprune.solver.landing import MISS, fill, put_back, remove
 from taskprune.solver.multipliers import balanced
 
@@ -114,17 +114,18 @@ def solve(
         raise InputError(
             f"The budget bounds `{unknown[0]}`, which must be measured first. Pass it in `costs=`."
         )
+    check_ahead(groups, scores, models, budget, safety)
     parts = removable(groups, scores, safety)
     allowed = allowed_loss(safety, scores)
     account = Account(parts, models, budget, batch_size=groups.batch_size)
     keys = _order(account, cost_power)
-    _meet(account, groups, safety, cost_power)
+    _meet(account, groups, safety, cost_power, budget)
     predicted = predicted_loss(scores, _dropped(account))
     if any(predicted[task] > limit for task, limit in allowed.items()):
         # What the budget asks for is more than a task can afford: only then do limits bind.
         parts = affordable(parts, scores, allowed, keys)
         account = Account(parts, models, budget, batch_size=groups.batch_size)
-        _meet(account, groups, safety, cost_power)
+        _meet(account, groups, safety, cost_power, budget)
     drop = _dropped(account)
     names = [group.name for group in groups]
     kept = account.full - account.removed
@@ -151,7 +152,13 @@ def _order(account: Account, cost_power: CostPower) -> list[FloatArray]:
     ]
 
 
-def _meet(account: Account, groups: CouplingGroups, safety: Safety, cost_power: CostPower) -> None:
+def _meet(
+    account: Account,
+    groups: CouplingGroups,
+    safety: Safety,
+    cost_power: CostPower,
+    budget: Budget,
+) -> None:
     """Let channels go until the budget is met.
 
     Raises:
@@ -168,7 +175,7 @@ def _meet(account: Account, groups: CouplingGroups, safety: Safety, cost_power: 
         # Where multiples alone cannot reach the target, the target comes first.
         remove(account, [in_multiples(part, 1) for part in account.parts], power)
     if account.excess() > 0:
-        raise InfeasibleBudgetError(infeasible(groups, account, safety))
+        raise InfeasibleBudgetError(infeasible(groups, account, safety, budget))
     put_back(account, multiples)
     exchange(account, multiples, power)
     if safety.multiple > 1 and account.miss() > MISS:

@@ -147,6 +147,8 @@ def test_a_step_that_cannot_be_made_ends_the_run_with_what_there_is() -> None:
     result = go(two_task_net(), watched(), ratio=0.9999, steps=4)
     assert result.stopped is not None
     assert len(result.points) > 1
+    assert result.stopped.startswith(f"Step {len(result.points)} of 4: At most ")
+    assert f" of {result.points[0].params:,}, which removes" in result.stopped
     with pytest.raises(InfeasibleBudgetError):
         go(two_task_net(), watched(), ratio=0.9999, steps=1)
 

@@ -157,6 +157,36 @@ def test_limits_hold_for_all_steps_together() -> None:
         pruned(model, safety=safety, budget=Budget(params=0.1), steps=4)
 
 
+def test_a_budget_out_of_reach_is_said_before_anything_is_trained() -> None:
+    trained: list[int] = []
+    with pytest.raises(InfeasibleBudgetError) as alone:
+        pruned(budget=Budget(params=0.02), safety=Safety(protected_quantile=1.0))
+    with pytest.raises(InfeasibleBudgetError) as in_steps:
+        pruned(
+            budget=Budget(params=0.02),
+            safety=Safety(protected_quantile=1.0),
+            steps=4,
+            between_steps=lambda step, *_: trained.append(step),
+        )
+    assert trained == []
+    assert str(in_steps.value) == str(alone.value)
+
+
+def test_a_step_that_only_scores_make_impossible_is_named_beside_the_original() -> None:
+    model, trained = two_task_net(), []
+    with pytest.raises(InfeasibleBudgetError) as error:
+        pruned(
+            model,
+            budget=Budget(params=0.3),
+            safety=Safety(protected_quantile=0.0),
+            steps=2,
+            between_steps=lambda step, *_: trained.append(step),
+        )
+    message = str(error.value)
+    assert message.startswith(f"Step {len(trained) + 1} of 2: At most ")
+    assert f" of {size(model):,}, which removes" in message
+
+
 def test_a_broken_tolerance_undoes_the_step_and_names_the_task() -> None:
     model = two_task_net()
     result = pruned(
