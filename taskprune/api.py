@@ -31,7 +31,7 @@ from taskprune.meta import without_values
 from taskprune.modality import Modality
 from taskprune.plan import PruningPlan
 from taskprune.progress import stages
-from taskprune.report_making import make_report
+from taskprune.report_making import make_report, unowned_outputs
 from taskprune.result import PruneResult
 from taskprune.rewrite import apply_and_verify
 from taskprune.rewrite.descriptions import describe
@@ -221,6 +221,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
             stage("measuring the latency")
             latency = compare_latency(model, smaller, plan, source.example, forward=source.forward)
     notes += graph.notes
+    notes += unowned_outputs(graph)
     notes += describe(model, plan).notes()
     if verify and (name := without_values(model)):
         notes += (f"Not verified: `{name}` is on the meta device and has no values to compare.",)

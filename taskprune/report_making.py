@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from taskprune.budget import Budget
 from taskprune.cost.units import kind_of
 from taskprune.coupling.groups import CouplingGroups, FrozenGroup
+from taskprune.graph import ModelGraph
 from taskprune.importance.conflict_report import conflict_report
 from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.latency import LatencyComparison
@@ -13,6 +16,11 @@ from taskprune.plan import PruningPlan
 from taskprune.report import FrozenLine, GroupLine, PruneReport, ReplacementLine, TaskLine
 from taskprune.rewrite import VerificationReport
 from taskprune.safety import BoundLimit
+
+_log = logging.getLogger("taskprune")
+
+OUTPUTS_NAMED = 8
+"""How many outputs that belong to no task the note lists."""
 
 
 def make_report(
@@ -56,6 +64,28 @@ def make_report(
         latency=latency,
         modalities=modality_lines(groups, plan),
     )
+
+
+def unowned_outputs(graph: ModelGraph) -> tuple[str, ...]:
+    """Return, and log, the note that outputs belong to none of the tasks, if some do not."""
+    owned = {path for paths in graph.tasks.values() for path in paths}
+    values = {output.value for output in graph.outputs if output.path in owned}
+    names = dict.fromkeys(
+        f"`{output.path}`"
+        for output in graph.outputs
+        if output.value not in values
+        and output.path not in owned
+        and graph.values[output.value].dtype.is_floating_point
+    )
+    if not graph.tasks or not names:
+        return ()
+    shown = ", ".join([*names][:OUTPUTS_NAMED]) + (", …" if len(names) > OUTPUTS_NAMED else "")
+    note = (
+        f"Outputs {shown} belong to no task: no task's score speaks for what only they need. To "
+        "keep them, pass a task for them, or name the modules that make them in `protect=`."
+    )
+    _log.warning("%s", note)
+    return (note,)
 
 
 def _limits(plan: PruningPlan) -> tuple[BoundLimit, ...]:

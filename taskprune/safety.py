@@ -35,8 +35,9 @@ class Safety:
             channel that holds several positions of a tensor, such as an attention head, counts as
             many.
         max_removed: Largest fraction of the channels of any group that may go.
-        max_removed_private: The same for groups that only one of several tasks can reach: nothing
-            else in the model can take over for them.
+        max_removed_private: The same for groups that only one of several tasks can reach, where
+            nothing else in the model can take over for them, or none of the tasks: no score speaks
+            for them.
         protected_quantile: Channels above this quantile of *any* task's own scores stay, however
             the tasks' scores and penalties add up. Taken over all channels that the task can
             reach; 1.0 protects none. Where there is a single row of scores it protects none
@@ -185,7 +186,7 @@ def _removable(
     order = np.argsort(total, kind="stable")
     order = order[~protected[order]]
     n = group.n_channels
-    private = n_tasks > 1 and len(group.tasks) == 1
+    private = n_tasks > len(group.tasks) <= 1
     cap = min(safety.max_removed, safety.max_removed_private) if private else safety.max_removed
     allowed: dict[Limit, int] = {
         "protected": len(order),

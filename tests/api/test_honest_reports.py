@@ -160,3 +160,29 @@ def test_weights_that_are_not_finite_are_named(value: float, importance: str) ->
         net.outer.weight[0, 0, 0, 0] = value
     with pytest.raises(InputError, match=r"`outer\.weight` holds NaN or inf"):
         taskprune.prune(net, two_tasks(), 0.3, data=batches(1), importance=importance)
+
+
+def test_outputs_that_belong_to_no_task_are_named_and_their_heads_not_gutted(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    net, data = two_task_net(), batches(1)
+    with caplog.at_level("WARNING", logger="taskprune"):
+        result = taskprune.prune(net, {"map": two_tasks()["map"]}, 0.4, data=data)
+    (note,) = result.report.notes
+    assert "Outputs `kind` belong to no task" in note
+    assert "protect=" in note
+    assert note in caplog.text
+    assert not any(group.tasks for group in result.report.groups if group.name == "kind.0")
+    assert result.plan.kept["kind.0"] == 20 - int(0.75 * 20)
+    (held,) = [line.limit for line in result.report.limits if line.group == "kind.0"]
+    assert held == "max_removed_private"
+
+
+@pytest.mark.parametrize("tasks", [two_tasks(), None], ids=["all owned", "no tasks"])
+def test_no_output_is_named_where_tasks_own_all_or_there_are_none(
+    tasks: dict[str, taskprune.Task] | None,
+) -> None:
+    result = taskprune.prune(
+        two_task_net(), tasks, 0.3, example_inputs=images(2), importance="magnitude"
+    )
+    assert result.report.notes == ()
