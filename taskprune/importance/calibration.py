@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -17,6 +18,14 @@ from taskprune.importance.distributed import gathered, several_processes
 from taskprune.importance.scores import Evidence
 from taskprune.inputs import TaskBatch
 from taskprune.tasks import Task
+
+_log = logging.getLogger("taskprune")
+
+UNSETTLED = (
+    "The ranking of the channels was not stable yet after all %d calibration batches. More batches "
+    "may change which channels go."
+)
+"""Where ``calibrate="auto"`` ran out of data."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -108,6 +117,9 @@ def for_each_batch(
                 evidence.progress(run.n_batches)
                 if _is_settled(run.n_batches, evidence, interim):
                     break
+            else:
+                if evidence.settled is not None and interim is not None:
+                    _log.warning(UNSETTLED, run.n_batches)
     except Exception as error:
         if several_processes():
             # The others wait for this one where the sums are added up.

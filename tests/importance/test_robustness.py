@@ -197,6 +197,16 @@ def test_calibration_stops_when_the_ranking_is_stable(criterion: str) -> None:
     assert found.n_batches == 9
 
 
+@pytest.mark.parametrize(("n_batches", "ended"), [(6, True), (40, False)])
+def test_data_that_ends_before_the_ranking_is_stable_is_logged(
+    n_batches: int, ended: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("WARNING", logger="taskprune"):
+        score(NET, GROUPS, two_tasks(), batches(1) * n_batches, calibrate="auto")
+    assert ("not stable yet after all 6 calibration batches" in caplog.text) == ended
+    assert bool(caplog.records) == ended
+
+
 def test_noisy_scores_take_longer_than_steady_ones() -> None:
     found = score(NET, GROUPS, two_tasks(), endless(), n_batches=60, calibrate="auto")
     assert 9 < found.n_batches <= 60
