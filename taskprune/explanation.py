@@ -12,7 +12,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from taskprune.cost.units import cost_label
+from taskprune.cost.units import MEASURED, amount, cost_label, kind_of
 from taskprune.errors import InputError
 from taskprune.plan_tables import WIDTH, ranges_text
 from taskprune.rationale import FrozenDecision, GroupRationale
@@ -183,8 +183,7 @@ def reason_lines(why: GroupRationale) -> Iterator[str]:
         if total:
             yield f"conflict between tasks: {_percent(lost, total)} of the group's goes"
         saved = ", ".join(
-            f"{s.amount:,} {cost_label(s.cost)} ({_percent(s.amount, s.original)})"
-            for s in why.savings
+            f"{_saved(s.cost, s.amount)} ({_percent(s.amount, s.original)})" for s in why.savings
         )
         yield f"saves {saved}, all else as planned"
         yield (
@@ -195,6 +194,13 @@ def reason_lines(why: GroupRationale) -> Iterator[str]:
         yield f"all stay: the lowest score is {why.lowest_kept:.3g}"
     if why.held_by:
         yield f"no more can go: held by `{why.held_by}`"
+
+
+def _saved(cost: str, value: int) -> str:
+    """Write a saving in the units of the plan, which counts multiply-adds of the traced batch."""
+    if cost in MEASURED:
+        return f"{amount(cost, value)} of {cost_label(cost)}"
+    return f"{amount(cost, value)}{' a batch' if kind_of(cost) == 'macs' else ''}"
 
 
 def _told_frozen(group: FrozenDecision) -> Iterator[str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taskprune.cost import CostModel
+from taskprune.cost import Cost, CostModel
 from taskprune.coupling.groups import CouplingGroups, FrozenGroup, IntArray
 from taskprune.importance.scores import ChannelScores
 
@@ -32,7 +32,8 @@ class Saving:
     """What one cost would rise to if the group got its dropped channels back.
 
     Attributes:
-        cost: ``"params"`` or ``"macs"``, in the units of :attr:`PruningPlan.costs`.
+        cost: ``"params"`` or ``"macs"``, or ``"latency_ns"`` or ``"activation_memory"`` where the
+            budget bounds it, in the units of :attr:`PruningPlan.costs`: of the whole traced batch.
         amount: By how much, with all other groups as planned.
         original: That cost of the unpruned model.
     """
@@ -115,6 +116,7 @@ def make_rationale(
     scores: ChannelScores,
     drop: Mapping[str, IntArray],
     held_by: Mapping[str, str],
+    further: Mapping[str, Cost] | None = None,
 ) -> tuple[GroupRationale, ...]:
     """Put on record why each group loses the channels it loses.
 
@@ -123,10 +125,16 @@ def make_rationale(
         scores: What the choice was made by.
         drop: ``{group name: channel numbers that go}``.
         held_by: ``{group name: the safety limit that holds it}``.
+        further: Costs beside parameters and multiply-adds whose savings are told.
     """
-    models = {"params": CostModel.of_params(groups), "macs": CostModel.of_macs(groups)}
+    models: dict[str, Cost] = {
+        "params": CostModel.of_params(groups),
+        "macs": CostModel.of_macs(groups),
+        **(further or {}),
+    }
     kept = {g.name: g.n_channels - len(drop.get(g.name, ())) for g in groups}
-    states = {name: model.at(kept) for name, model in models.items()}
+    counts = np.array([kept[group.name] for group in groups], dtype=np.int64)
+    states = {name: model.at(counts) for name, model in models.items()}
     originals = {name: model.value() for name, model in models.items()}
     rationale = []
     for position, group in enumerate(groups):

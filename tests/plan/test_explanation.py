@@ -72,6 +72,7 @@ def test_savings_are_what_putting_the_channels_back_would_cost(result: PruneResu
         "macs": count_macs(result.groups, back) - count_macs(result.groups, kept),
     }
     assert {saving.cost: saving.amount for saving in why.savings} == expected
+    assert f"{expected['macs']:,} multiply-adds a batch" in str(result.plan.explain("trunk"))
 
 
 def test_tensors_have_the_shapes_of_the_rewritten_model(result: PruneResult) -> None:
