@@ -96,7 +96,7 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
         protect: Names, patterns or types of modules whose output channels must all stay.
         n_batches: How many batches to score on at most. Default: all of them.
         calibrate: ``"auto"`` stops scoring as soon as the ranking of the channels is stable; the
-            report says how many batches it took.
+            report says how many batches it took. Where the data ends before, the log says so.
         strict: Raise on the first operator without a channel rule in place of freezing it.
         verify: Compare the rewritten model with the masked original, and raise on a difference.
             Models on the meta device have nothing to compare.
@@ -225,7 +225,16 @@ def prune(  # noqa: PLR0913 - the front door: what users set most often, by keyw
     notes += describe(model, plan).notes()
     if verify and (name := without_values(model)):
         notes += (f"Not verified: `{name}` is on the meta device and has no values to compare.",)
-    report = make_report(groups, scores, plan, target, verification, notes=notes, latency=latency)
+    report = make_report(
+        groups,
+        scores,
+        plan,
+        target,
+        verification,
+        notes=notes,
+        latency=latency,
+        round_to=limits.multiple,
+    )
     return PruneResult(smaller, plan, report, groups, scores)
 
 

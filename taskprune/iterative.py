@@ -136,6 +136,7 @@ def prune_in_steps(  # noqa: PLR0913 - the arguments of `prune`
         latency=compare_latency(model, smaller, plan, source.example, forward=source.forward)
         if timed
         else None,
+        round_to=safety.multiple,
     )
     tolerances = {
         name: task.tolerance

@@ -16,6 +16,7 @@ from taskprune.plan import PruningPlan
 from taskprune.report import FrozenLine, GroupLine, PruneReport, ReplacementLine, TaskLine
 from taskprune.rewrite import VerificationReport
 from taskprune.safety import BoundLimit
+from taskprune.solver.landing import MISS
 
 _log = logging.getLogger("taskprune")
 
@@ -32,8 +33,10 @@ def make_report(
     *,
     notes: tuple[str, ...] = (),
     latency: LatencyComparison | None = None,
+    round_to: int = 1,
 ) -> PruneReport:
-    """Gather the figures of one run."""
+    """Gather the figures of one run; ``round_to`` is the multiple that was asked for."""
+    notes += _rounding_notes(plan, budget, groups.batch_size, round_to)
     return PruneReport(
         budget=str(budget),
         criterion=scores.criterion,
@@ -59,7 +62,7 @@ def make_report(
         verification=verification,
         replacements=tuple(ReplacementLine(r.path, r.kind) for r in plan.replacements),
         limits=_limits(plan),
-        notes=notes,
+        notes=tuple(dict.fromkeys(notes)),
         conflict=conflict_report(groups, scores) if scores.pair_conflict else None,
         latency=latency,
         modalities=modality_lines(groups, plan),
@@ -86,6 +89,34 @@ def unowned_outputs(graph: ModelGraph) -> tuple[str, ...]:
     )
     _log.warning("%s", note)
     return (note,)
+
+
+def _rounding_notes(
+    plan: PruningPlan, budget: Budget, batch_size: int, multiple: int
+) -> tuple[str, ...]:
+    """Say which groups gave up the multiple, and where the target is missed in spite of that."""
+    if budget.lead or multiple == 1 or not plan.drop:  # a step on the way is not the result
+        return ()
+    notes: tuple[str, ...] = ()
+    odd = [f"`{d.name}` ({d.n_kept})" for d in plan.groups if d.drop and d.n_kept % multiple]
+    if odd:
+        notes += (
+            f"No multiple of {multiple} channels in {', '.join(odd)}: no multiples in all groups "
+            f"were found that land within {MISS:.1%} of the target.",
+        )
+    if not set(budget.bounds) <= set(plan.costs):
+        return notes
+    originals = {name: before for name, (before, _) in plan.costs.items()}
+    limits = budget.limits(originals, batch_size=batch_size)
+    miss = min(
+        (limit - plan.costs[name][1]) / max(1, originals[name]) for name, limit in limits.items()
+    )
+    if miss > MISS:
+        notes += (
+            f"The result is {miss:.1%} of the original below the target: with multiples of "
+            f"{multiple} channels and within the limits nothing nearer was found.",
+        )
+    return notes
 
 
 def _limits(plan: PruningPlan) -> tuple[BoundLimit, ...]:

@@ -22,7 +22,8 @@ from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.multiples import multiple_for
 
 Limit: TypeAlias = str
-"""What holds a group back: a field of :class:`Safety`, ``"protected"`` for the quantile, and
+"""What holds a group back: a field of :class:`Safety` (``"round_to"`` where single channels could
+still go, but no step of so many), ``"protected"`` for the quantile, and
 ``"max_loss_increase of lane"`` with the task that can afford no more."""
 
 
@@ -44,8 +45,8 @@ class Safety:
             either: nothing adds up there, and the order itself keeps the highest for last.
         round_to: Groups keep a multiple of this many channels; a number, or a name in
             :data:`taskprune.multiples.DEVICE_MULTIPLES` such as ``"tensor-core-fp16"``. A group
-            may keep all, and where the multiples would miss the target by more than 0.5 % as few
-            groups as possible do not keep one.
+            may keep all, and where the multiples would miss the target by more than 0.5 % a few
+            groups do not keep one; the report names them.
         max_loss_increase: By which fraction of itself the loss of a task may rise when the
             channels go, 0.05 for 5 %: one number for all tasks, or ``{task: number}`` for some.
             Predicted to first order, see :mod:`taskprune.loss_budget`; in steps the predictions
@@ -161,18 +162,22 @@ def bound_limits(
 ) -> tuple[BoundLimit, ...]:
     """Return the limits that a plan with these kept counts runs into.
 
-    They bind where not even one more step of ``round_to`` channels could go.
+    They bind where not even one more step of ``round_to`` channels could go. Where single channels
+    could, it is that step which holds the group.
 
     Args:
         parts: What may go, by group.
         kept: ``{group name: channels that stay}``.
         safety: What sets the step.
     """
-    return tuple(
-        BoundLimit(part.group.name, kept[part.group.name], part.held_by)
-        for part in parts
-        if len(part.order) - (part.group.n_channels - kept[part.group.name]) < safety.multiple
-    )
+    bound = []
+    for part in parts:
+        n_kept = kept[part.group.name]
+        could_go = len(part.order) - (part.group.n_channels - n_kept)
+        if could_go < safety.multiple:
+            limit = "round_to" if could_go > 0 else part.held_by
+            bound.append(BoundLimit(part.group.name, n_kept, limit))
+    return tuple(bound)
 
 
 def _removable(

@@ -59,8 +59,13 @@ def infeasible(groups: CouplingGroups, account: Account, safety: Safety, budget:
 
     Fractions are of the model before the first step.
     """
-    name = next(n for n, limit in account.limits.items() if account.lowest(n) > limit)
-    limit, lowest = account.limits[name], account.lowest(name)
+    name = next((n for n, limit in account.limits.items() if account.lowest(n) > limit), None)
+    if name is not None:
+        lowest = account.lowest(name)
+    else:  # a cost that rises where channels go, such as one that was measured
+        name = max(account.limits, key=account.shortfall)
+        lowest = account.states[name].total
+    limit = account.limits[name]
     original = budget.whole(account.original).get(name, account.original[name])
     held = sum(part.group.n_channels - len(part.order) for part in account.parts)
     return (

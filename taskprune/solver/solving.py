@@ -26,7 +26,7 @@ from taskprune.solver.account import Account
 from taskprune.solver.blocks import FloatArray, in_multiples, order_keys
 from taskprune.solver.exchange import exchange
 from taskprune.solver.infeasible import check_ahead, infeasible
-from taskprune.solver.landing import MISS, fill, put_back, remove
+from taskprune.solver.landing import MISS, fill, put_back, remove, step_together
 from taskprune.solver.multipliers import balanced
 
 _log = logging.getLogger("taskprune")
@@ -133,7 +133,9 @@ def solve(
     for bound in bounds:
         _log.info("`%s` keeps %d channels: held by %s", bound.group, bound.n_kept, bound.limit)
     spent = {name: (model.value(), model.value(kept)) for name, model in models.items()}
-    rationale = make_rationale(groups, scores, drop, {b.group: b.limit for b in bounds})
+    # Those of single modalities are parts of what is told anyway.
+    further = {n: models[n] for n in account.limits if kind_of(n) not in ("params", "macs")}
+    rationale = make_rationale(groups, scores, drop, {b.group: b.limit for b in bounds}, further)
     return build_plan(groups, drop, spent, rationale)
 
 
@@ -165,6 +167,7 @@ def _meet(
         InfeasibleBudgetError: The limits leave too little to remove.
     """
     multiples = [in_multiples(part, safety.multiple) for part in account.parts]
+    singles = [in_multiples(part, 1) for part in account.parts]
     exceeded = [name for name in account.limits if account.shortfall(name) > 0]
     power = _power(account, cost_power)
     if len(exceeded) > 1:
@@ -173,13 +176,19 @@ def _meet(
     remove(account, multiples, power)
     if safety.multiple > 1:
         # Where multiples alone cannot reach the target, the target comes first.
-        remove(account, [in_multiples(part, 1) for part in account.parts], power)
+        remove(account, singles, power)
+    while account.excess() > 0 and (
+        step_together(account, multiples) or step_together(account, singles)
+    ):
+        remove(account, multiples, power)
+        remove(account, singles, power)
     if account.excess() > 0:
         raise InfeasibleBudgetError(infeasible(groups, account, safety, budget))
     put_back(account, multiples)
     exchange(account, multiples, power)
     if safety.multiple > 1 and account.miss() > MISS:
         fill(account, safety.multiple)
+        exchange(account, singles, power)
 
 
 def _dropped(account: Account) -> dict[str, IntArray]:

@@ -186,3 +186,20 @@ def test_no_output_is_named_where_tasks_own_all_or_there_are_none(
         two_task_net(), tasks, 0.3, example_inputs=images(2), importance="magnitude"
     )
     assert result.report.notes == ()
+
+
+def test_groups_that_give_up_their_multiple_are_named_and_so_is_what_is_missed() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 1))
+    rounded, single = (
+        pruned(net, 0.3, safety=Safety(round_to=n, protected_quantile=1.0)) for n in (8, 1)
+    )
+    odd, missed = rounded.report.notes
+    assert "No multiple of 8 channels in `0` (11)" in odd
+    assert "of the original below the target" in missed
+    assert single.report.notes == ()
+
+
+def test_multiples_that_land_near_the_target_need_no_note() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 2, 1))
+    assert pruned(net, 0.497, safety=Safety(round_to=8)).report.notes == ()
