@@ -55,7 +55,7 @@ class WeightAverage:
 
         Values are copied, not tensors exchanged: optimizer, shards and compiled code keep theirs.
         """
-        live = [local(tensor).detach() for tensor in self._live.values()]
+        live = [local(tensor).detach() for tensor in self._live()]
         kept = [tensor.clone() for tensor in live]
         self.copy_to_model()
         try:
