@@ -17,6 +17,7 @@ from taskprune.cost.measured import evaluating
 from taskprune.denormals import flushed_denormals
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_inputs
+from taskprune.lending import lent
 from taskprune.rng import preserved_rng
 
 
@@ -77,6 +78,7 @@ def measure_latency(
         for model in models.values():
             stack.enter_context(evaluating(model))
         stack.enter_context(preserved_rng())
+        stack.enter_context(lent(inputs))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(flushed_denormals())
         for turn in range(warmup + repeats):

@@ -24,6 +24,7 @@ from taskprune.importance.calibration import (
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.masking import silenced
 from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.lending import lent
 from taskprune.modality import FUSION, Modality
 
 
@@ -150,10 +151,11 @@ class AlterMomaImportance:
             for step in range(self.reactivation_steps):
                 batch = batches[step % len(batches)]
                 where = f"step {step + 1} of the reactivation"
-                loss = weighted_loss(model, batch, evidence, where=where)
-                if loss is None:
-                    continue
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                with lent(batch):
+                    loss = weighted_loss(model, batch, evidence, where=where)
+                    if loss is None:
+                        continue
+                    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
                 with torch.no_grad():
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         if gradient is not None:

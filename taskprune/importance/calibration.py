@@ -17,6 +17,7 @@ from taskprune.graph.borrow import borrowed
 from taskprune.importance.distributed import gathered, several_processes
 from taskprune.importance.scores import Evidence
 from taskprune.inputs import TaskBatch
+from taskprune.lending import lent
 from taskprune.tasks import Task
 
 _log = logging.getLogger("taskprune")
@@ -50,6 +51,10 @@ Visitor = Callable[[Iterator[TaskGradients]], None]
 """Called once per batch with the gradients of each task that has labels in it, one at a time."""
 
 
+Afterwards = Callable[[Any, Mapping[int, float]], None]
+"""Called with a batch and ``{row of a task: its loss}`` once its graph is freed."""
+
+
 class Watch(Protocol):
     """Tensors inside the forward to differentiate by as well."""
 
@@ -69,14 +74,15 @@ def for_each_batch(
     *,
     interim: Callable[[], Tensor] | None = None,
     watch: Watch | None = None,
+    afterwards: Afterwards | None = None,
 ) -> int:
     """Run the calibration batches and hand each task's gradients to ``visit``.
 
     The model runs in eval mode. Gradients are computed apart from ``.grad``; each task's are freed
     before the next task's are made unless ``visit`` keeps them. Training flags, ``requires_grad``
-    (frozen parameters are scored as well), attributes that the forward stores in its modules and
-    the random generators are given back, also after an exception. Under several processes each
-    runs its own batches; if one fails, all raise.
+    (frozen parameters are scored as well), attributes that the forward stores in its modules, what
+    model or losses write to a batch, and the random generators are given back, also after an
+    exception. Under several processes each runs its own batches; if one fails, all raise.
 
     Args:
         model: The model.
@@ -85,6 +91,7 @@ def for_each_batch(
         visit: Consumes one batch.
         interim: Returns the total scores so far, for ``evidence.settled``.
         watch: Tensors inside the forward to differentiate by as well.
+        afterwards: May run the model on the batch again.
 
     Returns:
         How many batches there were, in all processes together.
@@ -102,18 +109,19 @@ def for_each_batch(
             "weights alone, such as importance='magnitude'."
         )
     run = _Run()
+    rows = {name: row for row, name in enumerate(evidence.tasks)}
     try:
         with differentiable(model):
             for run.n_batches, batch in enumerate(evidence.batches, start=1):
                 # A forward that caches a tensor made from parameters would otherwise hold on to
                 # the graph of the first batch, which its backward has freed.
                 with borrowed(model):
-                    with watch.recording(model) if watch else nullcontext():
-                        where = f"calibration batch {run.n_batches}"
-                        losses = _losses(model, batch, evidence, where=where)
+                    losses = _one_batch(
+                        model, parameters, batch, run.n_batches, evidence, visit, watch
+                    )
                     run.seen.update(losses)
-                    watched = tuple(watch.tensors) if watch else ()
-                    visit(_backwards(model, parameters, watched, losses, run.n_batches, evidence))
+                    if afterwards:
+                        afterwards(batch, {rows[name]: loss for name, loss in losses.items()})
                 evidence.progress(run.n_batches)
                 if _is_settled(run.n_batches, evidence, interim):
                     break
@@ -126,6 +134,25 @@ def for_each_batch(
             gathered(_Run(failure=f"{type(error).__name__}: {error}"))
         raise
     return _finished(gathered(run), evidence)
+
+
+def _one_batch(
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    batch: Any,
+    number: int,
+    evidence: Evidence,
+    visit: Visitor,
+    watch: Watch | None,
+) -> dict[str, float]:
+    """Visit one batch and return its losses; nothing holds its graph any more after that."""
+    with lent(batch):
+        with watch.recording(model) if watch else nullcontext():
+            losses = _losses(model, batch, evidence, where=f"calibration batch {number}")
+        values = {name: float(loss.detach()) for name, loss in losses.items()}
+        watched = tuple(watch.tensors) if watch else ()
+        visit(_backwards(model, parameters, watched, losses, number, evidence))
+    return values
 
 
 def _is_settled(n_batches: int, evidence: Evidence, interim: Callable[[], Tensor] | None) -> bool:

@@ -19,6 +19,7 @@ from taskprune.importance.calibration import differentiable, run_forward, weight
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.channel_pull import ChannelPull
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence
+from taskprune.lending import lent
 from taskprune.modality import FUSION, Modality
 
 
@@ -197,8 +198,9 @@ class _Run:
                 squares = []
                 for _ in range(self.settings.steps):
                     number = done % len(batches)
-                    loss = self._objective(evidence, batches[number], targets[number])
-                    gradients = self._step(optimizer, loss)
+                    with lent(batches[number]):
+                        loss = self._objective(evidence, batches[number], targets[number])
+                        gradients = self._step(optimizer, loss)
                     if is_priced:
                         products = {name: initial[name] * g for name, g in gradients.items()}
                         effects = channels.index.sums(products, torch.device("cpu"))
@@ -231,9 +233,9 @@ class _Run:
 
     @torch.no_grad()
     def _fused(self, evidence: Evidence, batch: Any) -> Tensor:
-        with _listening(self.model, self.settings.fused) as heard:
+        with lent(batch), _listening(self.model, self.settings.fused) as heard:
             run_forward(self.model, batch, evidence.forward, where="a calibration batch")
-        return _joined(heard)
+            return _joined(heard)
 
 
 def distortion(fused: Tensor, original: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ gradients is a function of a few sums over batches of its products.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -89,14 +89,13 @@ def collect(
     parameters = index.find(dict(model.named_parameters()))
     stakes = Stakes(model, index, evidence, parameters) if with_stakes else None
     sums = _Sums(index, evidence.tasks, parameters, with_gramian=with_gramian, stakes=stakes)
-    if stakes is not None:
-        evidence = replace(evidence, batches=stakes.watched(evidence.batches))
     n_batches = for_each_batch(
         model,
         parameters,
         evidence,
         sums.add,
         interim=total and (lambda: total(sums.statistics(sums.batches))),
+        afterwards=stakes.add if stakes else None,
     )
     sums.reduce()
     return sums.statistics(n_batches)
@@ -142,10 +141,8 @@ class _Sums:
             (len(self.tasks), self.index.n_channels), dtype=torch.float64, device=self.device
         )
         present = torch.zeros(len(self.tasks), dtype=torch.float64)
-        losses: dict[int, float] = {}
         for found in batch:
             present[found.task] = 1
-            losses[found.task] = found.loss
             self.loss[found.task] += abs(found.loss)
             effects[found.task] = self._effect(found)
             if self.gradients is not None:
@@ -155,8 +152,6 @@ class _Sums:
         self.products += products
         self.quartic += products.diagonal(dim1=0, dim2=1).T.square()
         self.opposition += products.neg_().clamp_min_(0)
-        if self.stakes is not None:
-            self.stakes.add(losses)
 
     def _effect(self, found: TaskGradients) -> Tensor:
         products = {

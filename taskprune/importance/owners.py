@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taskprune.errors import LossError
 from taskprune.forward import Forward, call_batch
 from taskprune.importance.calibration import differentiable, run_forward, task_loss
+from taskprune.lending import lent
 from taskprune.outputs import flatten_outputs, resolve_paths
 from taskprune.tasks import Task
 
@@ -67,7 +68,8 @@ def output_owners(
 ) -> dict[str, tuple[str, ...]]:
     """Return the output paths of each task: those declared, or those its loss depends on.
 
-    The model runs at most once, and only if some task declares no outputs. It is left as it was.
+    The model runs at most once, and only if some task declares no outputs. Model and batch are left
+    as they were.
 
     Args:
         model: The model.
@@ -99,7 +101,7 @@ def _found(
     if all(paths is not None for paths in declared.values()):
         # Whether they exist is checked by the trace, which knows the outputs without labels.
         return {name: paths for name, paths in declared.items() if paths is not None}
-    with differentiable(model):
+    with lent(batch), differentiable(model):
         outputs = run_forward(model, batch, forward, where=where)
         flat = flatten_outputs(outputs)
         owners: dict[str, tuple[str, ...]] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.distributed import several_processes, summed
 from taskprune.importance.scores import Evidence
 from taskprune.inputs import TaskBatch
+from taskprune.lending import lent
 
 _log = logging.getLogger("taskprune")
 
@@ -53,37 +54,31 @@ class Stakes:
         self.counts = torch.zeros(n_tasks, dtype=torch.float64)
         n_processes = processes.get_world_size() if several_processes() else 1
         self.n_batches = max(1, BATCHES // n_processes)
-        self._batch: Any = None
 
-    def watched(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Pass batches on, and keep the one that is being worked on."""
-        for batch in batches:
-            self._batch = batch.batch if isinstance(batch, TaskBatch) else batch
-            yield batch
-        self._batch = None
-
-    def add(self, losses: Mapping[int, float]) -> None:
-        """Measure on the present batch if one of its tasks was not measured often enough.
+    def add(self, batch: Any, losses: Mapping[int, float]) -> None:
+        """Measure on a batch if one of its tasks was not measured often enough.
 
         Args:
+            batch: As the evidence yields it.
             losses: ``{row of the task: its loss as it is}``.
         """
+        batch = batch.batch if isinstance(batch, TaskBatch) else batch
         wanted = [row for row in losses if self.counts[row] < self.n_batches]
         if not wanted:
             return
-        for row, silenced in self._losses(wanted).items():
+        for row, silenced in self._losses(batch, wanted).items():
             self.counts[row] += 1
             self.sums[row] += silenced - losses[row]
 
-    def _losses(self, rows: list[int]) -> dict[int, float]:
+    def _losses(self, batch: Any, rows: list[int]) -> dict[int, float]:
         names = list(self.tasks)
         found: dict[int, float] = {}
         # With gradients, as in every other forward: code may hang hooks on its outputs.
-        with _silenced(self.index, self.parameters):
+        with lent(batch), _silenced(self.index, self.parameters):
             try:
-                outputs = self.forward(self.model, self._batch)
+                outputs = self.forward(self.model, batch)
                 for row in rows:
-                    loss = self.tasks[names[row]].loss(outputs, self._batch)
+                    loss = self.tasks[names[row]].loss(outputs, batch)
                     found[row] = math.nan if loss is None else float(loss.detach())
             except Exception as error:  # noqa: BLE001 - code may well need features that are not 0
                 _log.warning("With all channels silenced: %s: %s", type(error).__name__, error)

@@ -20,6 +20,7 @@ from taskprune.graph.borrow import borrowed
 from taskprune.importance.calibration import TaskGradients, for_each_batch, run_forward
 from taskprune.importance.distributed import summed
 from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.lending import lent
 
 Role = tuple[Callable[..., Any], int]
 """Torch-Pruning's pruning function of a module, and how often it repeats the indices."""
@@ -128,9 +129,9 @@ class TorchPruningImportance:
             model.eval()
             with self.criterion.compute_importance(model):  # type: ignore[attr-defined]
                 for n_batches, batch in enumerate(evidence.batches, start=1):
-                    run_forward(
-                        model, batch, evidence.forward, where=f"calibration batch {n_batches}"
-                    )
+                    where = f"calibration batch {n_batches}"
+                    with lent(batch):
+                        run_forward(model, batch, evidence.forward, where=where)
                     for path, module in model.named_modules():
                         if "_importance" in vars(module):
                             own = vars(module)["_importance"]

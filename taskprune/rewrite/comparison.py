@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from taskprune.autocast import without_cached_casts
 from taskprune.errors import TraceError, VerificationError
 from taskprune.forward import Forward
+from taskprune.lending import lent
 from taskprune.outputs import SINGLE, flatten_outputs
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
 from taskprune.rewrite.widening import InDouble
@@ -240,13 +241,14 @@ def run(
         inputs = cast_floats(inputs, dtype)
     with preserved_rng(), _default_dtype(dtype), torch.no_grad():
         torch.manual_seed(0)
-        with ExitStack() as stack:
-            if dtype == torch.float64:
-                stack.enter_context(InDouble())
-            for context in around:
-                stack.enter_context(context(model))
-            outputs = forward(model, inputs)
-        return {path: tensor.clone() for path, tensor in flatten_outputs(outputs).items()}
+        with lent(inputs):
+            with ExitStack() as stack:
+                if dtype == torch.float64:
+                    stack.enter_context(InDouble())
+                for context in around:
+                    stack.enter_context(context(model))
+                outputs = forward(model, inputs)
+            return {path: tensor.clone() for path, tensor in flatten_outputs(outputs).items()}
 
 
 @contextmanager

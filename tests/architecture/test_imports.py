@@ -22,6 +22,7 @@ LAYERS = (
         "rng",
         "denormals",
         "garbage",
+        "lending",
         "meta",
         "wrappers",
     ),
