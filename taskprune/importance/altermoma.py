@@ -15,8 +15,8 @@ from taskprune.coupling.modalities import for_criterion, mask_points
 from taskprune.errors import InputError
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
+from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import (
-    TaskGradients,
     differentiable,
     for_each_batch,
     weighted_loss,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from taskprune.errors import InputError, LossError, TaskPruneError, TraceError
 from taskprune.forward import Forward
 from taskprune.graph.borrow import borrowed
+from taskprune.importance.backwards import TaskGradients, backwards
 from taskprune.importance.distributed import gathered, several_processes
 from taskprune.importance.scores import Evidence
 from taskprune.inputs import TaskBatch
@@ -27,25 +28,6 @@ UNSETTLED = (
     "may change which channels go."
 )
 """Where ``calibrate="auto"`` ran out of data."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class TaskGradients:
-    """One task's part in one batch.
-
-    Attributes:
-        task: Row number of the task.
-        loss: Its loss value.
-        gradients: ``{parameter name: gradient of the loss}``; ``None`` where the loss does not
-            depend on the parameter.
-        watched: Gradients of the tensors of :class:`Watch`, in its order.
-    """
-
-    task: int
-    loss: float
-    gradients: Mapping[str, Tensor | None]
-    watched: tuple[Tensor | None, ...] = ()
-
 
 Visitor = Callable[[Iterator[TaskGradients]], None]
 """Called once per batch with the gradients of each task that has labels in it, one at a time."""
@@ -151,7 +133,8 @@ def _one_batch(
             losses = _losses(model, batch, evidence, where=f"calibration batch {number}")
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         watched = tuple(watch.tensors) if watch else ()
-        visit(_backwards(model, parameters, watched, losses, number, evidence))
+        rows = {name: row for row, name in enumerate(evidence.tasks)}
+        visit(backwards(model, parameters, watched, losses, rows, number=number))
     return values
 
 
@@ -297,50 +280,3 @@ def task_loss(name: str, task: Task, outputs: Any, batch: Any, *, where: str) ->
         )
     assert isinstance(loss, Tensor)
     return loss.reshape(())
-
-
-def _backwards(
-    model: nn.Module,
-    parameters: Mapping[str, Tensor],
-    watched: tuple[Tensor, ...],
-    losses: Mapping[str, Tensor],
-    number: int,
-    evidence: Evidence,
-) -> Iterator[TaskGradients]:
-    rows = {name: row for row, name in enumerate(evidence.tasks)}
-    inputs = (*parameters.values(), *watched)
-    for name, loss in losses.items():
-        try:
-            found = _gradients(loss, inputs)
-            if all(gradient is None for gradient in found):
-                _check_attached(model, name, loss, number)
-        except RuntimeError as error:
-            hint = (
-                " Pass `use_reentrant=False` to `torch.utils.checkpoint.checkpoint`."
-                if "use_reentrant" in str(error)
-                else ""
-            )
-            raise LossError(
-                f"The backward of task `{name}` failed on calibration batch {number}: {error}{hint}"
-            ) from error
-        n_parameters = len(parameters)
-        gradients = dict(zip(parameters, found[:n_parameters], strict=True))
-        yield TaskGradients(
-            rows[name], float(loss.detach()), gradients, tuple(found[n_parameters:])
-        )
-
-
-def _gradients(loss: Tensor, inputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    if not inputs:
-        return ()
-    return torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
-
-
-def _check_attached(model: nn.Module, name: str, loss: Tensor, number: int) -> None:
-    """A task may depend on parameters outside the groups only, but not on none at all."""
-    everything = tuple(p for p in model.parameters() if p.requires_grad)
-    if all(gradient is None for gradient in _gradients(loss, everything)):
-        raise LossError(
-            f"The loss of task `{name}` does not depend on any parameter of the model on "
-            f"calibration batch {number}. Compute it from the model's outputs."
-        )

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
-from taskprune.importance.calibration import TaskGradients, for_each_batch
+from taskprune.importance.backwards import TaskGradients
+from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.distributed import summed
 from taskprune.importance.gates import GateWatch, find_gates, gate_members

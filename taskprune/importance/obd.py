@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.importance.calibration import TaskGradients, for_each_batch
+from taskprune.importance.backwards import TaskGradients
+from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.distributed import summed
 from taskprune.importance.scores import ChannelScores, Evidence

@@ -17,7 +17,8 @@ from torch_pruning.pruner import function
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups, IntArray, TensorSlice
 from taskprune.errors import InputError
 from taskprune.graph.borrow import borrowed
-from taskprune.importance.calibration import TaskGradients, for_each_batch, run_forward
+from taskprune.importance.backwards import TaskGradients
+from taskprune.importance.calibration import for_each_batch, run_forward
 from taskprune.importance.distributed import summed
 from taskprune.importance.scores import ChannelScores, Evidence
 from taskprune.lending import lent
