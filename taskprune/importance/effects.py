@@ -44,7 +44,7 @@ class TaskStatistics:
             ``[T, T, C]``, float64; ``None`` unless asked for.
         tolerances: ``Task.tolerance`` of each task.
         stakes: What each task has to lose, see :mod:`taskprune.importance.stakes`. Shape ``[T]``,
-            float64; ``None`` unless asked for.
+            float64, NaN where it is not known; ``None`` unless asked for.
     """
 
     index: ChannelIndex

@@ -23,10 +23,13 @@ def by_stake(statistics: TaskStatistics) -> Tensor:
 
     :math:`L_t(0)` is its loss with all channels silenced
     (:class:`~taskprune.importance.stakes.Stakes`). An effect is then a share of what the channels
-    together are worth to the task; multiplying its loss by a constant, or adding one, changes
-    nothing. A loss that is still large where the task is done well, such as that of thin lines,
-    would make its effects look small beside itself (:func:`by_mean_loss`), although a little more
-    of it is all there is to lose.
+    together are worth to the task; multiplying its loss by a constant changes nothing, and adding
+    one changes nothing as long as the stake is above a tenth of the loss: no task counts as having
+    less than that to lose, so that one that is hardly better than a guess is not as loud as one
+    that is good. A loss that is still large where the task is done well, such as that of thin
+    lines, would make its effects look small beside itself (:func:`by_mean_loss`), although a little
+    more of it is all there is to lose. Where a stake is not known, because model or loss cannot do
+    without features, the loss itself stands in.
 
     A single task is left as it is: there is no other to be brought onto one scale with.
 
@@ -36,7 +39,9 @@ def by_stake(statistics: TaskStatistics) -> Tensor:
     if len(statistics.tasks) == 1:
         return torch.ones(1, dtype=torch.float64)
     assert statistics.stakes is not None, "collect(..., with_stakes=True) comes before"
-    return _over(torch.maximum(statistics.stakes, LEAST_STAKE * statistics.mean_loss), statistics)
+    stakes, losses = statistics.stakes, statistics.mean_loss
+    known = torch.maximum(stakes, LEAST_STAKE * losses)
+    return _over(torch.where(stakes.isnan(), losses, known), statistics)
 
 
 def by_mean_loss(statistics: TaskStatistics) -> Tensor:

@@ -49,55 +49,74 @@ class Stakes:
     ) -> None:
         self.model, self.index, self.parameters = model, index, parameters
         self.tasks, self.forward = evidence.tasks, evidence.forward
+        self.names = tuple(evidence.tasks)
         n_tasks = len(evidence.tasks)
         self.sums = torch.zeros(n_tasks, dtype=torch.float64)
         self.counts = torch.zeros(n_tasks, dtype=torch.float64)
+        # Apart from what succeeded: where a stake cannot be known, a few forwards say so as well.
+        self.tries = torch.zeros(n_tasks, dtype=torch.int64)
+        self.warned: set[int] = set()
         n_processes = processes.get_world_size() if several_processes() else 1
         self.n_batches = max(1, BATCHES // n_processes)
 
     def add(self, batch: Any, losses: Mapping[int, float]) -> None:
-        """Measure on a batch if one of its tasks was not measured often enough.
+        """Measure on a batch if one of its tasks was not tried often enough.
 
         Args:
             batch: As the evidence yields it.
             losses: ``{row of the task: its loss as it is}``.
         """
         batch = batch.batch if isinstance(batch, TaskBatch) else batch
-        wanted = [row for row in losses if self.counts[row] < self.n_batches]
+        wanted = [row for row in losses if self.tries[row] < self.n_batches]
         if not wanted:
             return
+        self.tries[wanted] += 1
         for row, silenced in self._losses(batch, wanted).items():
             self.counts[row] += 1
             self.sums[row] += silenced - losses[row]
 
     def _losses(self, batch: Any, rows: list[int]) -> dict[int, float]:
-        names = list(self.tasks)
+        """Return what is known of the losses without channels."""
         found: dict[int, float] = {}
         # With gradients, as in every other forward: code may hang hooks on its outputs.
         with lent(batch), _silenced(self.index, self.parameters):
             try:
                 outputs = self.forward(self.model, batch)
-                for row in rows:
-                    loss = self.tasks[names[row]].loss(outputs, batch)
-                    found[row] = math.nan if loss is None else float(loss.detach())
             except Exception as error:  # noqa: BLE001 - code may well need features that are not 0
-                _log.warning("With all channels silenced: %s: %s", type(error).__name__, error)
-        unknown = [names[row] for row in rows if not math.isfinite(found.get(row, math.nan))]
-        if unknown:
+                self._warn(rows, f"the model: {type(error).__name__}: {error}")
+                return found
+            for row in rows:
+                # One at a time: what one task's loss cannot do without says nothing of the others.
+                try:
+                    loss = self.tasks[self.names[row]].loss(outputs, batch)
+                    value = math.nan if loss is None else float(loss.detach())
+                except Exception as error:  # noqa: BLE001 - as above
+                    self._warn([row], f"{type(error).__name__}: {error}")
+                    continue
+                if math.isfinite(value):
+                    found[row] = value
+                else:
+                    self._warn([row], "no labels" if loss is None else f"it is {value}")
+        return found
+
+    def _warn(self, rows: list[int], why: str) -> None:
+        new = [self.names[row] for row in rows if row not in self.warned]
+        self.warned.update(rows)
+        if new:
             _log.warning(
-                "With all channels silenced, the loss of %s is not known on a batch: what the task "
-                "has to lose is taken from its other batches, or from its loss",
-                ", ".join(f"`{name}`" for name in unknown),
+                "With all channels silenced, the loss of %s is not known on a batch (%s): what the "
+                "task has to lose is taken from another batch, or else from its loss",
+                ", ".join(f"`{name}`" for name in new),
+                why,
             )
-        return {row: loss for row, loss in found.items() if math.isfinite(loss)}
 
     def reduce(self) -> None:
         """Add up over processes."""
         self.sums, self.counts = summed(self.sums), summed(self.counts)
 
     def values(self) -> Tensor:
-        """Return the mean stakes so far, 0 where nothing is known. Shape ``[T]``, float64."""
-        return self.sums / self.counts.clamp_min(1)
+        """Return the mean stakes so far, NaN where nothing is known. Shape ``[T]``, float64."""
+        return self.sums / self.counts
 
 
 @contextmanager

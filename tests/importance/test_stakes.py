@@ -15,6 +15,7 @@ from taskprune.importance import TaskTaylorImportance, by_mean_loss, by_stake, s
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.effects import collect
 from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.importance.stakes import BATCHES
 from taskprune.tasks import Task
 
 NET = two_task_net().eval()
@@ -151,3 +152,77 @@ def test_stakes_are_measured_where_a_task_has_labels() -> None:
 
     stakes = stakes_of({"first": some("first"), "second": some("second")})
     assert bool((stakes > 0).all())
+
+
+def fragile(name: str) -> Task:
+    """A task whose loss raises where all its samples look the same."""
+    sound = near(name)
+
+    def loss(outputs: Any, batch: Batch) -> Tensor | None:
+        if torch.equal(outputs[name][0], outputs[name][1]):
+            raise ZeroDivisionError("no spread")
+        return sound.loss(outputs, batch)
+
+    return Task(loss)
+
+
+def test_a_loss_that_fails_without_features_takes_no_other_stake_along() -> None:
+    expected = stakes_of({"first": near("first"), "second": near("second")})
+    behind = stakes_of({"second": fragile("second"), "first": near("first")})
+    before = stakes_of({"first": near("first"), "second": fragile("second")})
+    assert float(behind[1]) == float(before[0]) == float(expected[0])
+    assert bool(behind[0].isnan())
+    assert bool(before[1].isnan())
+
+
+def test_the_order_of_the_tasks_does_not_matter_where_a_loss_fails_without_features() -> None:
+    tasks = {"first": near("first"), "second": fragile("second")}
+    one = score(NET, GROUPS, tasks, DATA)
+    other = score(NET, GROUPS, dict(reversed(tasks.items())), DATA)
+    torch.testing.assert_close(total(one), total(other))
+
+
+def test_what_is_not_known_counts_by_the_loss_itself() -> None:
+    by_itself = scores(fragile("second"))
+    by_loss = scores(near("second"), by_mean_loss)
+    for name, rows in by_loss.per_task.items():
+        assert torch.equal(by_itself.per_task[name][1], rows[1])
+
+
+def test_a_known_stake_is_a_tenth_of_the_loss_at_the_least() -> None:
+    by_itself = scores(near("second", plus=1e4))
+    by_loss = scores(near("second", plus=1e4), by_mean_loss)
+    for name, rows in by_loss.per_task.items():
+        torch.testing.assert_close(by_itself.per_task[name][1], 100 * rows[1])
+
+
+def test_a_stake_that_cannot_be_known_costs_two_forwards_and_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calls = 0
+
+    def forward(model: nn.Module, batch: Batch) -> Any:
+        nonlocal calls
+        calls += 1
+        return model(batch[0])
+
+    tasks = {"first": fragile("first"), "second": fragile("second")}
+    with caplog.at_level(logging.WARNING, "taskprune"):
+        score(NET, GROUPS, tasks, DATA, forward=forward)
+    assert calls == len(DATA) + BATCHES
+    assert [record.getMessage().count("ZeroDivisionError") for record in caplog.records] == [1, 1]
+
+
+def test_a_model_that_fails_without_features_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    def forward(model: nn.Module, batch: Batch) -> Any:
+        outputs = model(batch[0])
+        if torch.equal(outputs["second"][0], outputs["second"][1]):
+            raise ZeroDivisionError("no spread")
+        return outputs
+
+    tasks = {"first": near("first"), "second": near("second")}
+    with caplog.at_level(logging.WARNING, "taskprune"):
+        found = score(NET, GROUPS, tasks, DATA, forward=forward)
+    assert "the loss of `first`, `second` is not known" in caplog.text
+    assert len(caplog.records) == 1
+    assert bool(torch.isfinite(total(found)).all())
