@@ -22,6 +22,7 @@ from taskprune.importance.calibration import (
     weighted_loss,
 )
 from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.half_precision import LossScale
 from taskprune.importance.masking import silenced
 from taskprune.importance.scores import ChannelScores, Evidence
 from taskprune.lending import lent
@@ -146,7 +147,8 @@ class AlterMomaImportance:
 
     def _reactivate(self, model: nn.Module, evidence: Evidence, batches: Sequence[Any]) -> None:
         """Train the masked copy for a few steps of plain gradient descent."""
-        parameters = [p for p in model.parameters() if p.is_floating_point()]
+        parameters = tuple(p for p in model.parameters() if p.is_floating_point())
+        scale = LossScale()
         with differentiable(model):
             for step in range(self.reactivation_steps):
                 batch = batches[step % len(batches)]
@@ -155,7 +157,7 @@ class AlterMomaImportance:
                     loss = weighted_loss(model, batch, evidence, where=where)
                     if loss is None:
                         continue
-                    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+                    gradients = scale.gradients(loss, parameters, retain_graph=False)
                 with torch.no_grad():
                     for parameter, gradient in zip(parameters, gradients, strict=True):
                         if gradient is not None:

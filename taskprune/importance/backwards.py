@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.errors import LossError
+from taskprune.importance.half_precision import LossScale
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -34,7 +35,7 @@ def backwards(
     parameters: Mapping[str, Tensor],
     watched: tuple[Tensor, ...],
     losses: dict[str, Tensor],
-    rows: Mapping[str, int],
+    scales: Mapping[str, LossScale],
     *,
     number: int,
 ) -> Iterator[TaskGradients]:
@@ -46,22 +47,23 @@ def backwards(
         watched: Tensors inside the forward to differentiate by as well.
         losses: By task; emptied, so that each task's own part of the graph goes with its backward
             and what the tasks share with the last one's.
-        rows: ``{task: row number}``.
+        scales: That of each task of the run, in the order of their rows.
         number: Of the batch, for errors.
 
     Raises:
         LossError: A backward fails, or a loss depends on no parameter.
     """
     inputs = (*parameters.values(), *watched)
+    rows = {name: row for row, name in enumerate(scales)}
     n_parameters = len(parameters)
     while losses:
         name = next(iter(losses))
         loss = losses.pop(name)
         value = float(loss.detach())
         try:
-            found = _gradients(loss, inputs, retain_graph=bool(losses))
+            found = scales[name].gradients(loss, inputs, retain_graph=bool(losses))
             if all(gradient is None for gradient in found):
-                _check_attached(model, name, loss, number, retain_graph=bool(losses))
+                _check_attached(model, name, loss, number)
         except RuntimeError as error:
             hint = (
                 " Pass `use_reentrant=False` to `torch.utils.checkpoint.checkpoint`."
@@ -76,21 +78,13 @@ def backwards(
         yield TaskGradients(rows[name], value, gradients, tuple(found[n_parameters:]))
 
 
-def _gradients(
-    loss: Tensor, inputs: tuple[Tensor, ...], *, retain_graph: bool
-) -> tuple[Tensor | None, ...]:
-    if not inputs:
-        return ()
-    return torch.autograd.grad(loss, inputs, retain_graph=retain_graph, allow_unused=True)
-
-
-def _check_attached(
-    model: nn.Module, name: str, loss: Tensor, number: int, *, retain_graph: bool
-) -> None:
+def _check_attached(model: nn.Module, name: str, loss: Tensor, number: int) -> None:
     """A task may depend on parameters outside the groups only, but not on none at all."""
     everything = tuple(p for p in model.parameters() if p.requires_grad)
-    found = _gradients(loss, everything, retain_graph=retain_graph)
-    if all(gradient is None for gradient in found):
+    if not everything or all(
+        gradient is None
+        for gradient in torch.autograd.grad(loss, everything, retain_graph=True, allow_unused=True)
+    ):
         raise LossError(
             f"The loss of task `{name}` does not depend on any parameter of the model on "
             f"calibration batch {number}. Compute it from the model's outputs."

@@ -16,6 +16,7 @@ from taskprune.forward import Forward
 from taskprune.graph.borrow import borrowed
 from taskprune.importance.backwards import TaskGradients, backwards
 from taskprune.importance.distributed import gathered, several_processes
+from taskprune.importance.half_precision import LossScale
 from taskprune.importance.scores import Evidence
 from taskprune.inputs import TaskBatch
 from taskprune.lending import lent
@@ -66,6 +67,9 @@ def for_each_batch(
     model or losses write to a batch, and the random generators are given back, also after an
     exception. Under several processes each runs its own batches; if one fails, all raise.
 
+    Where something is float16, losses are scaled meanwhile so that small gradients do not vanish,
+    and gradients are float32; a task whose gradients are all 0 is told in the log.
+
     Args:
         model: The model.
         parameters: Those to differentiate by, by name.
@@ -92,6 +96,7 @@ def for_each_batch(
         )
     run = _Run()
     rows = {name: row for row, name in enumerate(evidence.tasks)}
+    scales = {name: LossScale() for name in evidence.tasks}
     try:
         with differentiable(model):
             for run.n_batches, batch in enumerate(evidence.batches, start=1):
@@ -99,7 +104,7 @@ def for_each_batch(
                 # the graph of the first batch, which its backward has freed.
                 with borrowed(model):
                     losses = _one_batch(
-                        model, parameters, batch, run.n_batches, evidence, visit, watch
+                        model, parameters, batch, run.n_batches, evidence, visit, watch, scales
                     )
                     run.seen.update(losses)
                     if afterwards:
@@ -115,6 +120,8 @@ def for_each_batch(
             # The others wait for this one where the sums are added up.
             gathered(_Run(failure=f"{type(error).__name__}: {error}"))
         raise
+    run.silent = {name for name, scale in scales.items() if scale.is_silent}
+    run.loud = {name for name, scale in scales.items() if scale.is_silent is False}
     return _finished(gathered(run), evidence)
 
 
@@ -126,6 +133,7 @@ def _one_batch(
     evidence: Evidence,
     visit: Visitor,
     watch: Watch | None,
+    scales: Mapping[str, LossScale],
 ) -> dict[str, float]:
     """Visit one batch and return its losses; nothing holds its graph any more after that."""
     with lent(batch):
@@ -133,8 +141,7 @@ def _one_batch(
             losses = _losses(model, batch, evidence, where=f"calibration batch {number}")
         values = {name: float(loss.detach()) for name, loss in losses.items()}
         watched = tuple(watch.tensors) if watch else ()
-        rows = {name: row for row, name in enumerate(evidence.tasks)}
-        visit(backwards(model, parameters, watched, losses, rows, number=number))
+        visit(backwards(model, parameters, watched, losses, scales, number=number))
     return values
 
 
@@ -150,6 +157,8 @@ class _Run:
 
     n_batches: int = 0
     seen: set[str] = field(default_factory=set)
+    silent: set[str] = field(default_factory=set)
+    loud: set[str] = field(default_factory=set)
     failure: str = ""
 
 
@@ -170,6 +179,16 @@ def _finished(runs: Sequence[_Run], evidence: Evidence) -> int:
             f"The loss of task `{unlabelled[0]}` returned None, which means no labels, for each of "
             f"the {n_batches} calibration batches. Pass batches that hold labels of every task."
         )
+    loud = set[str]().union(*(run.loud for run in runs))
+    for name in evidence.tasks:
+        if name not in loud and any(name in run.silent for run in runs):
+            _log.warning(
+                "All gradients of task `%s` are exactly 0 on each of the %d calibration batches, "
+                "so no channel counts for it. Is its loss flat, or so small that they vanish? "
+                "Multiplying a loss by a constant changes no scores of the default criterion.",
+                name,
+                n_batches,
+            )
     return n_batches
 
 

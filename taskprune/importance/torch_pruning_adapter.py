@@ -102,11 +102,13 @@ class TorchPruningImportance:
     ) -> tuple[dict[str, Tensor], int]:
         parameters = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
         weights = [task.weight for task in evidence.tasks.values()]
-        mean = {name: torch.zeros_like(p) for name, p in parameters.items()}
+        # In half precision small gradients would be lost before they are summed.
+        wide = {name: torch.promote_types(p.dtype, torch.float32) for name, p in parameters.items()}
+        mean = {name: torch.zeros_like(p, dtype=wide[name]) for name, p in parameters.items()}
         collect_batch = getattr(self.criterion, "accumulate_grad", None)
 
         def visit(batch: Iterator[TaskGradients]) -> None:
-            own = {name: torch.zeros_like(p) for name, p in parameters.items()}
+            own = {name: torch.zeros_like(p, dtype=wide[name]) for name, p in parameters.items()}
             for found in batch:
                 for name, gradient in found.gradients.items():
                     if gradient is not None:
@@ -203,7 +205,7 @@ def _convolution_role(module: nn.modules.conv._ConvNd, member: TensorSlice) -> R
 def _set_gradients(model: nn.Module, gradients: dict[str, Tensor]) -> None:
     parameters = dict(model.named_parameters())
     for name, gradient in gradients.items():
-        parameters[name].grad = gradient.clone()
+        parameters[name].grad = gradient.to(parameters[name].dtype, copy=True)
 
 
 def _with_unscored_last(
