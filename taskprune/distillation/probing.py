@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taskprune.distillation.taps import Side
 from taskprune.errors import InputError
 from taskprune.forward import Forward
+from taskprune.lending import lent
 from taskprune.outputs import flatten_outputs
 
 
@@ -27,7 +28,7 @@ def probing(
     """
 
     def run(model: nn.Module, batch: Any) -> Any:
-        with autocast():
+        with lent(batch), autocast():
             try:
                 return forward(model, batch)
             except RuntimeError as error:

@@ -29,6 +29,7 @@ from taskprune.distillation.taps import FeatureRecorder
 from taskprune.distillation.weighting import DISTILLATION
 from taskprune.errors import InputError, TrainingError
 from taskprune.forward import Forward
+from taskprune.lending import lent
 from taskprune.outputs import flatten_outputs
 from taskprune.tasks import Task
 
@@ -115,7 +116,8 @@ class Stepper:
         try:
             for _ in range(self._run.settings.accumulation):
                 position, batch = next(batches)
-                with self._accelerator.accumulate(self._model):
+                # Models may write to what they are given, and a list of batches comes around again.
+                with lent(batch), self._accelerator.accumulate(self._model):
                     losses, outputs = self._losses(batch, gamma)
                     if self._shared:
                         losses = losses.with_gradient_norms(self._shared)
@@ -199,7 +201,7 @@ class Stepper:
         features: dict[str, Tensor] = {}
         follows_features = bool(run.teacher_recorder.taps) and gamma > 0
         if follows_features or run.settings.output_losses:
-            with torch.no_grad(), self._accelerator.autocast():
+            with lent(batch), torch.no_grad(), self._accelerator.autocast():
                 wanted, features = run.teacher_recorder.run(lambda: run.forward(run.teacher, batch))
         outputs, losses = self._model(batch, features if follows_features else {})
         weighting = run.settings.weighting

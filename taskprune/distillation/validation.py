@@ -13,6 +13,7 @@ from taskprune.distillation.figures import as_figure
 from taskprune.distillation.history import StepRecord
 from taskprune.errors import InputError
 from taskprune.forward import Forward, call_batch
+from taskprune.lending import lent
 from taskprune.tasks import Task, check_validation, no_validation_batch
 
 
@@ -97,9 +98,10 @@ def measure(
             for stored in data:
                 is_empty = False
                 batch = send_to_device(stored, device)
-                outputs = forward(model, batch)
-                for metric in metrics.values():
-                    metric.update(outputs, batch)
+                with lent(batch):  # to a model that may write to it; the next time comes
+                    outputs = forward(model, batch)
+                    for metric in metrics.values():
+                        metric.update(outputs, batch)
     finally:
         for module, mode in modes.items():
             module.training = mode

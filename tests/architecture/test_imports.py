@@ -50,6 +50,7 @@ DISTILLATION_MAY_IMPORT = {
     "distillation",
     "errors",
     "forward",
+    "lending",
     "output_places",
     "outputs",
     "tasks",
