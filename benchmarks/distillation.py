@@ -2,6 +2,7 @@
 
     python benchmarks/distillation.py                          # generated scenes
     python benchmarks/distillation.py --data ROOT              # and a data set in BDD100K's layout
+    python benchmarks/distillation.py --data ROOT --finished   # only the tables
     python benchmarks/distillation.py --seeds 0 --steps 20 --arms "plain fine-tuning"
 
 The bundled teacher (fine-tuned on a data set's train split first, as ``taskprune demo`` does) loses
@@ -189,7 +190,10 @@ def runs(images: Images, args: argparse.Namespace) -> list[tuple[str, int]]:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Compute the cells that are missing and return all that were asked for."""
+    """Compute the cells that are missing and return all that were asked for.
+
+    With ``--finished`` nothing is computed, and arms that lack a seed are left out.
+    """
     cells = Cells("distillation", RUNS) if args.trial else Cells("distillation")
     keys = [
         (
@@ -202,6 +206,10 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
         for arm, steps in runs(images, args)
     ]
     missing = [key for key in keys if not cells.has(key[2])]
+    if args.finished:
+        lacking = [(key["on"], key["arm"], key["steps"]) for *_, key in missing]
+        keys = [k for k in keys if (k[2]["on"], k[2]["arm"], k[2]["steps"]) not in lacking]
+        return [cells.matching(key)[0] for *_, key in keys]
     print(f"{len(missing)} of {len(keys)} cells are missing.")
     bench: Bench | None = None
     for number, (images, seed, key) in enumerate(missing):
@@ -294,6 +302,7 @@ def main() -> None:
     )
     parser.add_argument("--arms", nargs="+", default=list(arms()), choices=list(arms()))
     parser.add_argument("--images", type=int, default=160, help="unseen images to judge on")
+    parser.add_argument("--finished", action="store_true", help="tabulate, compute nothing")
     parser.add_argument("--trial", action="store_true", help="keep cells apart, write no results")
     args = parser.parse_args()
     table = rows(run(args))
