@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 AIM = 80
-LOWEST, HIGHEST = -25, 125
+LOWEST, HIGHEST = -25, 150
 """What is shown, in %; a bar that leaves the picture still has its number."""
 
 
