@@ -20,9 +20,11 @@ from taskprune.api import distill, prune
 from taskprune.budget import Budget
 from taskprune.checkpoint import save_checkpoint
 from taskprune.distillation import DistillSettings, TapSelector, measure
+from taskprune.distillation.settings import checked_settings
 from taskprune.errors import InfeasibleBudgetError
 from taskprune.forward import Forward, call_batch
 from taskprune.importance import Importance
+from taskprune.output_places import make_folder
 from taskprune.plan import PruningPlan
 from taskprune.result import PruneResult
 from taskprune.safety import Safety
@@ -172,7 +174,9 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
     named = check_tasks(tasks)
     whole = Budget.from_ratio(ratio)
     held_out = check_watched(named, validation)
-    settings = settings or DistillSettings()
+    settings = checked_settings(settings)
+    if settings.directory is not None:  # said before the first step takes its time
+        make_folder(Path(settings.directory), option="`DistillSettings.directory`")
     call = forward or call_batch
 
     def prune_to(current: nn.Module, budget: Budget, limits: Safety) -> PruneResult:

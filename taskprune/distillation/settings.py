@@ -138,3 +138,19 @@ class DistillSettings:
         if callable(self.feature_weight):
             return self.feature_weight
         return Constant(self.feature_weight)
+
+
+def checked_settings(settings: object) -> DistillSettings:
+    """Return the settings, or the default ones for ``None``.
+
+    Raises:
+        InputError: They are something else.
+    """
+    if settings is None:
+        return DistillSettings()
+    if not isinstance(settings, DistillSettings):
+        raise InputError(
+            f"`settings` must be a `DistillSettings`, such as `DistillSettings(steps=1000)`. Found "
+            f"{type(settings).__name__}."
+        )
+    return settings

@@ -34,7 +34,7 @@ from taskprune.distillation.objective import StudentObjective
 from taskprune.distillation.probing import probing
 from taskprune.distillation.regularisation import make_regularisers
 from taskprune.distillation.roles import Role, declared_roles
-from taskprune.distillation.settings import DistillSettings
+from taskprune.distillation.settings import DistillSettings, checked_settings
 from taskprune.distillation.sharding import check_shardable, requested_sharding, shard
 from taskprune.distillation.stepper import Run
 from taskprune.distillation.taps import FeatureRecorder, Tap, TapSelector, resolve_taps, tapped
@@ -121,7 +121,7 @@ def distill(
         CheckpointError: The checkpoint in ``settings.directory`` is damaged or of another run.
         MissingDependencyError: Accelerate is not installed.
     """
-    settings = _checked(settings)
+    settings = checked_settings(settings)
     tasks = check_tasks(tasks)
     check_data(data)
     student, teacher = bare(student), bare(teacher)
@@ -191,17 +191,6 @@ def distill(
         )
         history = train(run, accelerator)
     return DistillResult(student, history, chosen)
-
-
-def _checked(settings: object) -> DistillSettings:
-    if settings is None:
-        return DistillSettings()
-    if not isinstance(settings, DistillSettings):
-        raise InputError(
-            f"`settings` must be a `DistillSettings`, such as `DistillSettings(steps=1000)`. Found "
-            f"{type(settings).__name__}."
-        )
-    return settings
 
 
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:

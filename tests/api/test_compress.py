@@ -173,6 +173,8 @@ def test_a_run_goes_on_from_its_folder(tmp_path: Path) -> None:
     [
         ({"steps": 0}, "`steps` must be a whole number"),
         ({"ratio": 1.5}, "ratio"),
+        ({"settings": {}}, "`settings` must be a `DistillSettings`"),
+        ({"settings": DistillSettings(steps=1, directory=Path(__file__))}, "a folder to write to"),
         ({"validation": None}, "Pass `validation=`"),
         ({"validation": iter(batches(1))}, "one pass only"),
         ({"validation": []}, "holds no batch"),
