@@ -16,7 +16,7 @@ from taskprune.coupling import couple
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.forward import Forward, call_batch
 from taskprune.graph import trace
-from taskprune.importance import ChannelScores, Importance, output_owners, score
+from taskprune.importance import ChannelScores, Evidence, Importance, output_owners, score
 from taskprune.rewrite.permutation import channel_order, permuted_copy
 from taskprune.tasks import Task
 
@@ -187,8 +187,7 @@ def assert_importance_conforms(
         assert len(groups), f"{type(case.model).__name__} has no group to score."
         before = _Snapshot.of(case.model)
         first = _scored(criterion, case, groups)
-        changed = before.differences(_Snapshot.of(case.model))
-        assert not changed, f"Scoring changed {', '.join(changed)} of {type(case.model).__name__}."
+        _assert_unchanged(before, case.model)
         _assert_complete(first, groups)
         # Only the seeds of the criterion may matter, not the state of anybody's generator.
         torch.rand(1)
@@ -206,8 +205,30 @@ def case_groups(case: ImportanceCase) -> CouplingGroups:
 
 def _scored(criterion: Importance, case: ImportanceCase, groups: CouplingGroups) -> ChannelScores:
     return score(
-        case.model, groups, case.tasks, case.batches, importance=criterion, forward=case.forward
+        case.model,
+        groups,
+        case.tasks,
+        case.batches,
+        importance=_watched(criterion),
+        forward=case.forward,
     )
+
+
+def _watched(criterion: Importance) -> Importance:
+    """Look at the model around the call alone: `score` undoes most of what a criterion does."""
+
+    def watched(model: nn.Module, groups: CouplingGroups, evidence: Evidence) -> Any:
+        before = _Snapshot.of(model)
+        found = criterion(model, groups, evidence)
+        _assert_unchanged(before, model)
+        return found
+
+    return watched
+
+
+def _assert_unchanged(before: _Snapshot, model: nn.Module) -> None:
+    changed = before.differences(_Snapshot.of(model))
+    assert not changed, f"Scoring changed {', '.join(changed)} of {type(model).__name__}."
 
 
 def _assert_complete(scores: ChannelScores, groups: CouplingGroups) -> None:
