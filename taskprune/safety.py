@@ -191,7 +191,7 @@ def _removable(
     order = np.argsort(total, kind="stable")
     order = order[~protected[order]]
     n = group.n_channels
-    private = n_tasks > len(group.tasks) <= 1
+    private = len(group.tasks) <= 1 and n_tasks > len(group.tasks)
     cap = min(safety.max_removed, safety.max_removed_private) if private else safety.max_removed
     allowed: dict[Limit, int] = {
         "protected": len(order),

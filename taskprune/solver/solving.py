@@ -167,14 +167,15 @@ def _meet(
         InfeasibleBudgetError: The limits leave too little to remove.
     """
     multiples = [in_multiples(part, safety.multiple) for part in account.parts]
-    singles = [in_multiples(part, 1) for part in account.parts]
+    is_coarse = safety.multiple > 1
+    singles = [in_multiples(part, 1) for part in account.parts] if is_coarse else multiples
     exceeded = [name for name in account.limits if account.shortfall(name) > 0]
     power = _power(account, cost_power)
     if len(exceeded) > 1:
         powers = np.array([cost_power.of(name) for name in exceeded])
         account.move_to(balanced(account, multiples, exceeded, powers))
     remove(account, multiples, power)
-    if safety.multiple > 1:
+    if is_coarse:
         # Where multiples alone cannot reach the target, the target comes first.
         remove(account, singles, power)
     while account.excess() > 0 and (
@@ -186,7 +187,7 @@ def _meet(
         raise InfeasibleBudgetError(infeasible(groups, account, safety, budget))
     put_back(account, multiples)
     exchange(account, multiples, power)
-    if safety.multiple > 1 and account.miss() > MISS:
+    if is_coarse and account.miss() > MISS:
         fill(account, safety.multiple)
         exchange(account, singles, power)
 

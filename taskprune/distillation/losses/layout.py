@@ -85,9 +85,7 @@ def channel_free(loss: _Loss) -> _Loss:
 
 def compares_channels(loss: Callable[..., Any] | FittedFeatureLoss) -> bool:
     """Whether student and teacher need the same channels for this loss."""
-    while isinstance(loss, partial):
-        loss = loss.func
-    return bool(getattr(loss, "compares_channels", True))
+    return _marked(loss, "compares_channels", default=True)
 
 
 def positional(loss: _Loss) -> _Loss:
@@ -98,9 +96,14 @@ def positional(loss: _Loss) -> _Loss:
 
 def compares_positions(loss: Callable[..., Any] | FittedFeatureLoss) -> bool:
     """Whether this loss is constant for features with a single position."""
+    return _marked(loss, "compares_positions", default=False)
+
+
+def _marked(loss: Callable[..., Any] | FittedFeatureLoss, mark: str, *, default: bool) -> bool:
+    """Return a mark of a loss, also where settings are bound to it."""
     while isinstance(loss, partial):
         loss = loss.func
-    return bool(getattr(loss, "compares_positions", False))
+    return bool(getattr(loss, mark, default))
 
 
 def check_positions(rows: Tensor, where: str = "") -> None:
