@@ -31,7 +31,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	@touch $@
 
 # torchvision and timm only serve as test subjects. Their wheels ask for a CUDA build of torch, so
-# they come without dependencies; tests/stock.py registers the operators that are then missing.
+# they come without dependencies; benchmarks/architectures registers the operators that are then missing.
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) --editable ".[dev]"
 	$(PIP) --no-deps torchvision timm

@@ -39,7 +39,6 @@ from torch import nn
 import taskprune
 from taskprune import Budget, ChannelScores, CouplingGroups
 from taskprune.coupling import couple
-from taskprune.denormals import flushed_denormals
 from taskprune.graph import trace
 from taskprune.importance import (
     CosineConflict,
@@ -51,6 +50,7 @@ from taskprune.importance import (
     output_owners,
 )
 from taskprune.importance.aggregation import maximum
+from taskprune.restore import flushed_denormals
 
 DEFAULT = "task Taylor − effect conflict (default)"
 FORMER = "the same by mean loss, without correlation"

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from taskprune import Task
-from taskprune.denormals import flushed_denormals
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.data import BDD100K, RoadScenes, loader, standard_augment
 from taskprune.driving.data.sample import DrivingSample
@@ -28,7 +27,7 @@ from taskprune.driving.fusion.camera import CameraBranch
 from taskprune.driving.losses import drivable_loss, lane_loss
 from taskprune.driving.losses.pixelwise import tversky_loss
 from taskprune.driving.nets.conv import ConvUnit
-from taskprune.rng import preserved_rng
+from taskprune.restore import flushed_denormals, preserved_rng
 
 SIZE = (160, 96)
 TRAIN_STEPS = 400

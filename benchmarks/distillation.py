@@ -39,7 +39,6 @@ from protocol import record, show
 from torch import nn
 
 import taskprune
-from taskprune.denormals import flushed_denormals
 from taskprune.distillation import (
     DistillSettings,
     OnOutputs,
@@ -52,6 +51,7 @@ from taskprune.distillation import (
 from taskprune.driving.nets import FEATURE_MODULES, PanopticDrivingNet
 from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.training import TrainSettings
+from taskprune.restore import flushed_denormals
 
 RATIO = 0.327
 ROUND_TO = 16

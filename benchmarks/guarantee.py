@@ -8,12 +8,12 @@ from typing import Any
 
 from taskprune import Budget, ChannelScores, PruningPlan, Safety, Task, solve
 from taskprune.coupling import couple
-from taskprune.denormals import flushed_denormals
 from taskprune.driving.data import RoadScenes, loader
 from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.teacher import load_teacher
 from taskprune.graph import trace
 from taskprune.importance import Importance, output_owners, score
+from taskprune.restore import flushed_denormals
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch import distributed as processes
 
 import taskprune
+from taskprune import Task
 from taskprune.coupling import couple
 from taskprune.graph import trace
 from taskprune.importance import (
@@ -40,7 +41,6 @@ from taskprune.importance import (
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.effects import collect
 from taskprune.importance.scores import ChannelScores, Evidence
-from taskprune.tasks import Task
 
 
 def guarantees_of_scores(net: Bundled) -> Iterator[Guarantee]:

@@ -16,14 +16,14 @@ from protocol import RESULTS
 
 import taskprune
 from taskprune import Budget, Safety, apply_plan, solve
+from taskprune.calling import flatten_outputs
 from taskprune.cost.measured import measure_macs, measure_params
 from taskprune.coupling import couple
 from taskprune.errors import InfeasibleBudgetError
 from taskprune.graph import trace
 from taskprune.importance import ChannelScores, score
-from taskprune.loss_budget import predicted_loss
-from taskprune.outputs import flatten_outputs
-from taskprune.safety import channel_width
+from taskprune.solver.loss_budget import predicted_loss
+from taskprune.solver.safety import channel_width
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from zoo import ZOO

@@ -22,18 +22,18 @@ from protocol import record, show
 from torch import Tensor, nn
 
 from taskprune import latency_cost
-from taskprune.budget import Budget
 from taskprune.cost import LatencyCost, measure_latency
 from taskprune.coupling import CouplingGroups, couple
+from taskprune.deployment.latency import recalibrated
 from taskprune.driving.nets import build_net
 from taskprune.errors import InfeasibleBudgetError
 from taskprune.graph import trace
 from taskprune.importance import ChannelScores, importance_by_name, score
-from taskprune.latency import recalibrated
-from taskprune.plan import PruningPlan
+from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite import apply_plan
-from taskprune.safety import Safety
 from taskprune.solver import solve
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Safety
 
 PARAMS = 0.673
 

@@ -33,9 +33,7 @@ from torch import no_grad
 
 import taskprune
 from taskprune import Budget, ChannelScores, CouplingGroups, PruningPlan
-from taskprune.cost.measured import evaluating
 from taskprune.coupling import couple
-from taskprune.denormals import flushed_denormals
 from taskprune.distillation import DistillSettings
 from taskprune.driving.fusion import (
     BoxMetric,
@@ -58,6 +56,7 @@ from taskprune.importance import (
     difference,
     modality_of_groups,
 )
+from taskprune.restore import evaluating, flushed_denormals
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 MODALITIES = (Modality("camera", "camera_branch"), Modality("lidar", "lidar_branch"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from taskprune.forward import call_inputs
+from taskprune.calling import call_inputs
 from taskprune.graph import flatten_outputs
 
 TOLERANCE = 1e-4

@@ -20,6 +20,7 @@ import torch
 from protocol import record, show
 from torch import nn
 
+from taskprune import Task
 from taskprune.coupling import couple
 from taskprune.driving.data import RoadScenes, loader
 from taskprune.driving.tasks import driving_tasks, forward
@@ -33,7 +34,6 @@ from taskprune.importance import (
     output_owners,
     score,
 )
-from taskprune.tasks import Task
 
 GOAL = 1.15
 

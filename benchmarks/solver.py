@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from protocol import record, show
 
-from taskprune.budget import Budget
 from taskprune.cost import CostModel
 from taskprune.errors import InfeasibleBudgetError
-from taskprune.safety import Safety
 from taskprune.solver import CostPower, solve
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Safety
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "solver"))
 from synthetic_groups import chain, dropped_score, random_scores

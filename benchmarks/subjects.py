@@ -13,15 +13,14 @@ from dense_net import BATCH_SIZE, dense_tasks, scenes, trained
 from torch import nn
 
 from taskprune import Task
-from taskprune.cost.measured import evaluating
-from taskprune.denormals import flushed_denormals
+from taskprune.calling import Forward
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.data import RoadScenes, loader, standard_augment
 from taskprune.driving.nets import FEATURE_MODULES
 from taskprune.driving.tasks import driving_tasks
 from taskprune.driving.tasks import forward as driving_forward
 from taskprune.driving.teacher import load_teacher
-from taskprune.forward import Forward
+from taskprune.restore import evaluating, flushed_denormals
 
 CALIBRATION_IMAGES = 64
 VALIDATION_SEED = 3

@@ -4,10 +4,8 @@
 five stages; ``distill`` trains the result against its teacher.
 """
 
-from taskprune.api import distill, prune
-from taskprune.budget import Budget
-from taskprune.checkpoint import load_checkpoint, save_checkpoint
-from taskprune.compression import CompressionPoint, CompressionResult, compress
+from taskprune.calling.modality import Modality
+from taskprune.calling.task import Metric, Task
 from taskprune.coupling import (
     CouplingGroup,
     CouplingGroups,
@@ -15,19 +13,21 @@ from taskprune.coupling import (
     channel_rule,
     couple,
 )
+from taskprune.deployment.latency import latency_cost
 from taskprune.distillation import DistillSettings
 from taskprune.errors import TaskPruneError
+from taskprune.front.compression import CompressionPoint, CompressionResult, compress
+from taskprune.front.pruning import distill, prune
+from taskprune.front.result import PruneResult
+from taskprune.front.task_removal import DropTaskResult, drop_task
 from taskprune.graph import ModelGraph, trace
 from taskprune.importance import ChannelScores, Evidence, Importance, score
-from taskprune.latency import latency_cost
-from taskprune.modality import Modality
-from taskprune.plan import PruningPlan
-from taskprune.result import PruneResult
+from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite import apply_plan
-from taskprune.safety import Safety
+from taskprune.rewrite.checkpoint import load_checkpoint, save_checkpoint
 from taskprune.solver import solve
-from taskprune.task_removal import DropTaskResult, drop_task
-from taskprune.tasks import Metric, Task
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Safety
 from taskprune.version import __version__
 
 __all__ = [

@@ -1,14 +1,14 @@
 """What a model costs: exact functions of how many channels each group keeps, and measurements."""
 
-from taskprune.cost.latency import LatencyReport, measure_latency
 from taskprune.cost.latency_cost import LatencyCost, measure_tables
 from taskprune.cost.measured import measure_macs, measure_params
+from taskprune.cost.measured_latency import LatencyReport, measure_latency
 from taskprune.cost.memory import ActivationMemory
 from taskprune.cost.modality_cost import modality_costs
 from taskprune.cost.model import CostModel, CostState, count_macs, count_params
 from taskprune.cost.operator_call import OperatorCall
+from taskprune.cost.operator_timer import CachedTimer, DeviceTimer, OperatorTimer, device_timer
 from taskprune.cost.protocol import Cost, CostAccount
-from taskprune.cost.timing import CachedTimer, DeviceTimer, OperatorTimer, device_timer
 
 __all__ = [
     "ActivationMemory",

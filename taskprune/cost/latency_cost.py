@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskprune.cost.operator_call import OperatorCall
-from taskprune.cost.timing import OperatorTimer
+from taskprune.cost.operator_timer import OperatorTimer
 from taskprune.coupling.groups import CouplingGroups, IntArray, LinearForm, OperatorSite
 from taskprune.errors import InputError
 

@@ -11,9 +11,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from taskprune.autocast import without_cached_casts
-from taskprune.forward import Forward, call_inputs
-from taskprune.rng import preserved_rng
+from taskprune.calling.forward import Forward, call_inputs
+from taskprune.restore.modes import evaluating
+from taskprune.restore.rng import preserved_rng
 
 
 def measure_params(model: nn.Module) -> int:
@@ -64,16 +64,3 @@ def _countable_attention() -> Iterator[None]:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run with every submodule in eval mode; give each one's own mode back, also on error."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with without_cached_casts():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from taskprune.calling.modality import FUSION
 from taskprune.cost.model import CostModel, parameter_terms
-from taskprune.cost.units import of_modality
+from taskprune.cost.names import of_modality
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.coupling.modalities import modality_of_tensors, modality_of_work
 from taskprune.errors import InputError
-from taskprune.modality import FUSION
 
 
 def modality_costs(groups: CouplingGroups, bounded: Iterable[str]) -> dict[str, CostModel]:

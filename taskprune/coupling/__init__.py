@@ -1,6 +1,7 @@
 """Find out which tensor entries live or die together."""
 
 from taskprune.coupling.context import RuleContext
+from taskprune.coupling.fixpoint import couple
 from taskprune.coupling.groups import (
     AttributeForm,
     CouplingGroup,
@@ -24,7 +25,6 @@ from taskprune.coupling.modalities import (
 )
 from taskprune.coupling.partition import prefer_inner, prefer_outer
 from taskprune.coupling.registry import channel_rule, known_operators
-from taskprune.coupling.solving import couple
 
 __all__ = [
     "AttributeForm",

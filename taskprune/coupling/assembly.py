@@ -22,10 +22,10 @@ from taskprune.coupling.groups import (
     MacsTerm,
     TensorSlice,
 )
+from taskprune.coupling.module_outputs import module_outputs
 from taskprune.coupling.partition import Partition
 from taskprune.coupling.provenance import Assignment
 from taskprune.coupling.sites import operator_sites
-from taskprune.coupling.taps import module_outputs
 from taskprune.graph.input_reach import follow_inputs
 from taskprune.graph.reach import tasks_reached
 

@@ -17,7 +17,7 @@ from taskprune.coupling.axes import (
     untracked,
 )
 from taskprune.coupling.groups import FreezeKind, FreezeReason, IntArray
-from taskprune.coupling.units import Constraint, UnitTable
+from taskprune.coupling.unit_table import Constraint, UnitTable
 from taskprune.errors import CouplingError
 from taskprune.graph.records import ModelGraph, Operation, Ref, Size, TensorValue
 from taskprune.graph.sizes import AttributeOf, Constant, DimOf, SizeExpr, is_literal, leaves

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from taskprune.calling.modality import Modality
 from taskprune.graph.input_reach import InputReach
-from taskprune.modality import Modality
 from taskprune.replace import ModuleReplacement
 
 IntArray: TypeAlias = NDArray[np.int64]

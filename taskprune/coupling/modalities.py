@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from taskprune.calling.modality import FUSION, Modality
+from taskprune.calling.outputs import matching_paths
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups
 from taskprune.errors import InputError
 from taskprune.graph.input_reach import Inputs
-from taskprune.modality import FUSION, Modality
-from taskprune.outputs import matching_paths
 
 
 def labelled(
@@ -19,7 +19,7 @@ def labelled(
 
     A group belongs to the modality in which all that *makes* its channels lies: below the
     modality's module, or applied to its inputs and to those of no other. What is made in several,
-    or outside of all, belongs to :data:`~taskprune.modality.FUSION`.
+    or outside of all, belongs to :data:`~taskprune.calling.modality.FUSION`.
 
     Args:
         groups: From :func:`couple`.
@@ -50,7 +50,7 @@ def find_modalities(groups: CouplingGroups) -> tuple[Modality, ...]:
 def modality_of_groups(
     groups: CouplingGroups, modalities: Sequence[Modality] | None = None
 ) -> dict[str, str]:
-    """Return the modality of each group by name, or :data:`~taskprune.modality.FUSION`.
+    """Return the modality of each group by name, or :data:`~taskprune.calling.modality.FUSION`.
 
     Args:
         groups: The model's groups.

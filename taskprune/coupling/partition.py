@@ -13,7 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from taskprune.coupling.forms import Classes
 from taskprune.coupling.groups import IntArray
-from taskprune.coupling.units import Reshape, UnitTable
+from taskprune.coupling.unit_table import Reshape, UnitTable
 
 FactorPolicy: TypeAlias = Callable[[Sequence[int]], int]
 """``sizes of the factors that could shrink, slowest first -> position of the one that may``."""

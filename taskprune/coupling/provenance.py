@@ -18,7 +18,7 @@ from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes, Form, constant, evaluate, solve_for
 from taskprune.coupling.groups import FreezeReason
 from taskprune.coupling.partition import FactorPolicy, Partition, partition
-from taskprune.coupling.units import Constraint
+from taskprune.coupling.unit_table import Constraint
 from taskprune.errors import CouplingError
 from taskprune.graph.records import Size, Slice
 from taskprune.graph.sizes import AttributeOf, Computed, Constant, DimOf, SizeExpr, leaves

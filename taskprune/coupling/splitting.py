@@ -21,7 +21,7 @@ from taskprune.graph.reach import references
 from taskprune.graph.records import ModelGraph, Operation, Ref, Size, Slice
 from taskprune.graph.sizes import AttributeOf, DimOf, SizeExpr, leaves
 from taskprune.replace import CONVOLUTION, ModuleReplacement
-from taskprune.replace.convolution import KINDS
+from taskprune.replace.unequal_groups import KINDS
 
 _OPERATORS = ("aten.convolution.default", "aten._convolution.default")
 

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.groups import FreezeReason
-from taskprune.coupling.units import Constraint
+from taskprune.coupling.unit_table import Constraint
 from taskprune.graph.sizes import AttributeOf, leaves
 
 _PLACES: tuple[tuple[type[nn.Module], Mapping[str, int]], ...] = (

@@ -27,7 +27,6 @@ from taskprune.distillation.losses import (
 from taskprune.distillation.one_cycle import OneCycle
 from taskprune.distillation.regularisation import Regulariser, StudentRegulariser
 from taskprune.distillation.roles import Role, declared_roles
-from taskprune.distillation.schedule import Ramp, Schedule
 from taskprune.distillation.settings import DistillSettings, OutputLoss
 from taskprune.distillation.taps import (
     FeatureRecorder,
@@ -40,6 +39,7 @@ from taskprune.distillation.tensorboard_log import TensorBoardLog
 from taskprune.distillation.trainer import DistillResult, distill
 from taskprune.distillation.uncertainty_weights import UncertaintyWeights
 from taskprune.distillation.validation import Validation, measure
+from taskprune.distillation.weight_schedule import Ramp, Schedule
 from taskprune.distillation.weighting import Weighting
 
 __all__ = [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskprune.distillation.losses.layout import at_least_float32
+from taskprune.distillation.losses.feature_layout import at_least_float32
 from taskprune.distillation.taps import Tap
 from taskprune.errors import InputError
 

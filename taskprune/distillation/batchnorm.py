@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from taskprune.calling.forward import Forward, call_batch
 from taskprune.errors import InputError
-from taskprune.forward import Forward, call_batch
 
 
 def recalibrate_batchnorm(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from taskprune.wrappers import uncompiled
+from taskprune.calling.wrappers import uncompiled
 
 _CHANNELS_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)

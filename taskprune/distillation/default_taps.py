@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.outputs import flatten_outputs, matching_paths
+from taskprune.calling.task import Task
 from taskprune.distillation.channel_axes import ChannelAxes
 from taskprune.distillation.taps import Tap, unwrapped
 from taskprune.errors import InputError
-from taskprune.forward import Forward, call_batch
-from taskprune.outputs import flatten_outputs, matching_paths
-from taskprune.rng import preserved_rng
-from taskprune.tasks import Task
+from taskprune.restore.rng import preserved_rng
 
 
 class NothingSharedError(InputError):

@@ -18,11 +18,11 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation.alignment import Alignment
 from taskprune.distillation.run_checkpoint import FILE_NAME
 from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.shards import whole
-from taskprune.tasks import Task
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -9,16 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import Forward
+from taskprune.calling.task import Task
 from taskprune.distillation.alignment import Alignment
 from taskprune.distillation.losses import FeatureLoss
-from taskprune.distillation.losses.layout import at_least_float32
+from taskprune.distillation.losses.feature_layout import at_least_float32
 from taskprune.distillation.regularisation import StudentRegulariser
 from taskprune.distillation.settings import OutputLoss
 from taskprune.distillation.taps import FeatureRecorder
 from taskprune.distillation.weighting import DISTILLATION
 from taskprune.errors import LossError
-from taskprune.forward import Forward
-from taskprune.tasks import Task
 
 
 class StudentObjective(nn.Module):

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import Forward
+from taskprune.calling.outputs import flatten_outputs
 from taskprune.distillation.taps import Side
 from taskprune.errors import InputError
-from taskprune.forward import Forward
-from taskprune.lending import lent
-from taskprune.outputs import flatten_outputs
+from taskprune.restore.lending import lent
 
 
 def probing(

@@ -14,8 +14,8 @@ from taskprune.distillation.early_stopping import EarlyStopping
 from taskprune.distillation.history import Callback
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss, pkd
 from taskprune.distillation.regularisation import Regulariser
-from taskprune.distillation.schedule import Constant, Schedule, WarmupCosine
 from taskprune.distillation.settings_check import check_settings
+from taskprune.distillation.weight_schedule import Constant, Schedule, WarmupCosine
 from taskprune.distillation.weighting import Weighting
 from taskprune.errors import InputError
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import Forward
 from taskprune.distillation.buffers import take_from_main
 from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.shards import is_sharded
 from taskprune.errors import InputError
-from taskprune.forward import Forward
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import Forward
+from taskprune.calling.outputs import flatten_outputs
+from taskprune.calling.task import Task
 from taskprune.distillation.batches import Position
 from taskprune.distillation.buffers import BufferSlots, Snapshot, take_from_main
 from taskprune.distillation.history import StepRecord
@@ -28,10 +31,7 @@ from taskprune.distillation.shards import copy_whole, whole
 from taskprune.distillation.taps import FeatureRecorder
 from taskprune.distillation.weighting import DISTILLATION
 from taskprune.errors import InputError, TrainingError
-from taskprune.forward import Forward
-from taskprune.lending import lent
-from taskprune.outputs import flatten_outputs
-from taskprune.tasks import Task
+from taskprune.restore.lending import lent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

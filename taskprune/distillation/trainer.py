@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskprune.autocast import without_cached_casts
+from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.task import Task, check_tasks
+from taskprune.calling.wrappers import bare
 from taskprune.distillation.accelerator import accelerated
 from taskprune.distillation.alignment import Alignment, make_alignment
 from taskprune.distillation.batches import check_data, preserved_generators, seed_generators
@@ -24,7 +26,7 @@ from taskprune.distillation.history import StepRecord
 from taskprune.distillation.identity import identity, known_models
 from taskprune.distillation.loop import train
 from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss
-from taskprune.distillation.losses.layout import (
+from taskprune.distillation.losses.feature_layout import (
     channel_rows,
     check_positions,
     compares_channels,
@@ -39,11 +41,9 @@ from taskprune.distillation.sharding import check_shardable, requested_sharding,
 from taskprune.distillation.stepper import Run
 from taskprune.distillation.taps import FeatureRecorder, Tap, TapSelector, resolve_taps, tapped
 from taskprune.errors import InputError
-from taskprune.forward import Forward, call_batch
-from taskprune.output_places import make_folder
-from taskprune.rng import preserved_rng
-from taskprune.tasks import Task, check_tasks
-from taskprune.wrappers import bare
+from taskprune.files.places import make_folder
+from taskprune.restore.autocast import without_cached_casts
+from taskprune.restore.rng import preserved_rng
 
 _log = logging.getLogger("taskprune")
 

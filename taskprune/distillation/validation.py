@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.task import Task, check_validation, no_validation_batch
 from taskprune.distillation.figures import as_figure
 from taskprune.distillation.history import StepRecord
 from taskprune.errors import InputError
-from taskprune.forward import Forward, call_batch
-from taskprune.lending import lent
-from taskprune.tasks import Task, check_validation, no_validation_batch
+from taskprune.restore.lending import lent
 
 
 @dataclass(frozen=True)

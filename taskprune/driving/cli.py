@@ -13,8 +13,6 @@ import typer
 from rich.console import Console
 from torch.utils.data import Dataset
 
-from taskprune.command_line import plain_errors
-from taskprune.denormals import flushed_denormals
 from taskprune.driving.data import (
     BDD100K,
     Augment,
@@ -31,7 +29,9 @@ from taskprune.driving.teacher import load_teacher
 from taskprune.driving.training import TrainSettings, train
 from taskprune.driving.training.team import launched_team
 from taskprune.errors import InputError
-from taskprune.output_places import make_folder, make_folder_of
+from taskprune.files import make_folder, make_folder_of
+from taskprune.restore import flushed_denormals
+from taskprune.terminal import plain_errors
 
 EMBEDDED = "embedded"
 N_EMBEDDED = 1_000_000

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader, Dataset, Subset
 
 import taskprune
 from taskprune.cost import LatencyReport, measure_latency
-from taskprune.cost.measured import evaluating
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.data import BDD100K, Cached, RoadScenes, loader, standard_augment
 from taskprune.driving.evaluation import evaluate
@@ -32,8 +31,9 @@ from taskprune.driving.pictures import side_by_side
 from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.teacher import TEACHER_SIZE, fit_teacher, load_teacher
 from taskprune.errors import InputError, MissingDependencyError
+from taskprune.files import make_folder
 from taskprune.graph import flatten_outputs
-from taskprune.output_places import make_folder
+from taskprune.restore import evaluating
 
 Metrics = Mapping[str, Mapping[str, float]]
 """``{task: {metric: value}}``."""

@@ -9,10 +9,10 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from taskprune.cost.measured import evaluating
+from taskprune import Metric
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.metrics import DetectionMetric, DrivableMetric, LaneMetric
-from taskprune.tasks import Metric
+from taskprune.restore import evaluating
 
 
 class SummaryMetric(Metric, Protocol):

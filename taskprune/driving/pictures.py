@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taskprune.cost.measured import evaluating
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.metrics import DRIVABLE_THRESHOLD, LANE_THRESHOLD
 from taskprune.errors import MissingDependencyError
+from taskprune.restore import evaluating
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

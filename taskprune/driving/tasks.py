@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from taskprune import Task
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.losses import detection_loss, drivable_loss, lane_loss
 from taskprune.driving.metrics import DetectionMetric, DrivableMetric, LaneMetric
-from taskprune.tasks import Task
 
 
 def driving_tasks() -> dict[str, Task]:

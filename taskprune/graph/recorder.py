@@ -18,7 +18,7 @@ from torch.nn.modules.module import (
 )
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from taskprune.graph.borrow import TensorGuard
+from taskprune.calling.outputs import flatten_outputs
 from taskprune.graph.records import (
     Call,
     GraphInput,
@@ -34,10 +34,10 @@ from taskprune.graph.records import (
     ValueKind,
 )
 from taskprune.graph.sizes import Relation, SizeExpr, TracedInt
-from taskprune.outputs import flatten_outputs
+from taskprune.restore.borrow import TensorGuard
 
 _LIBRARIES = frozenset({"torch", "contextlib", "importlib"})
-_OWN_ROOMS = ("taskprune.graph", "taskprune.forward")
+_OWN_ROOMS = ("taskprune.graph", "taskprune.calling.forward")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,9 @@ from torch import nn
 
 from taskprune.graph.sizes import Relation, SizeExpr
 from taskprune.replace import ModuleReplacement
+from taskprune.restore.modes import Mode
 
 ValueKind: TypeAlias = Literal["parameter", "buffer", "outside", "result"]
-Mode: TypeAlias = Literal["eval", "train"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,26 +11,26 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
 
-from taskprune.autocast import without_autocast
+from taskprune.calling.forward import Forward, call_inputs
+from taskprune.calling.meta import beside, shapes_only, without_values
+from taskprune.calling.outputs import flatten_outputs, resolve_paths
+from taskprune.calling.task import Task
+from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.errors import InputError, TaskPruneError, TraceError
-from taskprune.forward import Forward, call_inputs
-from taskprune.garbage import collection_paused
-from taskprune.graph.borrow import (
+from taskprune.graph.attributes import trace_attributes
+from taskprune.graph.listening import DispatchMode, FunctionMode
+from taskprune.graph.recorder import Recorder
+from taskprune.graph.records import GraphOutput, Mode, ModelGraph, Ref
+from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
+from taskprune.restore.autocast import without_autocast
+from taskprune.restore.borrow import (
     TensorGuard,
     borrowed,
     readable_kernels,
-    trace_attributes,
 )
-from taskprune.graph.caches import without_caches
-from taskprune.graph.listening import DispatchMode, FunctionMode
-from taskprune.graph.modes import set_mode_without_updates
-from taskprune.graph.recorder import Recorder
-from taskprune.graph.records import GraphOutput, Mode, ModelGraph, Ref
-from taskprune.meta import beside, shapes_only, without_values
-from taskprune.outputs import flatten_outputs, resolve_paths
-from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
-from taskprune.tasks import Task
-from taskprune.wrappers import bare, uncompiled
+from taskprune.restore.caches import without_caches
+from taskprune.restore.garbage import collection_paused
+from taskprune.restore.modes import set_mode_without_updates
 
 TaskOutputs: TypeAlias = Mapping[str, Task] | Mapping[str, str | Sequence[str]]
 """Tasks, or just the output paths of each."""

@@ -11,16 +11,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import Forward
+from taskprune.calling.inputs import TaskBatch
+from taskprune.calling.task import Task
 from taskprune.errors import InputError, LossError, TaskPruneError, TraceError
-from taskprune.forward import Forward
-from taskprune.graph.borrow import borrowed
 from taskprune.importance.backwards import TaskGradients, backwards
 from taskprune.importance.distributed import gathered, several_processes
 from taskprune.importance.half_precision import LossScale
 from taskprune.importance.scores import Evidence
-from taskprune.inputs import TaskBatch
-from taskprune.lending import lent
-from taskprune.tasks import Task
+from taskprune.restore.borrow import borrowed
+from taskprune.restore.lending import lent
 
 _log = logging.getLogger("taskprune")
 

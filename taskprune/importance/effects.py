@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.errors import LossError
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import for_each_batch
@@ -24,7 +25,6 @@ from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.distributed import several_processes, summed
 from taskprune.importance.scores import Evidence
 from taskprune.importance.stakes import Stakes
-from taskprune.tasks import Task
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.outputs import flatten_outputs, resolve_paths
+from taskprune.calling.task import Task
 from taskprune.errors import LossError
-from taskprune.forward import Forward, call_batch
 from taskprune.importance.calibration import differentiable, run_forward, task_loss
-from taskprune.lending import lent
-from taskprune.outputs import flatten_outputs, resolve_paths
-from taskprune.tasks import Task
+from taskprune.restore.lending import lent
 
 LOOK_AHEAD = 16
 """In how many batches labels of every task are looked for at most; all are kept meanwhile."""

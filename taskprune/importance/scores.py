@@ -9,9 +9,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.task import Task
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.forward import Forward, call_batch
-from taskprune.tasks import Task
 
 BLIND = ("all",)
 """Row names of criteria that do not tell tasks apart."""

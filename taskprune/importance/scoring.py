@@ -9,20 +9,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.inputs import check_loaders, task_batches
+from taskprune.calling.meta import without_values
+from taskprune.calling.task import Task, check_tasks
+from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
-from taskprune.forward import Forward, call_batch
-from taskprune.graph.borrow import entrusted
+from taskprune.importance.criteria.random import RandomImportance
+from taskprune.importance.criteria_by_name import checked_criterion
 from taskprune.importance.distributed import several_processes
-from taskprune.importance.random import RandomImportance
-from taskprune.importance.registry import checked_criterion
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence, Importance
 from taskprune.importance.stability import RankingStability
-from taskprune.inputs import check_loaders, task_batches
-from taskprune.meta import without_values
 from taskprune.replace import replaced_modules
-from taskprune.tasks import Task, check_tasks
-from taskprune.wrappers import bare, uncompiled
+from taskprune.restore.borrow import entrusted
 
 
 def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword

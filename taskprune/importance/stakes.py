@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as processes
 
+from taskprune.calling.inputs import TaskBatch
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.distributed import several_processes, summed
 from taskprune.importance.scores import Evidence
-from taskprune.inputs import TaskBatch
-from taskprune.lending import lent
+from taskprune.restore.lending import lent
 
 _log = logging.getLogger("taskprune")
 

@@ -1,8 +1,6 @@
 """Modules that cannot shrink as they are written, and what stands in for them."""
 
-from taskprune.replace.attention import PrunableMultiheadAttention
-from taskprune.replace.convolution import UnequalGroupsConv
-from taskprune.replace.record import ModuleReplacement
+from taskprune.replace.prunable_attention import PrunableMultiheadAttention
 from taskprune.replace.replacement import (
     CONVOLUTION,
     find_replacements,
@@ -10,6 +8,8 @@ from taskprune.replace.replacement import (
     replaced_modules,
     split_parameters,
 )
+from taskprune.replace.replacement_record import ModuleReplacement
+from taskprune.replace.unequal_groups import UnequalGroupsConv
 
 __all__ = [
     "CONVOLUTION",

@@ -9,7 +9,7 @@ from torch import nn
 
 from taskprune.errors import PlanMismatchError
 from taskprune.replace.absent import ABSENT, DroppedModule, none_for_absent
-from taskprune.replace.record import ModuleReplacement
+from taskprune.replace.replacement_record import ModuleReplacement
 
 MODULE = "dropped_module"
 """A module that only a dropped task used becomes a :class:`DroppedModule`."""

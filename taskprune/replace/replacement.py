@@ -15,10 +15,10 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from taskprune.errors import PlanMismatchError
-from taskprune.replace import convolution, dropping
-from taskprune.replace.attention import PrunableMultiheadAttention
-from taskprune.replace.convolution import UnequalGroupsConv
-from taskprune.replace.record import ModuleReplacement
+from taskprune.replace import dropping, unequal_groups
+from taskprune.replace.prunable_attention import PrunableMultiheadAttention
+from taskprune.replace.replacement_record import ModuleReplacement
+from taskprune.replace.unequal_groups import UnequalGroupsConv
 
 ATTENTION = "multihead_attention"
 """The kind of a ``torch.nn.MultiheadAttention`` that becomes `PrunableMultiheadAttention`."""
@@ -188,7 +188,7 @@ def _module_at(model: nn.Module, replacement: ModuleReplacement) -> Any:
 
 def _is_grouped(module: nn.Module) -> bool:
     return (
-        type(module) in convolution.KINDS
+        type(module) in unequal_groups.KINDS
         and getattr(module, "groups", 1) > 1
         and isinstance(module._parameters.get("weight"), nn.Parameter)
         and not module._modules

@@ -7,15 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from taskprune.autocast import without_cached_casts
+from taskprune.calling.forward import Forward, call_inputs
+from taskprune.calling.meta import without_values
+from taskprune.calling.wrappers import bare
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.forward import Forward, call_inputs
-from taskprune.meta import without_values
-from taskprune.plan import PruningPlan
+from taskprune.plan.plan import PruningPlan
 from taskprune.replace import replace_modules
+from taskprune.restore.autocast import without_cached_casts
 from taskprune.rewrite.surgery import UndoLog, cut, duplicate, shrinking, tensor_shapes
 from taskprune.rewrite.verification import VerificationReport, verify_against_masked
-from taskprune.wrappers import bare
 
 _log = logging.getLogger("taskprune")
 

@@ -11,14 +11,14 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from taskprune.autocast import without_cached_casts
+from taskprune.calling.forward import Forward
+from taskprune.calling.outputs import SINGLE, flatten_outputs
 from taskprune.errors import TraceError, VerificationError
-from taskprune.forward import Forward
-from taskprune.lending import lent
-from taskprune.outputs import SINGLE, flatten_outputs
+from taskprune.restore.autocast import without_cached_casts
+from taskprune.restore.lending import lent
+from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
 from taskprune.rewrite.widening import InDouble
-from taskprune.rng import preserved_rng
 
 Context: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
 """Makes a context for a model to run in."""

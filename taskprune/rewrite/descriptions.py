@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from taskprune.graph.borrow import is_configuration
-from taskprune.plan import AttributeChange, PruningPlan
+from taskprune.graph.attributes import is_configuration
+from taskprune.plan.plan import AttributeChange, PruningPlan
 from taskprune.rewrite.nearby import NearbySizes, agreed
 from taskprune.rewrite.reading import EVERYTHING, is_standard, read_names
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from taskprune.cost.measured import evaluating
+from taskprune.restore.modes import evaluating
 
 Describer: TypeAlias = Callable[[Any, Tensor], dict[str, Any]]
 

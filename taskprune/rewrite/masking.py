@@ -7,7 +7,7 @@ from collections.abc import Collection
 from torch import nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.plan import PruningPlan
+from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite.norms import KeptStatistics, keep_mask
 from taskprune.rewrite.surgery import named_tensors, replaced_copy, tensor_shapes
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from taskprune.plan import PruningPlan
+from taskprune.plan.plan import PruningPlan
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.wrappers import bare
 from taskprune.errors import InputError, PlanMismatchError
-from taskprune.plan import KeptEntries, PruningPlan
+from taskprune.plan.plan import KeptEntries, PruningPlan
 from taskprune.replace import split_parameters
 from taskprune.rewrite.surgery import kept_entries_by_name, named_tensors, select
-from taskprune.wrappers import bare
 
 OptimizerT = TypeVar("OptimizerT", bound=torch.optim.Optimizer)
 

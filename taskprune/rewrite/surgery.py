@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from taskprune.errors import InputError, PlanMismatchError
-from taskprune.plan import AttributeChange, KeptEntries, PruningPlan
+from taskprune.plan.plan import AttributeChange, KeptEntries, PruningPlan
 from taskprune.replace import ModuleReplacement, replace_modules
 from taskprune.rewrite.descriptions import describe
 from taskprune.rewrite.descriptive import true_attributes

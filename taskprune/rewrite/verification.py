@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from taskprune.calling.forward import Forward
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import VerificationError
-from taskprune.forward import Forward
-from taskprune.plan import GroupDecision, PruningPlan, build_plan
+from taskprune.plan.plan import GroupDecision, PruningPlan, build_plan
 from taskprune.replace import ModuleReplacement, dropping
 from taskprune.rewrite.comparison import Comparison, OutputError, compare
 from taskprune.rewrite.masking import kept_statistics, reading_dims, zero_dropped

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from taskprune.budget import Budget
 from taskprune.cost import Cost, CostAccount
 from taskprune.coupling.groups import IntArray
-from taskprune.safety import Removable
 from taskprune.solver.blocks import FloatArray
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Removable
 
 
 class Account:

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from taskprune.budget import Budget
 from taskprune.cost import Cost
-from taskprune.cost.units import MEASURED, amount
+from taskprune.cost.names import MEASURED, amount
 from taskprune.coupling.groups import CouplingGroups, FrozenGroup
 from taskprune.errors import InfeasibleBudgetError
 from taskprune.importance.scores import ChannelScores
-from taskprune.safety import Safety, channel_width, removable
 from taskprune.solver.account import Account
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Safety, channel_width, removable
 
 
 def check_ahead(

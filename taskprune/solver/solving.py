@@ -12,22 +12,22 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from taskprune.budget import Budget
 from taskprune.cost import ActivationMemory, Cost, CostModel, modality_costs
-from taskprune.cost.units import kind_of
+from taskprune.cost.names import kind_of
 from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
-from taskprune.loss_budget import affordable, allowed_loss, predicted_loss
-from taskprune.plan import PruningPlan, build_plan
-from taskprune.rationale import make_rationale
-from taskprune.safety import Safety, bound_limits, removable
+from taskprune.plan.plan import PruningPlan, build_plan
+from taskprune.plan.rationale import make_rationale
 from taskprune.solver.account import Account
 from taskprune.solver.blocks import FloatArray, in_multiples, order_keys
+from taskprune.solver.budget import Budget
 from taskprune.solver.exchange import exchange
 from taskprune.solver.infeasible import check_ahead, infeasible
 from taskprune.solver.landing import MISS, fill, put_back, remove, step_together
+from taskprune.solver.loss_budget import affordable, allowed_loss, predicted_loss
 from taskprune.solver.multipliers import balanced
+from taskprune.solver.safety import Safety, bound_limits, removable
 
 _log = logging.getLogger("taskprune")
 
@@ -93,7 +93,7 @@ def solve(
 
     Returns:
         The plan, with parameters and multiply-adds before and after, both exact. Groups that ran
-        into a limit are logged; :func:`~taskprune.safety.bound_limits` returns them.
+        into a limit are logged; :func:`~taskprune.solver.safety.bound_limits` returns them.
 
     Raises:
         InputError: The scores are not those of these groups, or these have no modality of the

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.task import Task
 from taskprune.coupling import couple
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.forward import Forward, call_batch
 from taskprune.graph import trace
 from taskprune.importance import ChannelScores, Evidence, Importance, output_owners, score
 from taskprune.rewrite.permutation import channel_order, permuted_copy
-from taskprune.tasks import Task
 
 _SEED = 0
 

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from taskprune.calling.forward import Forward, call_inputs
 from taskprune.cost import count_macs, count_params, measure_macs, measure_params
 from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import VerificationError
-from taskprune.forward import Forward, call_inputs
-from taskprune.plan import PruningPlan, build_plan
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import VerificationReport, apply_and_verify, apply_plan
 from taskprune.rewrite.comparison import output_errors, run
 from taskprune.rewrite.masking import masked_copy

@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.forward import call_inputs
 from taskprune.cost import count_params, measure_params
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.errors import (
@@ -24,13 +25,12 @@ from taskprune.errors import (
     UnsupportedOperatorError,
     VerificationError,
 )
-from taskprune.forward import call_inputs
 from taskprune.graph import trace
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
+from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite import apply_and_verify, apply_plan
 from taskprune.rewrite.surgery import duplicate
 from taskprune.rewrite.verification import check_permutation
-from taskprune.rng import preserved_rng
 from taskprune.testing.oracles import random_drop, randomise_
 
 Operator: TypeAlias = nn.Module | Callable[..., Any]

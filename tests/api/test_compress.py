@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import taskprune
 from taskprune import DistillSettings, Task
-from taskprune.compression import CompressionPoint
 from taskprune.errors import InfeasibleBudgetError, InputError
+from taskprune.front.compression import CompressionPoint
 
 
 class Accuracy:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 import taskprune
 from taskprune import Task
-from taskprune.composition import compose
 from taskprune.errors import AbsentValueError, InputError
 from taskprune.graph import flatten_outputs
+from taskprune.plan.composition import compose
 from taskprune.rewrite import apply_plan, remap_optimizer
 from taskprune.testing import randomise_
 

@@ -11,16 +11,17 @@ import pytest
 from front_nets import batches, two_task_net, two_tasks
 
 import taskprune
-from taskprune import PruneResult, html_report
-from taskprune.budget import Budget
+from taskprune import PruneResult
+from taskprune.calling.tolerances import BrokenTolerance
+from taskprune.deployment.latency import LatencyComparison
 from taskprune.errors import InputError
-from taskprune.html_report import report_page
 from taskprune.importance.conflict_report import ConflictLine, ConflictReport
-from taskprune.latency import LatencyComparison
-from taskprune.modality_report import ModalityLine
-from taskprune.plan import GroupDecision, PruningPlan
-from taskprune.report import FrozenLine, GroupLine, PruneReport, StepLine, TaskLine
-from taskprune.tolerances import BrokenTolerance
+from taskprune.plan.plan import GroupDecision, PruningPlan
+from taskprune.report import html
+from taskprune.report.by_modality import ModalityLine
+from taskprune.report.html import report_page
+from taskprune.report.record import FrozenLine, GroupLine, PruneReport, StepLine, TaskLine
+from taskprune.solver.budget import Budget
 
 NASTY = """<script>alert("x")</script>&'"""
 VOID = {"meta", "br", "link"}
@@ -170,8 +171,8 @@ def test_a_large_model_makes_a_page_that_a_browser_takes() -> None:
     report, page = made_up(n_groups=2000)
     assert len(page) < 2_000_000
     outline = Outline(page)
-    assert outline.classes.count("group") == html_report.GROUP_ROWS
-    assert f"{len(report.groups) - html_report.GROUP_ROWS:,} more are in" in outline.text
+    assert outline.classes.count("group") == html.GROUP_ROWS
+    assert f"{len(report.groups) - html.GROUP_ROWS:,} more are in" in outline.text
     assert "result.report.to_json()" in outline.text
     most = max(report.groups, key=lambda group: group.n_channels - group.n_kept)
     assert most.name in outline.text

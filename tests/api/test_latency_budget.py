@@ -35,8 +35,8 @@ def clock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         assert device == torch.device("cpu")
         return CachedTimer(per_entry, str(device), folder=folder or tmp_path)
 
-    monkeypatch.setattr("taskprune.latency.device_timer", timer)
-    monkeypatch.setattr("taskprune.latency.measure_latency", by_macs)
+    monkeypatch.setattr("taskprune.deployment.latency.device_timer", timer)
+    monkeypatch.setattr("taskprune.deployment.latency.measure_latency", by_macs)
     return tmp_path
 
 

@@ -12,8 +12,8 @@ from front_nets import TwoTaskNet, batches, everything, two_task_net, two_tasks,
 from torch import Tensor, nn
 
 import taskprune
-import taskprune.api
-import taskprune.coupling.solving
+import taskprune.coupling.fixpoint
+import taskprune.front.pruning
 import taskprune.importance.scoring
 import taskprune.rewrite.apply
 import taskprune.rewrite.verification
@@ -45,13 +45,13 @@ class InjectedError(Exception):
 
 
 STAGES = {
-    "trace": (taskprune.api, "trace"),
-    "couple": (taskprune.coupling.solving, "assemble"),
+    "trace": (taskprune.front.pruning, "trace"),
+    "couple": (taskprune.coupling.fixpoint, "assemble"),
     "score": (taskprune.importance.scoring, "_read"),
-    "solve": (taskprune.api, "solve"),
+    "solve": (taskprune.front.pruning, "solve"),
     "apply": (taskprune.rewrite.apply, "cut"),
     "verify": (taskprune.rewrite.apply, "verify_against_masked"),
-    "report": (taskprune.api, "make_report"),
+    "report": (taskprune.front.pruning, "make_report"),
 }
 
 

@@ -30,8 +30,8 @@ from torch.nn.utils import parametrizations
 
 import taskprune
 from taskprune import Budget, Safety, Task
-from taskprune.composition import compose
 from taskprune.importance import TorchPruningImportance
+from taskprune.plan.composition import compose
 from taskprune.testing import randomise_
 
 # -- the user's model stays as it was --------------------------------------------------------------

@@ -23,8 +23,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import taskprune
 from taskprune import Budget, PruneResult, PruningPlan, Safety, Task
 from taskprune.errors import InfeasibleBudgetError, InputError
-from taskprune.loss_budget import predicted_loss
-from taskprune.schedule import StepBudget
+from taskprune.front.schedule import StepBudget
+from taskprune.solver.loss_budget import predicted_loss
 from taskprune.testing import assert_masked_equals_pruned
 
 

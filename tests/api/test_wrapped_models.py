@@ -15,8 +15,8 @@ from torch._C._distributed_c10d import FileStore
 
 import taskprune
 from taskprune import Budget, DistillSettings, errors
+from taskprune.calling.wrappers import unwrap
 from taskprune.rewrite import remap_optimizer
-from taskprune.wrappers import unwrap
 
 
 @pytest.fixture

@@ -9,15 +9,15 @@ import torch
 from architectures import Architecture
 from torch import Tensor, nn
 
-from taskprune.budget import Budget
+from taskprune.calling.forward import call_inputs
+from taskprune.calling.outputs import flatten_outputs
 from taskprune.coupling import CouplingGroups, couple
-from taskprune.forward import call_inputs
 from taskprune.graph import trace
 from taskprune.importance import importance_by_name, score
-from taskprune.outputs import flatten_outputs
-from taskprune.plan import PruningPlan
+from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite import VerificationReport, apply_and_verify
 from taskprune.solver import solve
+from taskprune.solver.budget import Budget
 from taskprune.testing import randomise_
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from architectures.torchvision_import import import_torchvision
 
+from taskprune.calling.outputs import flatten_outputs
 from taskprune.coupling import couple
 from taskprune.graph import trace
-from taskprune.outputs import flatten_outputs
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.testing import random_drop, randomise_
 

@@ -13,7 +13,7 @@ from stock_case import StockCase, outputs_of, pruned, shared_names, stock_case
 
 from taskprune.cost import measure_params
 from taskprune.errors import InfeasibleBudgetError
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.testing import assert_permutation_invariant, random_drop
 

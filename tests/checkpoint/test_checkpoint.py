@@ -14,11 +14,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from taskprune.checkpoint import load_checkpoint, read_header, save_checkpoint
-from taskprune.composition import compose
 from taskprune.errors import CheckpointError, InputError
-from taskprune.plan import PruningPlan, build_plan
+from taskprune.plan.composition import compose
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import apply_plan
+from taskprune.rewrite.checkpoint import load_checkpoint, read_header, save_checkpoint
 from taskprune.testing import random_drop, randomise_
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rewrite"))
@@ -65,7 +65,7 @@ def test_outputs_are_equal_to_the_bit_in_a_new_process(tmp_path: Path) -> None:
         "import sys, torch\n"
         f"sys.path.insert(0, {str(NETS)!r})\n"
         "from small_nets import ConvNet, conv_net\n"
-        "from taskprune.checkpoint import load_checkpoint\n"
+        "from taskprune.rewrite.checkpoint import load_checkpoint\n"
         f"model = load_checkpoint({str(tmp_path / 'net.safetensors')!r}, ConvNet).eval()\n"
         f"torch.save(model(conv_net().inputs).detach(), {str(tmp_path / 'out.pt')!r})\n"
     )
@@ -189,7 +189,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("taskprune.atomic_file.os.replace", full_disk)
+    monkeypatch.setattr("taskprune.files.atomic.os.replace", full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         save_checkpoint(path, model, plan)
     assert path.read_bytes() == before

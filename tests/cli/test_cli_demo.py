@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import taskprune
-from taskprune.cli import app
+from taskprune.commands.app import app
 from taskprune.driving import demo as demo_module
 from taskprune.driving.bundled import bundled_file
 from taskprune.errors import LossError

@@ -12,13 +12,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import taskprune
-from taskprune.cli import app
+from taskprune.commands.app import app
 from taskprune.driving import demo as demo_module
 from taskprune.driving.bundled import bundled_file
 from taskprune.driving.data import RoadScenes, write_bdd100k
 from taskprune.driving.nets import build_net
 from taskprune.driving.teacher import load_teacher
-from taskprune.rng import preserved_rng
+from taskprune.restore.rng import preserved_rng
 
 N_COLUMNS = 80
 FILES = {"predictions.png", "report.html", "report.json", "student.safetensors"}

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from taskprune.budget import Budget
 from taskprune.cost import ActivationMemory
 from taskprune.coupling import couple
 from taskprune.graph import trace
 from taskprune.importance import importance_by_name, score
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.solver import solve
+from taskprune.solver.budget import Budget
 from taskprune.testing import random_drop
 
 

@@ -11,7 +11,6 @@ import torch
 from latency_nets import INPUTS, NETS, multiply_adds
 from torch import nn
 
-from taskprune.budget import Budget
 from taskprune.cost import (
     CachedTimer,
     DeviceTimer,
@@ -24,9 +23,10 @@ from taskprune.coupling import CouplingGroups, couple
 from taskprune.errors import InputError
 from taskprune.graph import trace
 from taskprune.importance import importance_by_name, score
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.solver import solve
+from taskprune.solver.budget import Budget
 from taskprune.testing import random_drop
 
 

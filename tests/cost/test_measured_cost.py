@@ -11,7 +11,7 @@ from torch import nn
 
 from taskprune.cost import measure_latency, measure_macs, measure_params
 from taskprune.errors import InputError
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.testing import assert_cost_is_exact, random_drop
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rewrite"))

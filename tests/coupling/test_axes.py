@@ -14,7 +14,7 @@ from taskprune.coupling.axes import axis_size, is_tracked, joined, matching_bloc
 from taskprune.coupling.forms import Classes, constant
 from taskprune.coupling.groups import FreezeReason, IntArray
 from taskprune.coupling.partition import partition, prefer_inner, prefer_outer
-from taskprune.coupling.units import UnitTable
+from taskprune.coupling.unit_table import UnitTable
 
 WHY = FreezeReason("structure", "test")
 SIZES = st.lists(st.integers(1, 4), min_size=1, max_size=5)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from zoo import ZOO, NetCase
-from zoo_case import image, tokens
-from zoo_forwards import AuxiliaryHead, UnknownOperator
-from zoo_maps import Depthwise, FlattenedMap, Residual, ThreeHeads
-from zoo_tokens import FusedAttention, TokenMixer
+from zoo.case import image, tokens
+from zoo.forwards import AuxiliaryHead, UnknownOperator
+from zoo.maps import Depthwise, FlattenedMap, Residual, ThreeHeads
+from zoo.tokens import FusedAttention, TokenMixer
 
 from taskprune.coupling import (
     CouplingGroups,
@@ -25,7 +25,7 @@ from taskprune.coupling import (
 from taskprune.coupling.context import RuleContext
 from taskprune.errors import InputError, UnsupportedOperatorError
 from taskprune.graph import trace
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.testing import assert_masked_equals_pruned, random_drop, randomise_
 
 
@@ -197,7 +197,7 @@ def test_protecting_what_does_not_exist_is_refused() -> None:
 
 
 def test_strict_mode_names_the_operator_and_where_it_was_called() -> None:
-    with pytest.raises(UnsupportedOperatorError, match=r"fft.*zoo_forwards\.py"):
+    with pytest.raises(UnsupportedOperatorError, match=r"fft.*forwards\.py"):
         groups_of(UnknownOperator(), strict=True)
 
 

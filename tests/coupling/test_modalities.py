@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.modality import FUSION, Modality
 from taskprune.coupling import (
     CouplingGroups,
     couple,
@@ -21,7 +22,6 @@ from taskprune.coupling import (
 from taskprune.driving.fusion import build_fusion_net
 from taskprune.errors import InputError
 from taskprune.graph import trace
-from taskprune.modality import FUSION, Modality
 
 BY_INPUTS = (Modality("camera", inputs="images"), Modality("lidar", inputs=("points",)))
 BY_MODULES = (Modality("camera", module="camera"), Modality("lidar", module="lidar"))

@@ -11,7 +11,7 @@ from zoo import ZOO, NetCase
 
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.graph import trace
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.testing import (
     assert_cost_is_exact,
     assert_identity_plan,

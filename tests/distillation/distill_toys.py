@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from taskprune.tasks import Task
+from taskprune.calling.task import Task
 
 Batch = tuple[Tensor, Tensor | None, Tensor | None]
 

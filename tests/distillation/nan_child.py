@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from taskprune.calling.task import Task
 from taskprune.distillation import DistillSettings, distill
 from taskprune.errors import TrainingError
-from taskprune.tasks import Task
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

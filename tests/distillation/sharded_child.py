@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
+from taskprune.calling.task import Task
 from taskprune.distillation import DistillSettings, StepRecord, Validation, distill, mse
 from taskprune.errors import TrainingError
-from taskprune.tasks import Task
 
 N_SCENES = 16
 

@@ -10,8 +10,8 @@ from distill_run import run, settings
 from distill_toys import TwoTaskNet, make_batches, randomise, same_state, state
 from torch import Tensor
 
+from taskprune.calling.task import Task
 from taskprune.distillation import measure
-from taskprune.tasks import Task
 
 
 class InPlace(TwoTaskNet):

@@ -5,9 +5,9 @@ import torch
 from distill_toys import TwoTaskNet, make_net, n_hooks
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation import Tap, default_taps
 from taskprune.errors import InputError
-from taskprune.tasks import Task
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -16,13 +16,13 @@ from distill_toys import (
 )
 from torch import Tensor
 
+from taskprune.calling.task import Task
 from taskprune.distillation import (
     DistillSettings,
 )
 from taskprune.errors import (
     InputError,
 )
-from taskprune.tasks import Task
 
 
 def test_generators_are_given_back_and_do_not_matter() -> None:

@@ -19,6 +19,7 @@ from distill_toys import (
 from rich.console import Console
 from torch import nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation import (
     StepRecord,
     Validation,
@@ -26,7 +27,6 @@ from taskprune.distillation import (
 from taskprune.errors import (
     InputError,
 )
-from taskprune.tasks import Task
 
 
 def test_history_is_written_as_json_lines(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from taskprune.distillation import StepRecord
 from taskprune.distillation.ema import WeightAverage
-from taskprune.distillation.schedule import WarmupCosine
+from taskprune.distillation.weight_schedule import WarmupCosine
 
 
 def test_the_learning_rate_rises_and_falls() -> None:

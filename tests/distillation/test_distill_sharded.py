@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from sharded_child import everything, without_labels
 from torch import Tensor, nn
 
+from taskprune.calling.forward import call_batch
 from taskprune.distillation import DistillSettings, GradNorm
 from taskprune.distillation.sharding import check_shardable
 from taskprune.errors import InputError
-from taskprune.forward import call_batch
 
 CHILD = Path(__file__).with_name("sharded_child.py")
 fsdp = pytest.importorskip("torch.distributed.fsdp")

@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation import DistillSettings, StepRecord, distill
 from taskprune.errors import CheckpointError, TrainingError
-from taskprune.tasks import Task
 
 CHILD = Path(__file__).with_name("resume_child.py")
 

@@ -8,6 +8,7 @@ from distill_run import run, settings
 from distill_toys import make_batches, make_net, make_tasks, near_loss, same_state, state
 from torch import nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation import (
     Callback,
     DistillResult,
@@ -18,7 +19,6 @@ from taskprune.distillation import (
     distill,
 )
 from taskprune.errors import InputError
-from taskprune.tasks import Task
 
 FIGURES = {2: 1.0, 4: 2.0, 6: math.nan, 8: 2.05, 10: 9.0}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from taskprune.distillation import FeatureLoss, attention_transfer, cosine, cwd, mse, pkd
-from taskprune.distillation.losses.layout import compares_channels
+from taskprune.distillation.losses.feature_layout import compares_channels
 from taskprune.errors import InputError
 
 LOSSES: list[FeatureLoss] = [mse, cosine, attention_transfer, pkd, cwd]

@@ -15,9 +15,9 @@ from distill_toys import make_batches, make_net, near_loss
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from taskprune.calling.task import Task
 from taskprune.distillation import StepRecord, Validation, measure
 from taskprune.errors import InputError
-from taskprune.tasks import Task
 
 
 class Fixed:

@@ -8,9 +8,9 @@ import torch
 from distill_toys import make_batches, make_net, make_tasks, near_loss, same_state, state
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation import DistillResult, DistillSettings, GradNorm, StepRecord, distill
 from taskprune.errors import InputError
-from taskprune.tasks import Task
 
 
 class Interrupted(BaseException):

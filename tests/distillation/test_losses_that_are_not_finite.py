@@ -14,13 +14,13 @@ from distill_toys import (
 )
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation import (
     StepRecord,
 )
 from taskprune.errors import (
     TrainingError,
 )
-from taskprune.tasks import Task
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

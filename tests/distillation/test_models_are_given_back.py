@@ -15,13 +15,13 @@ from distill_toys import (
 )
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation import (
     Tap,
 )
 from taskprune.errors import (
     InputError,
 )
-from taskprune.tasks import Task
 
 
 def test_the_teacher_is_left_bit_for_bit() -> None:

@@ -17,10 +17,10 @@ from distill_toys import make_net, make_tasks, same_state, state
 from resume_child import train
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation import OnOutputs, StepRecord, cwd, mse
 from taskprune.distillation.identity import checksum, described
 from taskprune.errors import CheckpointError
-from taskprune.tasks import Task
 
 
 class Interrupted(BaseException):

@@ -9,6 +9,7 @@ from distill_run import settings
 from torch import Tensor, nn
 
 import taskprune
+from taskprune.calling.task import Task
 from taskprune.distillation import (
     MGD,
     DistillResult,
@@ -25,7 +26,6 @@ from taskprune.distillation import (
     pkd,
 )
 from taskprune.errors import InputError
-from taskprune.tasks import Task
 
 
 class Shared(nn.Module):

@@ -14,6 +14,7 @@ from distill_toys import (
 )
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.distillation import (
     Ramp,
     Tap,
@@ -23,7 +24,6 @@ from taskprune.distillation import (
 from taskprune.errors import (
     LossError,
 )
-from taskprune.tasks import Task
 
 KEEP = (0, 2, 5)
 

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Subset, default_collate
 
+from taskprune.calling.task import Task
 from taskprune.distillation import DistillSettings, distill
 from taskprune.errors import TrainingError
-from taskprune.tasks import Task
 
 N_SCENES = 16
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from taskprune.calling.task import Metric
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.metrics import DetectionMetric
-from taskprune.tasks import Metric
 
 BOX = (0.3, 0.4, 0.2, 0.2)
 OTHER = (0.7, 0.6, 0.2, 0.4)

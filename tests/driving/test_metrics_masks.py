@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
+from taskprune.calling.task import Metric
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.metrics import DrivableMetric, LaneMetric
 from taskprune.errors import InputError
-from taskprune.tasks import Metric
 
 
 def batch_of(name: str, *masks: list[list[int]]) -> DrivingBatch:

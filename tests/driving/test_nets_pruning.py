@@ -13,7 +13,7 @@ from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.losses import detection_loss, drivable_loss, lane_loss
 from taskprune.driving.nets import PanopticDrivingNet, merge_branches
 from taskprune.graph import trace
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.testing import assert_masked_equals_pruned, random_drop, randomise_
 

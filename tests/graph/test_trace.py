@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 from zoo import ZOO, NetCase
-from zoo_forwards import AuxiliaryHead, CachesTensors, ReadsValues, UnusedAndFrozen
-from zoo_maps import Residual, ThreeHeads
+from zoo.forwards import AuxiliaryHead, CachesTensors, ReadsValues, UnusedAndFrozen
+from zoo.maps import Residual, ThreeHeads
 
+from taskprune.calling.task import Task
 from taskprune.errors import InputError, TraceError
 from taskprune.graph import ModelGraph, trace
 from taskprune.graph.reach import tasks_reached
-from taskprune.tasks import Task
 
 
 def image() -> Tensor:
@@ -148,7 +148,7 @@ def test_operators_know_their_module_and_line() -> None:
     graph = trace(Residual(), image())
     calls = [op.call for op in graph.operations if op.target == "aten.convolution.default"]
     assert [call.module for call in calls] == ["stem", "inner", "outer", "head"]
-    assert all("zoo_maps.py:" in call.source for call in calls)
+    assert all("maps.py:" in call.source for call in calls)
 
 
 def total(outputs: dict[str, Tensor], _: object) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskprune.calling.task import Task
 from taskprune.coupling.groups import (
     CouplingGroup,
     CouplingGroups,
@@ -17,7 +18,6 @@ from taskprune.coupling.groups import (
     MacsTerm,
     TensorSlice,
 )
-from taskprune.tasks import Task
 
 TRUNK, FIRST, SECOND = "stem", "first.0", "second.0"
 

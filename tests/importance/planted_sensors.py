@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from taskprune import Task
+from taskprune.calling.modality import Modality
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.graph import trace
-from taskprune.modality import Modality
 
 N_OWN = 3
 BRANCHES = (Modality("camera", "camera_branch"), Modality("lidar", "lidar_branch"))

@@ -12,6 +12,7 @@ from hand_made import batches, second_loss, two_task_groups, two_task_net, two_t
 from torch import Tensor
 from torch import distributed as processes
 
+from taskprune.calling.task import Task
 from taskprune.errors import LossError
 from taskprune.importance import (
     CosineConflict,
@@ -19,7 +20,6 @@ from taskprune.importance import (
     TaskTaylorImportance,
     score,
 )
-from taskprune.tasks import Task
 
 CRITERIA: dict[str, str | Importance] = {
     name: name

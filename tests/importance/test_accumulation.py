@@ -11,7 +11,6 @@ from hand_made import SECOND, batches, two_task_groups, two_task_net, two_tasks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskprune.budget import Budget
 from taskprune.errors import InputError
 from taskprune.importance import (
     CombinedImportance,
@@ -23,8 +22,9 @@ from taskprune.importance import (
     score,
 )
 from taskprune.importance.accumulation import accumulated
-from taskprune.safety import Safety
 from taskprune.solver import solve
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Safety
 
 FREE = Safety(min_channels=1, max_removed=1.0, max_removed_private=1.0, protected_quantile=1.0)
 

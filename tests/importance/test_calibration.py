@@ -21,11 +21,11 @@ from hand_made import (
 )
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.errors import InputError, LossError, PlanMismatchError, TraceError
 from taskprune.importance import score
 from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.scores import Evidence
-from taskprune.tasks import Task
 
 
 def snapshot(net: nn.Module) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import taskprune
+from taskprune.calling.task import Task
 from taskprune.coupling import couple
 from taskprune.errors import InputError
 from taskprune.graph import trace
@@ -26,7 +27,6 @@ from taskprune.importance import (
     score,
 )
 from taskprune.importance.aggregation import maximum, total
-from taskprune.tasks import Task
 
 EFFECTS = {
     "helps both": (2.0, 2.0),

@@ -12,9 +12,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from zoo import ZOO, NetCase
 
+from taskprune.calling.forward import call_inputs
+from taskprune.calling.task import Task
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
-from taskprune.forward import call_inputs
 from taskprune.importance import (
     CombinedImportance,
     CosineConflict,
@@ -29,8 +30,7 @@ from taskprune.importance import (
     as_they_are,
     importance_by_name,
 )
-from taskprune.importance.registry import BUILT_IN
-from taskprune.tasks import Task
+from taskprune.importance.criteria_by_name import BUILT_IN
 from taskprune.testing import (
     ImportanceCase,
     assert_importance_conforms,

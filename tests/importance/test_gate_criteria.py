@@ -22,6 +22,7 @@ from hand_made import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from taskprune.calling.task import Task
 from taskprune.coupling import couple
 from taskprune.errors import InputError
 from taskprune.graph import trace
@@ -32,7 +33,6 @@ from taskprune.importance import (
     TaylorGateImportance,
     score,
 )
-from taskprune.tasks import Task
 
 READERS = {TRUNK: ("square", "first.0", "second.0"), FIRST: ("first.2",), SECOND: ("second.2",)}
 Slopes = dict[str, list[Tensor]]

@@ -9,10 +9,10 @@ import torch
 from hand_made import TwoTaskNet, batches, two_task_groups, two_task_net, two_tasks
 from torch import Tensor
 
+from taskprune.calling.task import Task
 from taskprune.importance import score
 from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.scores import Evidence
-from taskprune.tasks import Task
 
 
 class Meter:

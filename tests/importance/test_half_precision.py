@@ -10,11 +10,11 @@ import torch
 from hand_made import TwoTaskNet, batches, first_loss, second_loss, two_task_groups, two_task_net
 from torch import Tensor
 
+from taskprune.calling.task import Task
 from taskprune.errors import LossError
 from taskprune.importance import score
 from taskprune.importance.half_precision import runs_in_half
 from taskprune.importance.scores import ChannelScores
-from taskprune.tasks import Task
 
 CRITERIA = ("task_taylor", "taylor", "obd", "fisher", "taylor_gate")
 

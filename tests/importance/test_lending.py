@@ -23,9 +23,9 @@ from hand_made import (
 from torch import Tensor
 
 import taskprune
+from taskprune.calling.task import Task
 from taskprune.importance import CombinedImportance, TaskTaylorImportance, score
-from taskprune.lending import lent
-from taskprune.tasks import Task
+from taskprune.restore.lending import lent
 
 CRITERIA: dict[str, Any] = {
     "task_taylor": "task_taylor",

@@ -20,6 +20,7 @@ from planted_sensors import (
 from torch import Tensor
 
 from taskprune import Task
+from taskprune.calling.modality import FUSION
 from taskprune.errors import InputError
 from taskprune.importance import (
     AlterMomaImportance,
@@ -33,7 +34,6 @@ from taskprune.importance import (
     modality_of_groups,
     score,
 )
-from taskprune.modality import FUSION
 
 
 def scored(criterion: Importance) -> tuple[TwoSensors, list[Batch], ChannelScores]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hand_made import batches, first_loss, second_loss, two_task_net, two_tasks
 
+from taskprune.calling.task import Task
 from taskprune.errors import InputError, LossError, TraceError
 from taskprune.importance import output_owners
 from taskprune.importance.owners import owners_from_batches
-from taskprune.tasks import Task
 
 
 def test_owned_outputs_are_those_with_a_gradient() -> None:

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import taskprune
+from taskprune.calling.task import Task
 from taskprune.errors import InputError, LossError
 from taskprune.importance import (
     CosineConflict,
@@ -34,7 +35,6 @@ from taskprune.importance import (
     stakes,
 )
 from taskprune.importance.stability import RankingStability
-from taskprune.tasks import Task
 
 NET = two_task_net()
 GROUPS = two_task_groups(NET)

@@ -18,9 +18,9 @@ from taskprune.importance import (
     Evidence,
     MagnitudeImportance,
     RandomImportance,
+    criteria_by_name,
     importance_by_name,
     importance_names,
-    registry,
     score,
 )
 
@@ -50,14 +50,16 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
 
 def test_installed_packages_can_offer_criteria(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint(
-        name="seeded", value="taskprune.importance:RandomImportance", group=registry.ENTRY_POINTS
+        name="seeded",
+        value="taskprune.importance:RandomImportance",
+        group=criteria_by_name.ENTRY_POINTS,
     )
 
     def offered(*, group: str) -> EntryPoints:
         assert group == "taskprune.importance"
         return EntryPoints([point])
 
-    monkeypatch.setattr(registry, "entry_points", offered)
+    monkeypatch.setattr(criteria_by_name, "entry_points", offered)
     assert importance_by_name("seeded") == RandomImportance()
     assert importance_names()[-1] == "seeded"
 
@@ -82,8 +84,8 @@ def no_criterion() -> None:
 def test_what_a_package_offers_wrongly_is_named(
     value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    point = EntryPoint(name="mine", value=value, group=registry.ENTRY_POINTS)
-    monkeypatch.setattr(registry, "entry_points", lambda **_: EntryPoints([point]))
+    point = EntryPoint(name="mine", value=value, group=criteria_by_name.ENTRY_POINTS)
+    monkeypatch.setattr(criteria_by_name, "entry_points", lambda **_: EntryPoints([point]))
     with pytest.raises(InputError, match=message) as caught:
         score(NET, GROUPS, importance="mine")
     assert f"`mine = {value}`" in str(caught.value)

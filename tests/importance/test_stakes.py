@@ -11,12 +11,12 @@ import torch
 from hand_made import Batch, batches, two_task_groups, two_task_net
 from torch import Tensor, nn
 
+from taskprune.calling.task import Task
 from taskprune.importance import TaskTaylorImportance, by_mean_loss, by_stake, score
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.effects import collect
 from taskprune.importance.scores import ChannelScores, Evidence
 from taskprune.importance.stakes import BATCHES
-from taskprune.tasks import Task
 
 NET = two_task_net().eval()
 GROUPS = two_task_groups(NET)

@@ -19,7 +19,7 @@ from hand_made import (
 )
 from torch import Tensor, nn
 
-from taskprune.budget import Budget
+from taskprune.calling.task import Task
 from taskprune.coupling.groups import CouplingGroup
 from taskprune.errors import InputError, LossError
 from taskprune.importance import (
@@ -32,9 +32,9 @@ from taskprune.importance import (
     score,
 )
 from taskprune.importance.aggregation import maximum, mean, weighted, worst_task
-from taskprune.safety import Safety
 from taskprune.solver import solve
-from taskprune.tasks import Task
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Safety
 
 
 def masks_of(net: nn.Module, group: CouplingGroup, channel: int) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from taskprune.importance import (
     importance_by_name,
     score,
 )
-from taskprune.importance.isomorphic import isomorphic_classes
+from taskprune.importance.criteria.isomorphic import isomorphic_classes
 
 NET = two_task_net()
 GROUPS = two_task_groups(NET)

@@ -11,8 +11,8 @@ from torch import nn
 import taskprune
 from taskprune.cost import count_macs, count_params
 from taskprune.errors import InputError
-from taskprune.plan import PruningPlan
-from taskprune.result import PruneResult
+from taskprune.front.result import PruneResult
+from taskprune.plan.plan import PruningPlan
 from taskprune.testing import randomise_
 
 

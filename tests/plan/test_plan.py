@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from taskprune.composition import compose
 from taskprune.coupling.groups import (
     AttributeForm,
     CouplingGroup,
@@ -20,8 +19,9 @@ from taskprune.coupling.groups import (
     TensorSlice,
 )
 from taskprune.errors import InputError, PlanMismatchError
-from taskprune.plan import AttributeChange, GroupDecision, KeptEntries, PruningPlan, build_plan
-from taskprune.plan_tables import numbers_in, ranges_text
+from taskprune.plan.composition import compose
+from taskprune.plan.plan import AttributeChange, GroupDecision, KeptEntries, PruningPlan, build_plan
+from taskprune.plan.tables import numbers_in, ranges_text
 
 NAMES = ("trunk", "head")
 

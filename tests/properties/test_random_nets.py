@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from taskprune.coupling import couple
 from taskprune.graph import flatten_outputs, trace
-from taskprune.plan import PruningPlan, build_plan
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.testing import (
     assert_cost_is_exact,

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 import taskprune
 from taskprune import PruningPlan, apply_plan, couple, load_checkpoint, save_checkpoint, trace
-from taskprune.composition import compose
+from taskprune.calling.forward import call_inputs
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.coupling.partition import prefer_inner
 from taskprune.errors import InputError, PlanMismatchError, VerificationError
-from taskprune.forward import call_inputs
 from taskprune.graph import ModelGraph
-from taskprune.plan import build_plan
+from taskprune.plan.composition import compose
+from taskprune.plan.plan import build_plan
 from taskprune.replace import (
     ModuleReplacement,
     PrunableMultiheadAttention,

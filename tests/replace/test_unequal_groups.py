@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-import zoo_groups
 from torch import Tensor, nn
 from zoo import ZOO, NetCase
+from zoo import groups as zoo_groups
 
 from taskprune import load_checkpoint, save_checkpoint
-from taskprune.composition import compose
 from taskprune.coupling import couple
 from taskprune.errors import PlanMismatchError
 from taskprune.graph import trace
-from taskprune.plan import PruningPlan, build_plan
+from taskprune.plan.composition import compose
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.replace import ModuleReplacement, UnequalGroupsConv
 from taskprune.rewrite import apply_plan, remap_optimizer
 from taskprune.testing import random_drop, randomise_

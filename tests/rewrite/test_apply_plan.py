@@ -14,7 +14,7 @@ from torch import nn
 
 from taskprune.coupling.groups import CouplingGroup
 from taskprune.errors import InputError, PlanMismatchError, TraceError, VerificationError
-from taskprune.plan import PruningPlan, build_plan
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import apply_and_verify, apply_plan
 from taskprune.rewrite.surgery import tensor_shapes
 from taskprune.testing import (

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_nets import conv_groups, conv_net
 
-from taskprune.composition import compose
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.plan import build_plan
+from taskprune.plan.composition import compose
+from taskprune.plan.plan import build_plan
 from taskprune.rewrite import apply_plan
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from taskprune import apply_plan, couple, trace
-from taskprune.plan import PruningPlan, build_plan
-from taskprune.replace.convolution import UnequalGroupsConv
+from taskprune.plan.plan import PruningPlan, build_plan
+from taskprune.replace.unequal_groups import UnequalGroupsConv
 from taskprune.rewrite.descriptive import true_attributes
 from taskprune.testing import random_drop, randomise_
 

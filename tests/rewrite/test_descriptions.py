@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskprune import apply_plan, couple, prune, trace
-from taskprune.checkpoint import load_checkpoint, save_checkpoint
 from taskprune.errors import VerificationError
-from taskprune.plan import PruningPlan, build_plan
+from taskprune.plan.plan import PruningPlan, build_plan
+from taskprune.rewrite.checkpoint import load_checkpoint, save_checkpoint
 from taskprune.rewrite.descriptions import Descriptions, describe
 from taskprune.rewrite.reading import read_names
 from taskprune.testing import random_drop, randomise_

@@ -11,7 +11,7 @@ from small_nets import HandMade, conv_net, tied_net
 from torch import nn
 
 from taskprune.errors import InputError, PlanMismatchError
-from taskprune.plan import PruningPlan, build_plan
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import apply_plan, remap_optimizer
 from taskprune.testing import masked_model, random_drop
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 import taskprune
 from taskprune import Task
-from taskprune.composition import REGROUPED, compose
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.graph import trace
-from taskprune.plan import PruningPlan, build_plan
+from taskprune.plan.composition import REGROUPED, compose
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.testing import randomise_
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from small_nets import ZOO, ConvNet, conv_net
 
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.testing import assert_cost_is_exact, random_drop, randomise_
 
 

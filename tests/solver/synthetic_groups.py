@@ -17,7 +17,7 @@ from taskprune.coupling.groups import (
     TensorSlice,
 )
 from taskprune.importance.scores import ChannelScores
-from taskprune.plan import PruningPlan
+from taskprune.plan.plan import PruningPlan
 
 
 def entries(name: str, dim: int, n: int, *, produces: bool = True) -> TensorSlice:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from taskprune.budget import Budget
 from taskprune.errors import InputError
+from taskprune.solver.budget import Budget
 
 ORIGINAL = {"params": 1000, "macs": 80_000}
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from synthetic_groups import apart, chain, random_scores, scores_from
 
-from taskprune.budget import Budget
 from taskprune.cost import CostModel
 from taskprune.cost.latency_cost import LatencyCost, SiteTable
 from taskprune.coupling.groups import CouplingGroups, LinearForm
-from taskprune.safety import BoundLimit, Safety, bound_limits, removable
 from taskprune.solver import solve
 from taskprune.solver.account import Account
+from taskprune.solver.budget import Budget
 from taskprune.solver.infeasible import infeasible
+from taskprune.solver.safety import BoundLimit, Safety, bound_limits, removable
 
 FREE = Safety(min_channels=1, max_removed=1.0, max_removed_private=1.0, protected_quantile=1.0)
 IN_EIGHTS = Safety(1, 1.0, 1.0, protected_quantile=1.0, round_to=8)

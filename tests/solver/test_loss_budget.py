@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_groups import chain, random_scores
 
-from taskprune.budget import Budget
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
-from taskprune.loss_budget import predicted_loss
-from taskprune.plan import PruningPlan
-from taskprune.safety import Safety
+from taskprune.plan.plan import PruningPlan
 from taskprune.solver import solve
+from taskprune.solver.budget import Budget
+from taskprune.solver.loss_budget import predicted_loss
+from taskprune.solver.safety import Safety
 
 TASKS = [["a", "b"], ["a", "b"], ["a"], ["b"]]
 FREE = Safety(1, 1.0, 1.0, protected_quantile=1.0)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from taskprune import Budget, ChannelScores, CouplingGroups, Modality, Safety
+from taskprune.calling.modality import FUSION
 from taskprune.cost import count_macs, count_params, modality_costs
 from taskprune.coupling import couple, labelled, modality_of_tensors
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.graph import trace
-from taskprune.modality import FUSION
 from taskprune.solver import solve
 
 FREE = Safety(min_channels=1, max_removed=1.0, protected_quantile=1.0)

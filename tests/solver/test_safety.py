@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_groups import chain, random_scores, scores_from
 
-from taskprune.budget import Budget
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups, TensorSlice
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
-from taskprune.multiples import DEVICE_MULTIPLES
-from taskprune.safety import BoundLimit, Safety, bound_limits, removable
 from taskprune.solver import solve
+from taskprune.solver.budget import Budget
+from taskprune.solver.multiples import DEVICE_MULTIPLES
+from taskprune.solver.safety import BoundLimit, Safety, bound_limits, removable
 
 TASKS = [["a", "b"], ["a", "b"], ["a"], ["b"]]
 

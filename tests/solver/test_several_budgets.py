@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from synthetic_groups import apart, chain, dropped_score, random_scores
 
-from taskprune.budget import Budget
 from taskprune.cost import CostModel
-from taskprune.safety import Safety
 from taskprune.solver import CostPower, solve
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Safety
 
 WIDTHS = [32, 64, 128, 256, 96]
 PLACES = [4096, 1024, 256, 64, 16]

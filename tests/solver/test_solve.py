@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_groups import apart, chain, dropped_score, random_scores, scores_from
 
-from taskprune.budget import Budget
 from taskprune.cost import CostModel
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
-from taskprune.plan import PruningPlan
-from taskprune.safety import Safety
+from taskprune.plan.plan import PruningPlan
 from taskprune.solver import CostPower, solve
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Safety
 
 FREE = Safety(min_channels=1, max_removed=1.0, max_removed_private=1.0, protected_quantile=1.0)
 

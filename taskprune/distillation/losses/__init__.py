@@ -3,7 +3,11 @@
 from taskprune.distillation.losses.attention_transfer import attention_transfer
 from taskprune.distillation.losses.cosine import cosine
 from taskprune.distillation.losses.cwd import cwd
-from taskprune.distillation.losses.layout import FeatureLoss, FittedFeatureLoss, channel_free
+from taskprune.distillation.losses.feature_layout import (
+    FeatureLoss,
+    FittedFeatureLoss,
+    channel_free,
+)
 from taskprune.distillation.losses.mgd import MGD
 from taskprune.distillation.losses.mse import mse
 from taskprune.distillation.losses.ofd import ofd

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskprune.distillation.losses.layout import (
+from taskprune.distillation.losses.feature_layout import (
     channel_free,
     channel_rows,
     check_positions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskprune.distillation.losses.layout import paired_rows
+from taskprune.distillation.losses.feature_layout import paired_rows
 
 
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:

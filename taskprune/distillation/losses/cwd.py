@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskprune.distillation.losses.layout import check_positions, paired_rows, positional
+from taskprune.distillation.losses.feature_layout import check_positions, paired_rows, positional
 from taskprune.errors import InputError
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from taskprune.distillation.losses.layout import at_least_float32, paired_rows
+from taskprune.distillation.losses.feature_layout import at_least_float32, paired_rows
 from taskprune.errors import InputError
 
 

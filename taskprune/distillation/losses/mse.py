@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from taskprune.distillation.losses.layout import paired_rows
+from taskprune.distillation.losses.feature_layout import paired_rows
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:

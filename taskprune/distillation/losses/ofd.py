@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taskprune.distillation.losses.layout import paired_rows
+from taskprune.distillation.losses.feature_layout import paired_rows
 
 
 def ofd(student: Tensor, teacher: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskprune.distillation.losses.layout import at_least_float32
+from taskprune.distillation.losses.feature_layout import at_least_float32
 from taskprune.errors import InputError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taskprune.distillation.losses.layout import paired_rows
+from taskprune.distillation.losses.feature_layout import paired_rows
 
 RELATIVE_FLOOR = 1e-6
 """Added to a channel's variance, as a part of the map's mean variance."""

@@ -7,7 +7,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from taskprune.distillation.losses.layout import at_least_float32
+from taskprune.distillation.losses.feature_layout import at_least_float32
 from taskprune.errors import InputError
 
 CLASS_COST, L1_COST, GIOU_COST = 2.0, 5.0, 2.0

@@ -12,8 +12,6 @@ import typer
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
-from taskprune.command_line import plain_errors
-from taskprune.denormals import flushed_denormals
 from taskprune.driving.evaluation import metrics_table
 from taskprune.driving.fusion.frame import FusionBatch, FusionFrame
 from taskprune.driving.fusion.grid import BevGrid
@@ -30,7 +28,9 @@ from taskprune.driving.fusion.scenes import SIZE, TwoSensorScenes
 from taskprune.driving.fusion.sensors import Degradation
 from taskprune.driving.fusion.teacher import load_fusion_teacher
 from taskprune.driving.training import train
-from taskprune.output_places import make_folder_of
+from taskprune.files import make_folder_of
+from taskprune.restore import flushed_denormals
+from taskprune.terminal import plain_errors
 
 EMBEDDED = "embedded"
 N_VALIDATION = 160

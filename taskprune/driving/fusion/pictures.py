@@ -10,13 +10,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taskprune.cost.measured import evaluating
 from taskprune.driving.fusion.boxes import decode
 from taskprune.driving.fusion.frame import FusionBatch
 from taskprune.driving.fusion.grid import BevGrid
 from taskprune.driving.fusion.scenes import corners
 from taskprune.driving.fusion.tasks import fusion_forward
 from taskprune.errors import MissingDependencyError
+from taskprune.restore import evaluating
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,7 +23,7 @@ from taskprune.driving.fusion.scenes import TwoSensorScenes
 from taskprune.driving.fusion.sensors import Degradation
 from taskprune.driving.fusion.tasks import fusion_forward, fusion_tasks
 from taskprune.driving.training import NetKind, TrainSettings, train
-from taskprune.rng import preserved_rng
+from taskprune.restore import preserved_rng
 
 GRID = BevGrid()
 """The ``n`` net's."""

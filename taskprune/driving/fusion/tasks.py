@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from taskprune import Task
 from taskprune.driving.fusion.frame import FusionBatch
 from taskprune.driving.fusion.grid import BevGrid
 from taskprune.driving.fusion.losses import detection_loss, drivable_loss
 from taskprune.driving.fusion.metrics import BoxMetric, GroundMetric
-from taskprune.tasks import Task
 
 
 def fusion_tasks(grid: BevGrid) -> dict[str, Task]:

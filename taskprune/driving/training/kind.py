@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from taskprune import Task
 from taskprune.driving.data.sample import collate
 from taskprune.driving.evaluation import evaluate
 from taskprune.driving.netfile import save_net
 from taskprune.driving.tasks import driving_tasks, forward
-from taskprune.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from taskprune.denormals import flushed_denormals
+from taskprune import Task
 from taskprune.driving.training.average import MovingAverage
 from taskprune.driving.training.kind import PANOPTIC, NetKind
 from taskprune.driving.training.settings import TrainSettings
@@ -22,9 +22,8 @@ from taskprune.driving.training.stream import AugmentSample, training_batches
 from taskprune.driving.training.team import Team
 from taskprune.driving.training.watch import Watch
 from taskprune.errors import LossError, TrainingError
-from taskprune.output_places import make_folder
-from taskprune.rng import preserved_rng
-from taskprune.tasks import Task
+from taskprune.files import make_folder
+from taskprune.restore import flushed_denormals, preserved_rng
 
 CHECKPOINT = "last.safetensors"
 NET = "net.safetensors"

@@ -26,7 +26,7 @@ from taskprune.driving.fusion import (
 from taskprune.driving.fusion.boxes import encode
 from taskprune.driving.fusion.net import SCALES
 from taskprune.importance import AlterMomaImportance, Importance, Modality
-from taskprune.plan import build_plan
+from taskprune.plan.plan import build_plan
 from taskprune.testing import (
     assert_cost_is_exact,
     assert_identity_plan,

@@ -1,0 +1,102 @@
+"""Whether every task still does what its user asks of it, in its own metric."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from taskprune.calling.task import Task, check_validation
+from taskprune.errors import InputError
+
+_log = logging.getLogger("taskprune")
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenTolerance:
+    """A task that lost more of its metric than it may.
+
+    Attributes:
+        task: Its name.
+        step: The step after which it was measured, from 1.
+        before: The metric of the original.
+        after: The metric after that step.
+        tolerance: How much may be lost.
+    """
+
+    task: str
+    step: int
+    before: float
+    after: float
+    tolerance: float
+
+    def __str__(self) -> str:
+        return (
+            f"`{self.task}` fell from {self.before:.4g} to {self.after:.4g} and may lose "
+            f"{self.tolerance:.4g}"
+        )
+
+
+def check_watched(tasks: Mapping[str, Task], validation: Iterable[Any] | None) -> Iterable[Any]:
+    """Return the validation data if there is all that metrics and tolerances need.
+
+    Raises:
+        InputError: A task has a tolerance and no metric, there is no data to measure a metric on,
+            it is empty, or it can be gone through only once.
+    """
+    for name, task in tasks.items():
+        if task.tolerance is not None and task.metric is None:
+            raise InputError(
+                f"Task `{name}` has a tolerance of {task.tolerance} but no `metric` that it could "
+                "be measured in. Give it one, or leave the tolerance out."
+            )
+    watched = any(task.metric is not None for task in tasks.values())
+    if validation is None and watched:
+        raise InputError(
+            "Tasks have metrics, but there is no data to measure them on. Pass `validation=`, "
+            "batches that are not trained on."
+        )
+    if validation is None:
+        return ()
+    return check_validation(validation, "before the first step and after each")
+
+
+def unwatched(tasks: Mapping[str, Task]) -> tuple[str, ...]:
+    """Return, and log, the note that tolerances are not checked; nothing where there are none.
+
+    Args:
+        tasks: The tasks of a run without validation data.
+    """
+    names = [f"`{name}`" for name, task in tasks.items() if task.tolerance is not None]
+    if not names:
+        return ()
+    note = (
+        f"Not checked: the tolerance of {', '.join(names)}. Pass `validation=` to measure metrics "
+        "on it, and to undo a step that costs a task more."
+    )
+    _log.warning("%s", note)
+    return (note,)
+
+
+def broken_tolerances(
+    tasks: Mapping[str, Task],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    *,
+    step: int,
+) -> tuple[BrokenTolerance, ...]:
+    """Return the tasks whose metric fell by more than their tolerance.
+
+    Args:
+        tasks: Tolerances by task.
+        before: Metrics of the original.
+        after: Metrics after the step.
+        step: Its number.
+    """
+    return tuple(
+        BrokenTolerance(name, step, before[name], after[name], task.tolerance)
+        for name, task in tasks.items()
+        # Written so that a metric of NaN counts as broken.
+        if task.tolerance is not None and not before[name] - after[name] <= task.tolerance
+    )

@@ -1,0 +1,209 @@
+"""Find out which channels live or die together: :func:`couple`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import numpy as np
+from torch import nn
+
+from taskprune.coupling import rules
+from taskprune.coupling.assembly import assemble
+from taskprune.coupling.axes import untracked
+from taskprune.coupling.context import OUTSIDE, Analysis, RuleContext, TensorState
+from taskprune.coupling.groups import CouplingGroups, FreezeReason
+from taskprune.coupling.partition import FactorPolicy, prefer_outer
+from taskprune.coupling.provenance import add_constant_sizes, settle
+from taskprune.coupling.registry import find_rule
+from taskprune.coupling.rules.attention import keep_default_scale
+from taskprune.coupling.splitting import freed_layers, locked_layers, split_layers
+from taskprune.coupling.standard_sizes import add_standard_sizes
+from taskprune.coupling.unit_table import Column, UnitTable
+from taskprune.errors import InputError, UnsupportedOperatorError
+from taskprune.graph.reach import references
+from taskprune.graph.records import ModelGraph, TensorValue
+from taskprune.restore.garbage import collection_paused
+
+Protected = str | type[nn.Module]
+
+
+@collection_paused()
+def couple(
+    graph: ModelGraph,
+    *,
+    protect: Protected | Sequence[Protected] = (),
+    strict: bool = False,
+    factor_policy: FactorPolicy = prefer_outer,
+) -> CouplingGroups:
+    """Partition the entries of all parameters into channels, and channels into groups.
+
+    Each entry along each dim of each parameter is a unit. The rule of every operator ties units,
+    freezes them, or splits a dim into factors; the connected components of all ties are the
+    atomic channels, and those that occur in the same dims equally often form a group. The cost
+    grows with the dims of the parameters, not with the sizes of activations.
+
+    A grouped convolution whose equal groups lock channels is coupled as the equal module with
+    groups of any widths, if that sets some free; see :attr:`CouplingGroups.replacements`.
+
+    Args:
+        graph: From :func:`taskprune.graph.trace`. The model itself is not needed any more.
+        protect: Modules whose output channels must all stay: names (with everything below), shell
+            patterns such as ``"head.*"``, or types; one of them or several.
+        strict: Raise on an operator without a rule, and on a group that stays because a rule does
+            not know what happens to it, in place of freezing either.
+        factor_policy: Which factor of a reshape may shrink where several could:
+            ``prefer_outer`` (heads before head width) or ``prefer_inner``, or one's own.
+
+    Raises:
+        UnsupportedOperatorError: In strict mode only.
+        InputError: An entry of ``protect`` matches no module or parameter.
+        CouplingError: A rule contradicts the graph; a defect of that rule.
+    """
+    entries = (protect,) if isinstance(protect, str | type) else tuple(protect)
+
+    def solve(written: ModelGraph) -> CouplingGroups:
+        analysis = Analysis(written, UnitTable())
+        _enter_tensors(analysis)
+        _run_rules(analysis, strict=strict)
+        _freeze_outputs(analysis)
+        _freeze_protected(analysis, entries)
+        add_constant_sizes(analysis)
+        add_standard_sizes(analysis)
+        solution, assignment = settle(analysis, factor_policy)
+        groups = assemble(analysis, solution, assignment)
+        if strict:
+            _refuse_ignorance(groups)
+        return groups
+
+    groups = solve(graph)
+    layers = locked_layers(graph, groups)
+    while layers:
+        split = solve(split_layers(graph, layers))
+        freed = freed_layers(layers, groups, split)
+        if freed == layers:
+            return split
+        layers = freed
+    return groups
+
+
+def _enter_tensors(analysis: Analysis) -> None:
+    """Give units to all parameters and float buffers, in order of first use."""
+    graph = analysis.graph
+    named = {**graph.parameters, **graph.buffers}
+    order: dict[int, None] = {}
+    for operation in graph.operations:
+        order.update(dict.fromkeys(references(tuple(operation.arguments.values()))))
+    used = set(order)
+    order.update(dict.fromkeys(named.values()))
+    by_number = set(named.values())
+    for number in order:
+        if number in by_number:
+            _enter_tensor(analysis, graph.values[number], is_used=number in used)
+
+
+def _enter_tensor(analysis: Analysis, value: TensorValue, *, is_used: bool) -> None:
+    if not value.is_floating:
+        # Entries of integer buffers are positions or counts; their dims do not shrink.
+        axes = tuple(untracked(n, OUTSIDE) for n in value.shape)
+    else:
+        table = analysis.units
+        axes = tuple(table.column(value.name, dim, n) for dim, n in enumerate(value.shape))
+        analysis.largest_dim = max(analysis.largest_dim, *value.shape, 1)
+        if not is_used:
+            for axis in axes:
+                table.freeze_axis(axis, None)
+    analysis.states[value.id] = TensorState(axes, zero=True, weight=True)
+
+
+def _run_rules(analysis: Analysis, *, strict: bool) -> None:
+    macs_of = analysis.graph.modes[0] if analysis.graph.modes else "eval"
+    attention_calls: set[int] = set()
+    for operation in analysis.graph.operations:
+        ctx = RuleContext(analysis, operation)
+        call = operation.call
+        if call.function == "scaled_dot_product_attention" and id(call) not in attention_calls:
+            attention_calls.add(id(call))
+            keep_default_scale(ctx)
+        n_work = len(analysis.work)
+        rule = find_rule(operation.target)
+        if rule is None:
+            _freeze_unknown(ctx, strict=strict)
+        else:
+            rule(ctx)
+        if operation.mode != macs_of:
+            # Costs are those of one forward pass.
+            del analysis.work[n_work:]
+
+
+def _freeze_unknown(ctx: RuleContext, *, strict: bool) -> None:
+    touched = [axis for state in ctx.tensors() for axis in state.axes if axis and axis[0]]
+    tracked_axes = [axis for axis in touched if any(f.units is not None for f in axis)]
+    operation = ctx.operation
+    if tracked_axes and strict:
+        shapes = [list(state.shape) for state in ctx.tensors()]
+        raise UnsupportedOperatorError(
+            f"No channel rule for {operation.target}, called at {operation.call.source or '?'} "
+            f"in module '{operation.call.module}' on tensors of shapes {shapes}. Register one with "
+            "`@channel_rule`, or drop `strict=True` to keep the channels that it touches."
+        )
+    for axis in tracked_axes:
+        ctx.freeze(axis, "unknown", "passes through an operator without a channel rule")
+    ctx.produce_fixed()
+
+
+def _refuse_ignorance(groups: CouplingGroups) -> None:
+    for group in groups.frozen:
+        for reason in group.reasons:
+            if reason.kind == "unknown":
+                raise UnsupportedOperatorError(
+                    f"Group `{group.name}` ({group.n_channels} channels) would stay because it "
+                    f"{reason.detail}: {reason.operator or '?'}, called at {reason.source or '?'} "
+                    f"in module '{reason.module}'. Register a rule with `@channel_rule`, or drop "
+                    "`strict=True` to keep these channels."
+                )
+
+
+def _freeze_outputs(analysis: Analysis) -> None:
+    for output in analysis.graph.outputs:
+        reason = FreezeReason("interface", f"is part of the model's output '{output.path}'")
+        for axis in analysis.state(output.value).axes:
+            analysis.units.freeze_axis(axis, reason)
+
+
+def _freeze_protected(analysis: Analysis, protect: Iterable[Protected]) -> None:
+    table = analysis.units
+    read = np.zeros(table.n_units, np.bool_)
+    if table.read:
+        read[np.concatenate(table.read)] = True
+    for entry in protect:
+        columns = _protected_columns(analysis, entry)
+        label = entry if isinstance(entry, str) else entry.__name__
+        reason = FreezeReason("user", f"protected by '{label}'")
+        for column in columns:
+            units = np.arange(column.start, column.start + column.size, dtype=np.int64)
+            if not read[units].any():
+                table.freeze(units, reason)
+
+
+def _protected_columns(analysis: Analysis, entry: Protected) -> list[Column]:
+    modules = analysis.graph.modules
+    if isinstance(entry, str):
+        paths = [path for path in modules if path == entry or fnmatchcase(path, entry)]
+    else:
+        paths = [path for path, kind in modules.items() if issubclass(kind, entry)]
+    columns = [
+        column
+        for column in analysis.units.columns
+        if (isinstance(entry, str) and fnmatchcase(column.name, entry))
+        or any(path == "" or column.name.startswith(f"{path}.") for path in paths)
+    ]
+    if not paths and not columns:
+        raise InputError(
+            f"`protect` must name modules of the model, or types of them. Found {entry!r}, which "
+            f"matches none of: {', '.join(repr(p) for p in list(modules)[1:9])}, …"
+        )
+    return columns
+
+
+__all__ = ["couple", "rules"]

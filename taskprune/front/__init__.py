@@ -1,0 +1,1 @@
+"""The front door: `prune`, `compress`, `distill`, `drop_task`, and the steps they are made of."""

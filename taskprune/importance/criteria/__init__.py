@@ -1,0 +1,1 @@
+"""The criteria, a file a published method."""

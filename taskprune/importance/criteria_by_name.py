@@ -1,0 +1,118 @@
+"""Criteria by name: the built-in ones, and those that installed packages offer."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
+
+from taskprune.errors import InputError
+from taskprune.importance.criteria.altermoma import AlterMomaImportance
+from taskprune.importance.criteria.bn_scale import BatchNormScaleImportance
+from taskprune.importance.criteria.combined import task_modality
+from taskprune.importance.criteria.cosprune import CosPruneImportance
+from taskprune.importance.criteria.disparse import DisparseImportance
+from taskprune.importance.criteria.fisher import FisherImportance
+from taskprune.importance.criteria.fpgm import FpgmImportance
+from taskprune.importance.criteria.group_fisher import GroupFisherImportance
+from taskprune.importance.criteria.isomorphic import IsomorphicImportance
+from taskprune.importance.criteria.lamp import LampImportance
+from taskprune.importance.criteria.magnitude import MagnitudeImportance
+from taskprune.importance.criteria.obd import ObdImportance
+from taskprune.importance.criteria.random import RandomImportance
+from taskprune.importance.criteria.task_taylor import TaskTaylorImportance
+from taskprune.importance.criteria.taylor import TaylorImportance
+from taskprune.importance.criteria.taylor_gate import TaylorGateImportance
+from taskprune.importance.scores import Importance, ImportanceFactory
+
+ENTRY_POINTS = "taskprune.importance"
+"""Entry point group: the name is the criterion's, the object a factory without arguments."""
+
+BUILT_IN: dict[str, ImportanceFactory] = {
+    "task_taylor": TaskTaylorImportance,
+    "taylor": TaylorImportance,
+    "magnitude": MagnitudeImportance,
+    "magnitude_l1": partial(MagnitudeImportance, p=1),
+    "bn_scale": BatchNormScaleImportance,
+    "lamp": LampImportance,
+    "fpgm": FpgmImportance,
+    "taylor_gate": TaylorGateImportance,
+    "fisher": FisherImportance,
+    "group_fisher": GroupFisherImportance,
+    "obd": ObdImportance,
+    "cosprune": CosPruneImportance,
+    "disparse": DisparseImportance,
+    "isomorphic": IsomorphicImportance,
+    "altermoma": AlterMomaImportance,
+    "task_modality": task_modality,
+    "random": RandomImportance,
+}
+
+
+def importance_names() -> tuple[str, ...]:
+    """Return the names that :func:`importance_by_name` knows, built-in ones first."""
+    return (*BUILT_IN, *sorted(_offered().keys() - BUILT_IN.keys()))
+
+
+def importance_by_name(name: str) -> Importance:
+    """Make a criterion with its default settings.
+
+    Raises:
+        InputError: Nobody offers one of this name; the message lists those there are. Or what a
+            package offers cannot be imported or is no factory of criteria.
+    """
+    if name in BUILT_IN:
+        return BUILT_IN[name]()
+    offered = _offered()
+    if name not in offered:
+        raise InputError(
+            f"There is no importance criterion `{name}`. Expected one of "
+            f"{', '.join(importance_names())}, or a callable (model, groups, evidence) -> scores."
+        )
+    return _made(offered[name])
+
+
+def checked_criterion(importance: str | Importance) -> Importance:
+    """Return the criterion of a name, or the one that was handed in.
+
+    Raises:
+        InputError: There is none of the name, or something else was handed in.
+    """
+    if isinstance(importance, str):
+        return importance_by_name(importance)
+    if isinstance(importance, type):
+        name = importance.__name__
+        raise InputError(
+            f"`importance` must be a criterion. Found the class {name}: call it, "
+            f"`importance={name}()`."
+        )
+    if not callable(importance):
+        raise InputError(
+            "`importance` must be the name of a criterion or a callable (model, groups, evidence) "
+            f"-> scores. Found {type(importance).__name__}."
+        )
+    return importance
+
+
+def _made(point: EntryPoint) -> Importance:
+    source = f"`{point.name} = {point.value}`"
+    if point.dist is not None:
+        source += f" of the package {point.dist.name}"
+    try:
+        factory: ImportanceFactory = point.load()
+    except Exception as error:
+        raise InputError(
+            f"The criterion that entry point {source} offers cannot be imported: "
+            f"{type(error).__name__}: {error}. Mend or remove the package, or choose another."
+        ) from error
+    try:
+        return checked_criterion(factory())
+    except Exception as error:
+        raise InputError(
+            f"Expected a function or class to call without arguments, which returns a criterion, "
+            f"behind entry point {source}. That ended in {type(error).__name__}: {error}. A "
+            "criterion that is a plain function is registered as a function that returns it."
+        ) from error
+
+
+def _offered() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}

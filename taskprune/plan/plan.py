@@ -1,0 +1,382 @@
+"""A pruning plan: the decision which channels go, as data.
+
+A plan can be printed, compared, stored as JSON and replayed on a freshly built model of the same
+class. It needs neither the trace nor the scores it came from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from taskprune.coupling.groups import CouplingGroups, IntArray, TensorSlice
+from taskprune.errors import InputError, PlanMismatchError
+from taskprune.plan.explanation import Explanation, explain
+from taskprune.plan.rationale import FrozenDecision, GroupRationale, Saving, TaskShare
+from taskprune.plan.tables import numbers_in, plan_summary, plan_table, plan_text, ranges_text
+from taskprune.replace import ModuleReplacement
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+FORMAT = 1
+"""Version of the JSON layout."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptEntries:
+    """Which entries stay along one dim of a tensor or of a module's output.
+
+    Attributes:
+        name: Parameter or buffer name, or the module's path for an activation.
+        dim: The axis.
+        size: Its length in the original model.
+        keep: Positions that stay, ascending, in original coordinates.
+    """
+
+    name: str
+    dim: int
+    size: int
+    keep: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_ascending(self.keep, self.size, f"`keep` of `{self.name}`, dim {self.dim}")
+
+
+@dataclass(frozen=True, slots=True)
+class AttributeChange:
+    """A module's stored integer and the value it has after pruning."""
+
+    module: str
+    path: tuple[str | int, ...]
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupDecision:
+    """What happens to one coupling group.
+
+    Attributes:
+        name: The group's name.
+        n_channels: How many channels it has.
+        drop: Channel numbers that go, ascending.
+        tasks: Tasks that they can reach.
+        crossed_by: What computes a statistic across them, see
+            :class:`~taskprune.coupling.CouplingGroup`.
+        made_by: Parameters and buffers whose entries make the channels.
+        read_by: Parameters and buffers whose entries read them.
+        modality: Modality that they belong to, or ``"fusion"``; empty where none were declared.
+    """
+
+    name: str
+    n_channels: int
+    drop: tuple[int, ...]
+    tasks: tuple[str, ...] = ()
+    crossed_by: tuple[str, ...] = ()
+    made_by: tuple[str, ...] = ()
+    read_by: tuple[str, ...] = ()
+    modality: str = ""
+
+    def __post_init__(self) -> None:
+        _check_ascending(self.drop, self.n_channels, f"`drop` of group `{self.name}`")
+
+    @property
+    def n_kept(self) -> int:
+        """How many channels stay."""
+        return self.n_channels - len(self.drop)
+
+
+@dataclass(frozen=True, repr=False)
+class PruningPlan:
+    """The whole decision. Made by ``taskprune.solve`` or :func:`build_plan`.
+
+    Attributes:
+        groups: One decision per prunable group, also where nothing is dropped.
+        tensors: Parameters and buffers that shrink.
+        activations: Module outputs that shrink, for aligning features with the original's.
+        attributes: Integers to store in modules.
+        shapes: Shapes of all parameters and buffers of the model the plan was made for, with the
+            replacements in place.
+        costs: Figures such as ``params`` and ``macs`` as ``{name: (before, after)}``.
+        replacements: Modules that cannot shrink as they are written and are replaced by something
+            equal before anything is pruned, whether or not it loses channels.
+        frozen: Groups that stay whole, and why.
+        rationale: Why each group loses what it loses: a record per group and round of solving.
+    """
+
+    groups: tuple[GroupDecision, ...]
+    tensors: tuple[KeptEntries, ...]
+    activations: tuple[KeptEntries, ...]
+    attributes: tuple[AttributeChange, ...]
+    shapes: Mapping[str, tuple[int, ...]]
+    costs: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    replacements: tuple[ModuleReplacement, ...] = ()
+    frozen: tuple[FrozenDecision, ...] = ()
+    rationale: tuple[GroupRationale, ...] = ()
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """``{group name: channels kept}``."""
+        return {decision.name: decision.n_kept for decision in self.groups}
+
+    @property
+    def drop(self) -> dict[str, tuple[int, ...]]:
+        """``{group name: channels dropped}``, groups that lose none left out."""
+        return {d.name: d.drop for d in self.groups if d.drop}
+
+    @property
+    def pruned_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of all parameters and buffers of the pruned model."""
+        shapes = {name: list(shape) for name, shape in self.shapes.items()}
+        for kept in self.tensors:
+            shapes[kept.name][kept.dim] = len(kept.keep)
+        return {name: tuple(shape) for name, shape in shapes.items()}
+
+    def __repr__(self) -> str:
+        return f"PruningPlan({plan_summary(self)})"
+
+    def __str__(self) -> str:
+        return plan_text(self)
+
+    def __rich__(self) -> Group:
+        return plan_table(self)
+
+    def summary(self) -> str:
+        """Return one line: how many channels go, and what that saves."""
+        return plan_summary(self)
+
+    def explain(self, subject: str) -> Explanation:
+        """Say what happens to one module and why: print the answer, or take its fields.
+
+        Which of its channels go, whose importance and what conflict they carry, what their going
+        saves, which limit holds the rest, and what froze those that cannot go.
+
+        Args:
+            subject: Path of a module, name of a parameter or buffer, or name of a group.
+
+        Raises:
+            InputError: The plan knows nothing of that name; suggests close ones.
+        """
+        return explain(self, subject)
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text.
+
+        Every record has a line of its own and channels are written as ranges (``"0-3 7"``), so that
+        two plans can be compared with any line-by-line tool.
+        """
+        records: dict[str, list[Any]] = {
+            "groups": [{**_as_dict(d), "drop": ranges_text(d.drop)} for d in self.groups],
+            "tensors": [{**_as_dict(k), "keep": ranges_text(k.keep)} for k in self.tensors],
+            "activations": [{**_as_dict(k), "keep": ranges_text(k.keep)} for k in self.activations],
+            "attributes": [asdict(change) for change in self.attributes],
+            "shapes": [[name, *shape] for name, shape in self.shapes.items()],
+            "costs": [[name, *pair] for name, pair in self.costs.items()],
+            "replacements": [asdict(replacement) for replacement in self.replacements],
+            "frozen": [asdict(group) for group in self.frozen],
+            "rationale": [asdict(why) for why in self.rationale],
+        }
+        parts = [f'"format": {FORMAT}']
+        for key, lines in records.items():
+            parts.append(f'"{key}": [\n' + ",\n".join(json.dumps(line) for line in lines) + "\n]")
+        return "{\n" + ",\n".join(parts) + "\n}\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> PruningPlan:
+        """Rebuild a plan from :meth:`to_json`.
+
+        Raises:
+            InputError: The text is not a plan of this format.
+        """
+        try:
+            data = json.loads(text)
+            if data["format"] != FORMAT:
+                raise InputError(
+                    f"This plan has format {data['format']!r}; this version reads {FORMAT}."
+                )
+            return cls(
+                groups=tuple(GroupDecision(**_from_dict(d)) for d in data["groups"]),
+                tensors=tuple(KeptEntries(**_from_dict(d)) for d in data["tensors"]),
+                activations=tuple(KeptEntries(**_from_dict(d)) for d in data["activations"]),
+                attributes=tuple(AttributeChange(**_from_dict(d)) for d in data["attributes"]),
+                shapes={name: tuple(shape) for name, *shape in data["shapes"]},
+                costs={name: (before, after) for name, before, after in data["costs"]},
+                replacements=tuple(ModuleReplacement(**r) for r in data["replacements"]),
+                frozen=tuple(FrozenDecision(**_from_dict(f)) for f in data["frozen"]),
+                rationale=tuple(_rationale_from(r) for r in data["rationale"]),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(
+                "Expected the JSON text of a pruning plan (from `PruningPlan.to_json`). "
+                f"Found something else: {type(error).__name__}: {error}."
+            ) from error
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a JSON file."""
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> PruningPlan:
+        """Read a plan from a JSON file."""
+        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+
+    def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Check that a model with these parameter and buffer shapes is the one planned for.
+
+        They are those of the model with the plan's replacements in place.
+
+        Raises:
+            PlanMismatchError: Names the first tensor that is missing, unknown or differs.
+        """
+        for name, shape in self.shapes.items():
+            if name not in shapes:
+                raise PlanMismatchError(
+                    f"The plan was made for a model with a tensor `{name}` of shape {shape}; this "
+                    "model has none. Build the model with the arguments of the original."
+                )
+            if tuple(shapes[name]) != tuple(shape):
+                raise PlanMismatchError(
+                    f"The plan was made for `{name}` of shape {tuple(shape)}. Found shape "
+                    f"{tuple(shapes[name])}: another configuration, or already pruned."
+                )
+        unknown = sorted(set(shapes) - set(self.shapes))
+        if unknown:
+            raise PlanMismatchError(
+                f"This model has a tensor `{unknown[0]}` that the plan knows nothing of"
+                f" ({len(unknown)} in all). Build the model with the arguments of the original."
+            )
+
+
+def build_plan(
+    groups: CouplingGroups,
+    drop: Mapping[str, IntArray],
+    costs: Mapping[str, tuple[int, int]] | None = None,
+    rationale: tuple[GroupRationale, ...] = (),
+) -> PruningPlan:
+    """Work out what a choice of channels means for every tensor, activation and attribute.
+
+    Args:
+        groups: The model's coupling groups.
+        drop: ``{group name: channel numbers to remove}``; groups left out lose none.
+        costs: Figures to carry along, see :class:`PruningPlan`.
+        rationale: Reasons to carry along.
+
+    Raises:
+        InputError: An unknown group, a channel out of range, or a group that would lose all.
+    """
+    dropped = {name: _checked_drop(groups, name, channels) for name, channels in drop.items()}
+    kept = {g.name: g.n_channels - len(dropped.get(g.name, ())) for g in groups}
+    decisions = tuple(
+        GroupDecision(
+            name=group.name,
+            n_channels=group.n_channels,
+            drop=tuple(dropped.get(group.name, np.empty(0, np.int64)).tolist()),
+            tasks=tuple(sorted(group.tasks)),
+            crossed_by=group.crossed_by,
+            made_by=_names(m for m in group.members if m.produces),
+            read_by=_names(m for m in group.members if not m.produces),
+            modality=group.modality,
+        )
+        for group in groups
+    )
+
+    def tensor_size(name: str, dim: int) -> int:
+        return groups.shapes[name][dim]
+
+    def activation_size(name: str, dim: int) -> int:
+        return groups.activation_sizes[name, dim]
+
+    return PruningPlan(
+        groups=decisions,
+        tensors=_kept_entries(
+            ((s, dropped[g.name]) for g in groups if g.name in dropped for s in g.members),
+            tensor_size,
+        ),
+        activations=_kept_entries(
+            ((s, dropped[g.name]) for g in groups if g.name in dropped for s in g.activations),
+            activation_size,
+        ),
+        attributes=tuple(
+            AttributeChange(a.module, a.path, a.value.value(kept))
+            for a in groups.attributes
+            if any(dropped.get(name) is not None for name in a.value.coefficients)
+        ),
+        shapes=dict(groups.shapes),
+        costs=dict(costs or {}),
+        replacements=groups.replacements,
+        frozen=tuple(FrozenDecision.of(group) for group in groups.frozen),
+        rationale=rationale,
+    )
+
+
+def _names(slices: Iterable[TensorSlice]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(entries.name for entries in slices))
+
+
+def _checked_drop(groups: CouplingGroups, name: str, channels: IntArray) -> IntArray:
+    if name not in groups:
+        raise InputError(
+            f"There is no prunable group `{name}`. The model's groups: "
+            f"{', '.join(g.name for g in groups.groups[:8])}, … ({len(groups)} in all)."
+        )
+    n_channels = groups[name].n_channels
+    unique = np.unique(np.asarray(channels, dtype=np.int64))
+    if unique.size and (unique[0] < 0 or unique[-1] >= n_channels):
+        raise InputError(
+            f"Group `{name}` has channels 0 to {n_channels - 1}. Found "
+            f"{unique[0] if unique[0] < 0 else unique[-1]} among those to drop."
+        )
+    if unique.size == n_channels:
+        raise InputError(
+            f"Group `{name}` would lose all of its {n_channels} channels; at least one must stay."
+        )
+    return unique
+
+
+def _check_ascending(numbers: tuple[int, ...], size: int, what: str) -> None:
+    array = np.asarray(numbers, dtype=np.int64)
+    if array.size and (array[0] < 0 or array[-1] >= size or (np.diff(array) <= 0).any()):
+        raise InputError(f"Expected {what} to ascend within 0 to {size - 1}. Found {numbers[:8]}…")
+
+
+def _kept_entries(
+    slices: Iterator[tuple[TensorSlice, IntArray]], size_of: Callable[[str, int], int]
+) -> tuple[KeptEntries, ...]:
+    masks: dict[tuple[str, int], np.ndarray[Any, np.dtype[np.bool_]]] = {}
+    for entries, dropped in slices:
+        key = (entries.name, entries.dim)
+        if key not in masks:
+            masks[key] = np.ones(size_of(*key), dtype=np.bool_)
+        masks[key][entries.index[dropped].ravel()] = False
+    return tuple(
+        KeptEntries(name, dim, len(mask), tuple(np.flatnonzero(mask).tolist()))
+        for (name, dim), mask in sorted(masks.items())
+        if not mask.all()
+    )
+
+
+def _as_dict(record: GroupDecision | KeptEntries) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
+def _rationale_from(record: dict[str, Any]) -> GroupRationale:
+    return GroupRationale(
+        **{
+            **record,
+            "shares": tuple(TaskShare(**share) for share in record["shares"]),
+            "savings": tuple(Saving(**saving) for saving in record["savings"]),
+            "conflict": tuple(record["conflict"]),
+        }
+    )
+
+
+def _from_dict(record: dict[str, Any]) -> dict[str, Any]:
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
+    return {k: numbers_in(str(v)) if k in ("keep", "drop") else v for k, v in values.items()}

@@ -1,0 +1,89 @@
+"""A plan as people read it: a table, a line, and channels as ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from taskprune.cost.names import amount, cost_label
+
+if TYPE_CHECKING:
+    from taskprune.plan.plan import PruningPlan
+
+WIDTH = 100
+"""Columns of a plan as text."""
+
+
+def plan_summary(plan: PruningPlan) -> str:
+    """Return one line: how many channels go, and what that saves."""
+    n_channels = sum(decision.n_channels for decision in plan.groups)
+    n_dropped = sum(len(decision.drop) for decision in plan.groups)
+    n_touched = sum(bool(decision.drop) for decision in plan.groups)
+    parts = [
+        f"drops {n_dropped:,} of {n_channels:,} channels, in {n_touched} of "
+        f"{len(plan.groups)} groups"
+    ]
+    for cost, (before, after) in plan.costs.items():
+        saved = f" (-{1 - after / before:.1%})" if before else ""
+        if cost == "latency_ns":
+            text = f"{amount(cost, before)} to {amount(cost, after)}"
+        else:
+            text = f"{before:,} to {after:,}"
+        parts.append(f"{cost_label(cost)} {text}{saved}")
+    return "; ".join(parts)
+
+
+def plan_table(plan: PruningPlan) -> Group:
+    """Return the summary and a table with one row per group, in order of first use."""
+    table = Table()
+    table.add_column("group", overflow="fold")
+    for heading in ("kept", "of", "dropped"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("tasks", overflow="fold")
+    has_modalities = any(decision.modality for decision in plan.groups)
+    if has_modalities:
+        table.add_column("modality", overflow="fold")
+    for decision in plan.groups:
+        share = len(decision.drop) / decision.n_channels
+        table.add_row(
+            decision.name,
+            str(decision.n_kept),
+            str(decision.n_channels),
+            f"{share:.0%}" if decision.drop else "-",
+            ", ".join(decision.tasks),
+            *([decision.modality] if has_modalities else []),
+        )
+    return Group(Text(plan_summary(plan)), table)
+
+
+def plan_text(plan: PruningPlan) -> str:
+    """Return :func:`plan_table` as plain text of at most :data:`WIDTH` columns."""
+    console = Console(width=WIDTH, color_system=None, highlight=False, emoji=False, markup=False)
+    with console.capture() as capture:
+        console.print(plan_table(plan))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
+
+
+def ranges_text(numbers: Sequence[int]) -> str:
+    """Write ascending numbers as ``"0-3 7"``."""
+    if not numbers:
+        return ""
+    array = np.asarray(numbers, dtype=np.int64)
+    breaks = np.flatnonzero(np.diff(array) != 1)
+    starts = array[np.concatenate([[0], breaks + 1])].tolist()
+    ends = array[np.concatenate([breaks, [len(array) - 1]])].tolist()
+    return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def numbers_in(ranges: str) -> tuple[int, ...]:
+    """Read what :func:`ranges_text` wrote."""
+    numbers: list[int] = []
+    for part in ranges.split():
+        start, _, end = part.partition("-")
+        numbers.extend(range(int(start), int(end or start) + 1))
+    return tuple(numbers)

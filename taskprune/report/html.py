@@ -1,0 +1,345 @@
+"""The report of a pruning run as one HTML page: no other file, no script, no network.
+
+The page stays readable, and of a size that a browser takes, for models of thousands of groups: it
+shows those that lose most, says how many it leaves out, and where all of them are.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+
+from taskprune.cost.names import amount, cost_label
+from taskprune.errors import InputError
+from taskprune.files.atomic import replacing
+from taskprune.importance.conflict_report import ConflictLine, ConflictReport
+from taskprune.importance.scores import BLIND
+from taskprune.plan.explanation import reason_lines
+from taskprune.plan.plan import PruningPlan
+from taskprune.plan.rationale import GroupRationale
+from taskprune.plan.tables import ranges_text
+from taskprune.report.record import FROZEN_ROWS, REASONS, FrozenLine, GroupLine, PruneReport
+from taskprune.version import __version__
+
+GROUP_ROWS = 400
+"""Groups shown, those that lose most channels."""
+
+LIST_ROWS = 40
+"""Rows of any other list."""
+
+ROUNDS = 6
+"""Rounds of solving that a group's reasons are told for, the last ones."""
+
+TENSORS = 8
+"""Parameters named for each group."""
+
+RANGES_LENGTH = 300
+"""Characters of the channel numbers of each group."""
+
+PAIRS_NAMED = 3
+"""Pairs of tasks named for each group where tasks fight."""
+
+N_COLOURS = 8
+"""Colours of tasks in the style sheet; with more tasks they repeat."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Shown(Generic[T]):
+    """The rows of a list that the page shows, and how many it leaves out."""
+
+    rows: Sequence[T]
+    n_left_out: int
+
+    @classmethod
+    def of(cls, rows: Sequence[T], most: int = LIST_ROWS) -> Shown[T]:
+        """Show the first `most` of `rows`."""
+        return cls(rows[:most], max(0, len(rows) - most))
+
+
+@dataclass(frozen=True, slots=True)
+class CostCard:
+    """A figure before and after, as text, and which fraction of it is left."""
+
+    name: str
+    before: str
+    after: str
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class MetricChange:
+    """How well a task did before and after, and how much it may lose, if anybody said so."""
+
+    before: float
+    after: float
+    tolerance: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRow:
+    """One prunable group and what there is to say about it.
+
+    Attributes:
+        line: What it loses.
+        conflict: Conflict over importance; ``None`` where the criterion has no conflict term.
+        held_by: The safety limit that held it, or empty.
+        importance: Each task's share of the group's importance before anything went.
+        dropped: Channel numbers that go.
+        reasons: Why, in sentences.
+        made_by: Parameters and buffers whose entries make the channels.
+        read_by: Those whose entries read them.
+    """
+
+    line: GroupLine
+    conflict: float | None
+    held_by: str
+    importance: tuple[tuple[str, float], ...]
+    dropped: str
+    reasons: tuple[str, ...]
+    made_by: Shown[str]
+    read_by: Shown[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenKind:
+    """All groups that are frozen for one kind of reason."""
+
+    kind: str
+    meaning: str
+    n_channels: int
+    groups: Shown[FrozenLine]
+
+
+@dataclass(frozen=True, slots=True)
+class FightRow:
+    """A group that tasks disagree about, and the pairs that disagree most."""
+
+    line: ConflictLine
+    pairs: Shown[tuple[tuple[str, str], float]]
+
+
+def report_page(report: PruneReport, plan: PruningPlan, *, model: str) -> str:
+    """Return a report as one HTML page.
+
+    Args:
+        report: The figures.
+        plan: The plan they belong to; why it drops what it drops is part of the page.
+        model: What the model is called.
+    """
+    conflict = report.conflict
+    return _template().render(
+        report=report,
+        model=model,
+        version=__version__,
+        costs=_costs(report),
+        knows_tasks=tuple(line.task for line in report.tasks) != BLIND or len(_tasks(report)) > 1,
+        colours={task: number % N_COLOURS for number, task in enumerate(_tasks(report))},
+        metrics=_metrics(report),
+        groups=_groups(report, plan),
+        limits=_limits(report),
+        frozen=_frozen(report),
+        untraced=Shown.of(report.untraced),
+        replacements=Shown.of(report.replacements),
+        notes=Shown.of(report.notes),
+        pairs=Shown.of(_pairs(conflict.pairs, conflict.shares)) if conflict else None,
+        fights=_fights(conflict) if conflict else None,
+        outputs=Shown.of(report.verification.outputs) if report.verification else None,
+        excluded=Shown.of(report.verification.excluded) if report.verification else None,
+    )
+
+
+def save_page(page: str, path: Path) -> None:
+    """Write a page to a file, which appears under its name when it is complete.
+
+    Raises:
+        InputError: The folder is missing, or the file cannot be written.
+    """
+    if not path.parent.is_dir():
+        raise InputError(
+            f"Expected an existing folder to write the report to. There is none at "
+            f"`{path.parent}`: make it first, or choose another place than `{path}`."
+        )
+    try:
+        with replacing(path) as temporary:
+            temporary.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"Could not write the report to `{path}`: {error}.") from error
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("taskprune.report"),
+        # Names of modules, tasks and files are the user's, and may hold anything.
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["percent"] = _percent
+    environment.filters["change"] = _change
+    environment.filters["width"] = _width
+    environment.filters["cost"] = _cost
+    environment.globals["cost_name"] = _cost_name
+    return environment.get_template("report.html.jinja")
+
+
+def _percent(fraction: float, digits: int = 1) -> str:
+    return f"{fraction:.{digits}%}"
+
+
+def _change(left: float) -> str:
+    """Say how much less is left: ``−32.7%``, with the sign that is as wide as a plus."""
+    return f"{left - 1:+.1%}".replace("-", "−")
+
+
+def _width(fraction: float) -> str:
+    return f"width:{100 * min(max(fraction, 0), 1):.1f}%"
+
+
+def _cost(value: int, name: str) -> str:
+    return amount(name, value) if name == "latency_ns" else f"{value:,}"
+
+
+def _cost_name(name: str) -> str:
+    names = {"macs": "multiply-adds a sample", "latency_ns": "latency, predicted"}
+    return names.get(name, cost_label(name))
+
+
+def _costs(report: PruneReport) -> list[CostCard]:
+    cards = [
+        CostCard(_cost_name(name), _cost(pair[0], name), _cost(pair[1], name), _left(*pair))
+        for name, pair in report.costs.items()
+    ]
+    if report.latency is not None:
+        whole, less = report.latency.measured_ms
+        cards.append(
+            CostCard("latency, measured", f"{whole:.3g} ms", f"{less:.3g} ms", _left(whole, less))
+        )
+    return cards
+
+
+def _left(before: float, after: float) -> float:
+    return after / before if before else 1.0
+
+
+def _tasks(report: PruneReport) -> tuple[str, ...]:
+    """All tasks that the page names, in their declared order where it is known."""
+    scored = [line.task for line in report.tasks]
+    grouped = sorted({task for group in report.groups for task in group.tasks})
+    return tuple(dict.fromkeys((*scored, *report.metrics, *grouped)))
+
+
+def _metrics(report: PruneReport) -> dict[str, MetricChange]:
+    """What was measured before, and after the last step that was not undone."""
+    held = [step.metrics for step in report.steps if not step.undone]
+    after = held[-1] if held else report.metrics
+    return {
+        task: MetricChange(value, after[task], report.tolerances.get(task))
+        for task, value in report.metrics.items()
+    }
+
+
+def _groups(report: PruneReport, plan: PruningPlan) -> Shown[GroupRow]:
+    """The groups that lose most channels, in the order of the model."""
+    most = sorted(report.groups, key=lambda line: line.n_kept - line.n_channels)[:GROUP_ROWS]
+    names = {line.name for line in most}
+    rounds: defaultdict[str, list[GroupRationale]] = defaultdict(list)
+    for why in plan.rationale:
+        if why.group in names:
+            rounds[why.group].append(why)
+    decisions = {decision.name: decision for decision in plan.groups}
+    held_by = {bound.group: bound.limit for bound in report.limits}
+    fights = {line.group: line.share for line in report.conflict.groups} if report.conflict else {}
+    rows = []
+    for line in report.groups:
+        if line.name not in names:
+            continue
+        decision, whys = decisions[line.name], rounds[line.name]
+        rows.append(
+            GroupRow(
+                line=line,
+                conflict=fights.get(line.name, 0.0) if report.conflict else None,
+                held_by=held_by.get(line.name, ""),
+                importance=_importance(whys),
+                dropped=_shortened(ranges_text(decision.drop)),
+                reasons=tuple(_reasons(whys)),
+                made_by=Shown.of(decision.made_by, TENSORS),
+                read_by=Shown.of(decision.read_by, TENSORS),
+            )
+        )
+    return Shown(rows, len(report.groups) - len(rows))
+
+
+def _importance(rounds: Sequence[GroupRationale]) -> tuple[tuple[str, float], ...]:
+    shares = rounds[0].shares if rounds else ()
+    # A sum below zero belongs to a task that would be better off without the group.
+    own = {share.task: max(share.total, 0.0) for share in shares}
+    total = sum(own.values())
+    if len(own) < 2 or total <= 0:
+        return ()
+    return tuple((task, value / total) for task, value in own.items())
+
+
+def _reasons(rounds: Sequence[GroupRationale]) -> Iterable[str]:
+    earlier = max(0, len(rounds) - ROUNDS)
+    if earlier:
+        yield f"{earlier} earlier rounds are in the plan"
+    for number, why in enumerate(rounds[earlier:], earlier + 1):
+        lead = f"round {number}: " if len(rounds) > 1 else ""
+        yield from (f"{lead}{line}" for line in reason_lines(why))
+
+
+def _shortened(ranges: str) -> str:
+    if len(ranges) <= RANGES_LENGTH:
+        return ranges
+    return f"{ranges[:RANGES_LENGTH].rpartition(' ')[0]} …"
+
+
+def _limits(report: PruneReport) -> dict[str, int]:
+    """How many groups each safety limit holds."""
+    counts: defaultdict[str, int] = defaultdict(int)
+    for bound in report.limits:
+        counts[bound.limit] += 1
+    return dict(counts)
+
+
+def _frozen(report: PruneReport) -> list[FrozenKind]:
+    """Frozen groups by reason; inputs and outputs of the model, which every model has, last."""
+    by_kind: defaultdict[str, list[FrozenLine]] = defaultdict(list)
+    for line in report.frozen:
+        by_kind[line.kind].append(line)
+    return [
+        FrozenKind(
+            kind=kind,
+            meaning=REASONS.get(kind, kind),
+            n_channels=sum(line.n_channels for line in lines),
+            groups=Shown.of(lines, FROZEN_ROWS),
+        )
+        for kind, lines in sorted(by_kind.items(), key=lambda item: item[0] == "interface")
+    ]
+
+
+def _pairs(
+    pairs: Sequence[tuple[str, str]], shares: Sequence[float]
+) -> list[tuple[tuple[str, str], float]]:
+    """Pairs of tasks that have conflict, most first."""
+    found = [(pair, share) for pair, share in zip(pairs, shares, strict=True) if share > 0]
+    return sorted(found, key=lambda item: -item[1])
+
+
+def _fights(conflict: ConflictReport) -> Shown[FightRow]:
+    shown = Shown.of(conflict.groups)
+    rows = [
+        FightRow(line, Shown.of(_pairs(conflict.pairs, line.pairs), PAIRS_NAMED))
+        for line in shown.rows
+    ]
+    return Shown(rows, shown.n_left_out)

@@ -1,0 +1,320 @@
+"""What a pruning run did, as a record: for print, for JSON, for a page."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+
+from taskprune.calling.tolerances import BrokenTolerance
+from taskprune.cost.names import amount, cost_label
+from taskprune.deployment.latency import LatencyComparison
+from taskprune.importance.conflict_report import (
+    ConflictReport,
+    conflict_table,
+)
+from taskprune.report.by_modality import ModalityLine, modality_table
+from taskprune.rewrite import VerificationReport
+from taskprune.solver.safety import BoundLimit
+
+if TYPE_CHECKING:
+    from rich.console import ConsoleOptions, RenderResult
+
+REASONS = {
+    "interface": "inputs and outputs of the model",
+    "literal": "sizes written as numbers in the code",
+    "attribute": "sizes the code computes in a way that cannot follow",
+    "structure": "dims that are not channels, or not of their own",
+    "unknown": "operators without a rule",
+    "user": "protected on request",
+}
+"""What each :data:`~taskprune.coupling.groups.FreezeKind` means to a reader."""
+
+
+FROZEN_ROWS = 40
+"""How many frozen groups are printed one by one; the record holds all."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLine:
+    """How much of what one task can reach goes.
+
+    Attributes:
+        task: Its name, or ``"all"`` where the criterion knows no tasks.
+        private_groups: Groups that only this task can reach.
+        shared_groups: Groups that it shares with others.
+        channels: Prunable channels in both.
+        dropped: How many of them go.
+        importance_removed: Share of the task's total score that goes with them, 0 to 1.
+    """
+
+    task: str
+    private_groups: int
+    shared_groups: int
+    channels: int
+    dropped: int
+    importance_removed: float
+
+
+@dataclass(frozen=True, slots=True)
+class GroupLine:
+    """One prunable group and what it loses."""
+
+    name: str
+    n_channels: int
+    n_kept: int
+    tasks: tuple[str, ...]
+    conflict: float
+    modality: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenLine:
+    """One frozen group and the first thing that froze it."""
+
+    name: str
+    n_channels: int
+    kind: str
+    detail: str
+    operator: str
+    module: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplacementLine:
+    """A module that was replaced by an equal one which can shrink."""
+
+    module: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class StepLine:
+    """One step of a run in several, or one that was watched.
+
+    Attributes:
+        step: Its number, from 1.
+        costs: What the model cost after it; MACs are of one sample.
+        metrics: What was measured after it on the validation data, by task.
+        undone: Whether it broke a tolerance and was undone.
+    """
+
+    step: int
+    costs: Mapping[str, int]
+    metrics: Mapping[str, float]
+    undone: bool
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """All figures of a run.
+
+    Attributes:
+        budget: What was asked for, in words.
+        criterion: Name of the importance criterion.
+        calibration_batches: How many batches the scores come from.
+        costs: ``{cost: (before, after)}``: ``params``, ``macs`` of one sample, and of the whole
+            batch ``latency_ns`` and ``activation_memory`` where the budget bounds them.
+        tasks: A line per task.
+        groups: A line per prunable group.
+        frozen: A line per frozen group.
+        untraced: Parameters that the traced forwards never touched.
+        verification: Comparison with the masked original; ``None`` if there was none.
+        replacements: Modules that were replaced by equal ones.
+        limits: Safety limits that held a group back.
+        notes: What else a reader must know: wrappers taken off, passes that did not run.
+        conflict: Where tasks fight; ``None`` where the criterion has no conflict term.
+        metrics: What was measured on the original, by task; empty without validation data.
+        steps: A line per step; empty for a single one that nobody watched.
+        tolerances: How much of its metric a task may lose, for tasks that say so and were watched.
+        broken: Tasks that lost more than their tolerance in the last step, which was undone.
+        latency: Predicted and measured, where the budget bounds it.
+        modalities: A line per modality and one for the fusion; empty where none were declared.
+    """
+
+    budget: str
+    criterion: str
+    calibration_batches: int
+    costs: Mapping[str, tuple[int, int]]
+    tasks: tuple[TaskLine, ...]
+    groups: tuple[GroupLine, ...]
+    frozen: tuple[FrozenLine, ...]
+    untraced: tuple[str, ...]
+    verification: VerificationReport | None
+    replacements: tuple[ReplacementLine, ...] = ()
+    limits: tuple[BoundLimit, ...] = ()
+    notes: tuple[str, ...] = ()
+    conflict: ConflictReport | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    steps: tuple[StepLine, ...] = ()
+    broken: tuple[BrokenTolerance, ...] = ()
+    latency: LatencyComparison | None = None
+    modalities: tuple[ModalityLine, ...] = ()
+
+    def to_json(self) -> str:
+        """Return the report as indented JSON."""
+        return json.dumps(asdict(self), indent=2)
+
+    def removed(self, cost: str) -> float:
+        """Return the fraction of a cost that was removed."""
+        before, after = self.costs[cost]
+        return 1 - after / before if before else 0.0
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from (cost_table(self), task_table(self))
+        if self.modalities:
+            yield modality_table(self.modalities)
+        if self.steps:
+            yield step_table(self)
+        yield from (f"Stopped at step {broken.step}: {broken}." for broken in self.broken)
+        yield frozen_table(self)
+        if self.frozen:
+            yield frozen_group_table(self)
+        if self.replacements:
+            yield replacement_table(self)
+        if self.limits:
+            yield limit_table(self)
+        yield from (f"Note: {note}" for note in self.notes)
+        if self.conflict is not None:
+            yield conflict_table(self.conflict)
+        if self.verification is not None:
+            yield f"Verified: {self.verification}"
+
+
+def cost_table(report: PruneReport) -> Table:
+    """Parameters and multiply-adds before and after."""
+    table = Table(title=f"Pruned to {report.budget} by {report.criterion}", title_justify="left")
+    for heading in ("", "before", "after", "removed"):
+        table.add_column(heading, justify="left" if not heading else "right")
+    names = {"macs": "multiply-adds a sample", "latency_ns": "latency, predicted"}
+    for cost, pair in report.costs.items():
+        before, after = (amount(cost, n) if cost == "latency_ns" else f"{n:,}" for n in pair)
+        table.add_row(
+            names.get(cost, cost_label(cost)), before, after, f"{report.removed(cost):.2%}"
+        )
+    if report.latency is not None:
+        whole, less = report.latency.measured_ms
+        table.add_row(
+            "latency, measured", f"{whole:.3g} ms", f"{less:.3g} ms", f"{1 - less / whole:.2%}"
+        )
+    return table
+
+
+def task_table(report: PruneReport) -> Table:
+    """What each task can reach, and what of it goes."""
+    table = Table(title="Channels by task", title_justify="left")
+    for heading in ("task", "private groups", "shared groups", "channels", "dropped", "score lost"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for line in report.tasks:
+        counts = (line.private_groups, line.shared_groups)
+        # Criteria that know no tasks have neither kind.
+        private, shared = (str(n) if any(counts) else "-" for n in counts)
+        table.add_row(
+            line.task,
+            private,
+            shared,
+            str(line.channels),
+            str(line.dropped),
+            f"{line.importance_removed:.2%}",
+        )
+    return table
+
+
+def step_table(report: PruneReport) -> Table:
+    """What was left after each step, and how well each task did."""
+    table = Table(title="Steps", title_justify="left")
+    costs = tuple(report.costs)
+    for heading in ("step", *costs, *report.metrics, ""):
+        table.add_column(heading, justify="right" if heading else "left")
+    original = StepLine(0, {name: report.costs[name][0] for name in costs}, report.metrics, False)
+    for line in (original, *report.steps):
+        table.add_row(
+            str(line.step),
+            *(f"{line.costs[name]:,}" for name in costs),
+            *(f"{line.metrics[name]:.4g}" for name in report.metrics),
+            "undone" if line.undone else "",
+        )
+    return table
+
+
+def frozen_table(report: PruneReport) -> RenderableType:
+    """What had to stay, by reason."""
+    if not report.frozen and not report.untraced:
+        return "Nothing is frozen."
+    channels: Counter[str] = Counter()
+    count: Counter[str] = Counter()
+    first: dict[str, FrozenLine] = {}
+    for line in report.frozen:
+        channels[line.kind] += line.n_channels
+        count[line.kind] += 1
+        first.setdefault(line.kind, line)
+    table = Table(title="Frozen, and why", title_justify="left")
+    for heading in ("reason", "groups", "channels", "for example"):
+        table.add_column(heading, justify="right" if heading in ("groups", "channels") else "left")
+    for kind, meaning in REASONS.items():
+        if kind in first:
+            example = first[kind]
+            where = f" ({example.source})" if example.source else ""
+            table.add_row(meaning, str(count[kind]), str(channels[kind]), f"{example.name}{where}")
+    if report.untraced:
+        table.add_row("never reached", str(len(report.untraced)), "", report.untraced[0])
+    return table
+
+
+def frozen_group_table(report: PruneReport) -> RenderableType:
+    """Each frozen group: the operator that froze it, the module it ran in and the source line.
+
+    Groups that the code freezes come before those that are inputs and outputs of the model, and
+    `FROZEN_ROWS` are shown.
+    """
+    table = Table(title="Frozen groups", title_justify="left")
+    for heading in ("group", "channels", "why", "operator", "module", "source"):
+        table.add_column(
+            heading, justify="right" if heading == "channels" else "left", overflow="fold"
+        )
+    lines = sorted(report.frozen, key=lambda line: line.kind == "interface")
+    for line in lines[:FROZEN_ROWS]:
+        table.add_row(
+            line.name, str(line.n_channels), line.detail, line.operator, line.module, line.source
+        )
+    if len(lines) > FROZEN_ROWS:
+        table.caption = f"{len(lines) - FROZEN_ROWS} more in `report.frozen`"
+    return table
+
+
+def replacement_table(report: PruneReport) -> Table:
+    """Modules that could not shrink as they were written, and what took their place."""
+    table = Table(title="Replaced by equal modules", title_justify="left")
+    for heading in ("module", "by"):
+        table.add_column(heading, overflow="fold")
+    for line in report.replacements:
+        table.add_row(line.module, line.kind)
+    return table
+
+
+def limit_table(report: PruneReport) -> Table:
+    """Groups that would have lost more but for a field of `Safety`."""
+    table = Table(title="Held back by safety limits", title_justify="left")
+    for heading in ("limit", "groups", "for example", "kept"):
+        table.add_column(heading, justify="right" if heading in ("groups", "kept") else "left")
+    by_limit: dict[str, list[BoundLimit]] = {}
+    for bound in report.limits:
+        by_limit.setdefault(bound.limit, []).append(bound)
+    for limit, bounds in by_limit.items():
+        table.add_row(limit, str(len(bounds)), bounds[0].group, str(bounds[0].n_kept))
+    return table
+
+
+def render(report: PruneReport, width: int = 100) -> str:
+    """Return the report as plain text."""
+    console = Console(width=width, no_color=True, highlight=False)
+    with console.capture() as capture:
+        console.print(Group(report))
+    return capture.get().rstrip()
