@@ -191,7 +191,12 @@ def main() -> None:
     scenes = RoadScenes(4 * args.batch_size, seed=5)
     batches = list(loader(scenes, batch_size=args.batch_size, shuffle=False, seed=0))
     pruned = taskprune.prune(
-        teacher, driving_tasks(), ratio=0.327, data=batches, forward=forward, n_batches=2
+        teacher,
+        driving_tasks(),
+        ratio=0.327,
+        data=batches,
+        forward=forward,
+        settings=taskprune.PruneSettings(n_batches=2),
     )
     work = Work(pruned.model, teacher, pruned.plan, batches, args.steps)
     table = rows(*in_turns(work))

@@ -15,7 +15,7 @@ from guarantee import Bundled, Guarantee
 from protocol import RESULTS
 
 import taskprune
-from taskprune import Budget, Safety, apply_plan, solve
+from taskprune import Budget, PruneSettings, Safety, apply_plan, solve
 from taskprune.calling import flatten_outputs
 from taskprune.cost.measured import measure_macs, measure_params
 from taskprune.coupling import couple
@@ -23,7 +23,7 @@ from taskprune.errors import InfeasibleBudgetError
 from taskprune.graph import trace
 from taskprune.importance import ChannelScores, score
 from taskprune.solver.loss_budget import predicted_loss
-from taskprune.solver.safety import channel_width
+from taskprune.solver.removable import channel_width
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from zoo import ZOO
@@ -77,7 +77,7 @@ def _limits(net: Bundled, scores: ChannelScores) -> Iterator[Guarantee]:
         0.4,
         data=net.batches,
         forward=net.forward,
-        steps=2,
+        settings=PruneSettings(steps=2),
         validation=net.batches,
     )
     named = [broken.task for broken in result.report.broken]

@@ -17,7 +17,9 @@ from taskprune.deployment.latency import latency_cost
 from taskprune.distillation import DistillSettings
 from taskprune.errors import TaskPruneError
 from taskprune.front.compression import CompressionPoint, CompressionResult, compress
-from taskprune.front.pruning import distill, prune
+from taskprune.front.distilling import distill
+from taskprune.front.prune_settings import PruneSettings
+from taskprune.front.pruning import prune
 from taskprune.front.result import PruneResult
 from taskprune.front.task_removal import DropTaskResult, drop_task
 from taskprune.graph import ModelGraph, trace
@@ -45,6 +47,7 @@ __all__ = [
     "Modality",
     "ModelGraph",
     "PruneResult",
+    "PruneSettings",
     "PruningPlan",
     "RuleContext",
     "Safety",

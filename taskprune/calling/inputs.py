@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from operator import length_hint
 from typing import Any
@@ -72,11 +72,12 @@ class ModelInputs:
     """What to run the model on.
 
     Attributes:
-        example: What to trace and verify on: the first batch, or the example inputs.
+        example: What to trace, time and verify on: the example inputs, or else the first batch.
         batches: All batches, the first included, or those of each task's own loader by its name;
             ``None`` without data.
         n_batches: How many of them will be used; 0 if that is not known.
-        forward: How either reaches the model.
+        forward: How a batch reaches the model.
+        on_example: How the example does.
         task_examples: The first batch of each task's own loader; empty where they share one.
     """
 
@@ -84,6 +85,7 @@ class ModelInputs:
     batches: Iterable[Any] | None
     n_batches: int
     forward: Forward
+    on_example: Forward
     task_examples: Mapping[str, Any] = field(default_factory=dict)
 
     def count(self, done: int) -> str:
@@ -104,20 +106,20 @@ def model_inputs(
     Args:
         data: Calibration batches; gone through once, by whoever iterates over the result. Or a
             loader for each task by its name.
-        example_inputs: In place of `data`: a tensor, a tuple of arguments or a dict of keywords.
+        example_inputs: A tensor, a tuple of arguments or a dict of keywords, in place of `data`; or
+            beside it, as the example of the shape that the model will run on.
         tasks: The tasks by name.
         forward: ``(model, batch) -> outputs``. Default: the convention for either form.
         n_batches: How many batches will be asked for at most.
 
     Raises:
-        InputError: Both or neither are given, the data is of another form or empty, or without data
-            a task does not say which outputs it owns.
+        InputError: Neither is given, the data is of another form or empty, or without data a task
+            does not say which outputs it owns.
     """
-    if (data is None) == (example_inputs is None):
+    if data is None and example_inputs is None:
         raise InputError(
             "Expected calibration `data`, or `example_inputs` (a tensor, a tuple of arguments or "
-            "a dict of keyword arguments) for a criterion that needs no data. Found "
-            f"{'neither' if data is None else 'both'}."
+            "a dict of keyword arguments) for a criterion that needs no data. Found neither."
         )
     if forward is not None and not callable(forward):
         raise InputError(
@@ -126,17 +128,30 @@ def model_inputs(
         )
     if data is None:
         _check_outputs_declared(tasks)
-        return ModelInputs(example_inputs, None, 0, forward or call_inputs)
+        call = forward or call_inputs
+        return ModelInputs(example_inputs, None, 0, call, call)
     if n_batches is not None and not (isinstance(n_batches, int) and n_batches >= 1):
         raise InputError(f"`n_batches` must be at least 1, or None for all. Found {n_batches!r}.")
+    found = _of_data(data, tasks, forward or call_batch, n_batches)
+    if example_inputs is None:
+        return found
+    return replace(found, example=example_inputs, on_example=forward or call_inputs)
+
+
+def _of_data(
+    data: Iterable[Any] | Mapping[str, Iterable[Any]],
+    tasks: Mapping[str, Task],
+    forward: Forward,
+    n_batches: int | None,
+) -> ModelInputs:
     if isinstance(data, Mapping):
-        return _own_loaders(check_loaders(data, tasks), forward or call_batch, n_batches)
+        return _own_loaders(check_loaders(data, tasks), forward, n_batches)
     _check_data(data)
     # One pass only: an iterator has no second, and a shuffling loader would draw anew.
     remaining = iter(data)
     for first in remaining:
         used = min(length_hint(data), n_batches or sys.maxsize)
-        return ModelInputs(first, chain([first], remaining), used, forward or call_batch)
+        return ModelInputs(first, chain([first], remaining), used, forward, forward)
     raise InputError(
         "`data` holds no batch. Expected at least one. Is the loader empty, or an iterator that "
         "was gone through before?"
@@ -146,15 +161,14 @@ def model_inputs(
 def _own_loaders(
     loaders: Mapping[str, Iterable[Any]], forward: Forward, n_batches: int | None
 ) -> ModelInputs:
-    parts = {
-        task: model_inputs(own, None, {}, n_batches=n_batches) for task, own in loaders.items()
-    }
+    parts = {task: _of_data(own, {}, forward, n_batches) for task, own in loaders.items()}
     examples = {task: part.example for task, part in parts.items()}
     return ModelInputs(
         example=next(iter(examples.values())),
         batches={task: part.batches or () for task, part in parts.items()},
         n_batches=sum(part.n_batches for part in parts.values()),
         forward=forward,
+        on_example=forward,
         task_examples=examples,
     )
 

@@ -18,14 +18,17 @@ from torch import nn
 
 from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.task import Task, check_tasks
-from taskprune.calling.tolerances import broken_tolerances, check_watched
+from taskprune.calling.tolerances import BrokenTolerance, broken_tolerances, check_watched
+from taskprune.calling.wrappers import bare
 from taskprune.distillation import DistillSettings, TapSelector, measure
 from taskprune.distillation.settings import checked_settings
 from taskprune.errors import InfeasibleBudgetError
 from taskprune.files.places import make_folder
-from taskprune.front.pruning import distill, prune
-from taskprune.front.result import PruneResult
-from taskprune.front.schedule import check_steps, pruned_in_steps
+from taskprune.front.distilling import distill
+from taskprune.front.job import Job
+from taskprune.front.prune_settings import PruneSettings
+from taskprune.front.pruning import checked_safety
+from taskprune.front.steps import Step, in_steps
 from taskprune.importance import Importance
 from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite.checkpoint import save_checkpoint
@@ -172,74 +175,79 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
         InfeasibleBudgetError: Not even the first step can be made.
     """
     named = check_tasks(tasks)
-    whole = Budget.from_ratio(ratio)
+    job = Job(
+        tasks=named,
+        budget=Budget.from_ratio(ratio),
+        data=data,
+        forward=forward,
+        importance=importance,
+        safety=checked_safety(safety),
+        settings=PruneSettings(steps=steps, n_batches=n_batches),
+    )
+    model = bare(model)
+    call = forward or call_batch
     held_out = check_watched(named, validation)
     settings = checked_settings(settings)
     if settings.directory is not None:  # said before the first step takes its time
         make_folder(Path(settings.directory), option="`DistillSettings.directory`")
-    call = forward or call_batch
-
-    def prune_to(current: nn.Module, budget: Budget, limits: Safety) -> PruneResult:
-        return prune(
-            current,
-            named,
-            data=data,
-            forward=forward,
-            budget=budget,
-            importance=importance,
-            safety=limits,
-            n_batches=n_batches,
-        )
-
+    job.check(model)
     points: list[CompressionPoint] = []
-    on_the_way = pruned_in_steps(
-        model, prune_to, whole, safety or Safety(), steps=check_steps(steps)
-    )
-    while True:
-        try:
-            step = next(on_the_way, None)
-        except InfeasibleBudgetError as error:
+    try:
+        for step in in_steps(job, model, looks_ahead=False, verify=True):
             if not points:
-                raise
-            return CompressionResult(tuple(points), str(error))
-        if step is None:
-            return CompressionResult(tuple(points), None)
-        number, result, plan = step.number, step.result, step.plan
+                metrics = measure(model, named, held_out, forward=call)
+                before = {name: cost for name, (cost, _) in step.own.costs.items()}
+                points.append(
+                    CompressionPoint(0, before["params"], before["macs"], metrics, (), model, None)
+                )
+            folder = None
+            if settings.directory is not None:
+                folder = Path(settings.directory) / f"step_{step.number}"
+            distill(  # in place
+                step.model,
+                teacher=model,
+                tasks=named,
+                data=data,
+                plan=step.plan,
+                taps=taps,
+                forward=call,
+                settings=replace(settings, directory=folder),
+            )
+            metrics = measure(step.model, named, held_out, forward=call)
+            broken = broken_tolerances(named, points[0].metrics, metrics, step=step.number)
+            points.append(_point(step, metrics, broken, folder))
+            if broken:
+                reason = "; ".join(str(each) for each in broken)
+                return CompressionResult(tuple(points), f"Step {step.number}: {reason}.")
+    except InfeasibleBudgetError as error:
         if not points:
-            before = {name: cost for name, (cost, _) in result.plan.costs.items()}
-            metrics = measure(model, named, held_out, forward=call)
-            points.append(
-                CompressionPoint(0, before["params"], before["macs"], metrics, (), model, None)
-            )
-        folder = None
-        if settings.directory is not None:
-            folder = Path(settings.directory) / f"step_{number}"
-        current = distill(  # in place
-            result.model,
-            teacher=model,
-            tasks=named,
-            data=data,
-            plan=plan,
-            taps=taps,
-            forward=call,
-            settings=replace(settings, directory=folder),
-        )
-        path = None
-        if folder is not None:
-            path = folder / "model.safetensors"
-            save_checkpoint(path, current, plan)
-        metrics = measure(current, named, held_out, forward=call)
-        broken = broken_tolerances(named, points[0].metrics, metrics, step=number)
-        costs = {name: after for name, (_, after) in result.plan.costs.items()}
-        lost = tuple(each.task for each in broken)
-        points.append(
-            CompressionPoint(
-                number, costs["params"], costs["macs"], metrics, lost, current, plan, path
-            )
-        )
-        if broken:
-            reason = "; ".join(str(each) for each in broken)
-            return CompressionResult(tuple(points), f"Step {number}: {reason}.")
+            raise
+        return CompressionResult(tuple(points), str(error))
+    return CompressionResult(tuple(points), None)
+
+
+def _point(
+    step: Step,
+    metrics: Mapping[str, float],
+    broken: Sequence[BrokenTolerance],
+    folder: Path | None,
+) -> CompressionPoint:
+    """Gather what a step led to, and save it if there is a folder."""
+    path = None
+    if folder is not None:
+        path = folder / "model.safetensors"
+        save_checkpoint(path, step.model, step.plan)
+    costs = {name: after for name, (_, after) in step.own.costs.items()}
+    return CompressionPoint(
+        step.number,
+        costs["params"],
+        costs["macs"],
+        metrics,
+        tuple(each.task for each in broken),
+        step.model,
+        step.plan,
+        path,
+    )
 
 
 def _table(result: CompressionResult) -> Table:

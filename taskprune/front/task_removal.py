@@ -30,12 +30,11 @@ from taskprune.graph import (
     tasks_reached,
     trace,
 )
-from taskprune.graph.records import Mode
 from taskprune.importance import output_owners
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.replace import ModuleReplacement, dropping, replace_modules
 from taskprune.replace.absent import ABSENT, DroppedModule, form_of
-from taskprune.restore.modes import evaluating
+from taskprune.restore.modes import Mode, evaluating
 from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite.surgery import duplicate
 

@@ -24,7 +24,6 @@ from taskprune.graph.records import (
     GraphInput,
     GraphOutput,
     Guard,
-    Mode,
     ModuleOutput,
     Operation,
     Ref,
@@ -35,6 +34,7 @@ from taskprune.graph.records import (
 )
 from taskprune.graph.sizes import Relation, SizeExpr, TracedInt
 from taskprune.restore.borrow import TensorGuard
+from taskprune.restore.modes import Mode
 
 _LIBRARIES = frozenset({"torch", "contextlib", "importlib"})
 _OWN_ROOMS = ("taskprune.graph", "taskprune.calling.forward")

@@ -20,7 +20,7 @@ from taskprune.errors import InputError, TaskPruneError, TraceError
 from taskprune.graph.attributes import trace_attributes
 from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.recorder import Recorder
-from taskprune.graph.records import GraphOutput, Mode, ModelGraph, Ref
+from taskprune.graph.records import GraphOutput, ModelGraph, Ref
 from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
 from taskprune.restore.autocast import without_autocast
 from taskprune.restore.borrow import (
@@ -30,7 +30,7 @@ from taskprune.restore.borrow import (
 )
 from taskprune.restore.caches import without_caches
 from taskprune.restore.garbage import collection_paused
-from taskprune.restore.modes import set_mode_without_updates
+from taskprune.restore.modes import Mode, set_mode_without_updates
 
 TaskOutputs: TypeAlias = Mapping[str, Task] | Mapping[str, str | Sequence[str]]
 """Tasks, or just the output paths of each."""

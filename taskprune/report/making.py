@@ -16,7 +16,7 @@ from taskprune.report.record import FrozenLine, GroupLine, PruneReport, Replacem
 from taskprune.rewrite import VerificationReport
 from taskprune.solver.budget import Budget
 from taskprune.solver.landing import MISS
-from taskprune.solver.safety import BoundLimit
+from taskprune.solver.removable import BoundLimit
 
 _log = logging.getLogger("taskprune")
 
@@ -41,10 +41,7 @@ def make_report(
         budget=str(budget),
         criterion=scores.criterion,
         calibration_batches=scores.n_batches,
-        costs={
-            name: _per_sample(pair, groups.batch_size) if kind_of(name) == "macs" else pair
-            for name, pair in plan.costs.items()
-        },
+        costs=costs_of_a_sample(plan, groups),
         tasks=tuple(_task_line(row, scores, plan) for row in range(len(scores.tasks))),
         groups=tuple(
             GroupLine(
@@ -67,6 +64,15 @@ def make_report(
         latency=latency,
         modalities=modality_lines(groups, plan),
     )
+
+
+def costs_of_a_sample(plan: PruningPlan, groups: CouplingGroups) -> dict[str, tuple[int, int]]:
+    """Return a plan's costs with multiply-adds of one sample, not of the traced batch."""
+    size = groups.batch_size
+    return {
+        name: (before // size, after // size) if kind_of(name) == "macs" else (before, after)
+        for name, (before, after) in plan.costs.items()
+    }
 
 
 def unowned_outputs(graph: ModelGraph) -> tuple[str, ...]:
@@ -95,7 +101,7 @@ def _rounding_notes(
     plan: PruningPlan, budget: Budget, batch_size: int, multiple: int
 ) -> tuple[str, ...]:
     """Say which groups gave up the multiple, and where the target is missed in spite of that."""
-    if budget.lead or multiple == 1 or not plan.drop:  # a step on the way is not the result
+    if multiple == 1 or not plan.drop:
         return ()
     notes: tuple[str, ...] = ()
     odd = [f"`{d.name}` ({d.n_kept})" for d in plan.groups if d.drop and d.n_kept % multiple]
@@ -124,10 +130,6 @@ def _limits(plan: PruningPlan) -> tuple[BoundLimit, ...]:
     held = {why.group: why.held_by for why in plan.rationale}
     kept = plan.kept
     return tuple(BoundLimit(name, kept[name], limit) for name, limit in held.items() if limit)
-
-
-def _per_sample(pair: tuple[int, int], batch_size: int) -> tuple[int, int]:
-    return pair[0] // batch_size, pair[1] // batch_size
 
 
 def _task_line(row: int, scores: ChannelScores, plan: PruningPlan) -> TaskLine:

@@ -20,7 +20,7 @@ from taskprune.importance.conflict_report import (
 )
 from taskprune.report.by_modality import ModalityLine, modality_table
 from taskprune.rewrite import VerificationReport
-from taskprune.solver.safety import BoundLimit
+from taskprune.solver.removable import BoundLimit
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult

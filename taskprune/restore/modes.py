@@ -34,13 +34,19 @@ def set_mode_without_updates(model: nn.Module, mode: Mode) -> None:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run with every submodule in eval mode; give each one's own mode back, also on error."""
+def modes_given_back(model: nn.Module) -> Iterator[None]:
+    """Restore each module's ``training`` flag on exit, also on error."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with without_cached_casts():
-            yield
+        yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run with every submodule in eval mode; give each one's own mode back, also on error."""
+    with modes_given_back(model), without_cached_casts():
+        model.eval()
+        yield

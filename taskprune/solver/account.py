@@ -9,8 +9,7 @@ import numpy as np
 from taskprune.cost import Cost, CostAccount
 from taskprune.coupling.groups import IntArray
 from taskprune.solver.blocks import FloatArray
-from taskprune.solver.budget import Budget
-from taskprune.solver.safety import Removable
+from taskprune.solver.removable import Removable
 
 
 class Account:
@@ -19,14 +18,13 @@ class Account:
     Args:
         parts: What may go, by group.
         models: Every cost by name, over the same groups in the same order.
-        budget: Upper bounds on some of them.
-        batch_size: Samples in the traced batch.
+        limits: Upper bounds on some of them, in the same units.
 
     Attributes:
         full: Channels of each group. Shape ``[n_groups]``.
         removed: How many of them are gone. Shape ``[n_groups]``.
         original: Each cost of the whole model.
-        limits: The bounds, in the same units.
+        limits: The bounds.
         states: The bounded costs at present.
     """
 
@@ -34,16 +32,14 @@ class Account:
         self,
         parts: Sequence[Removable],
         models: Mapping[str, Cost],
-        budget: Budget,
-        *,
-        batch_size: int,
+        limits: Mapping[str, int],
     ) -> None:
         self.parts = tuple(parts)
         self.models = dict(models)
         self.full: IntArray = np.array([p.group.n_channels for p in self.parts], dtype=np.int64)
         self.removed: IntArray = np.zeros(len(self.parts), dtype=np.int64)
         self.original = {name: model.value() for name, model in self.models.items()}
-        self.limits = budget.limits(self.original, batch_size=batch_size)
+        self.limits = dict(limits)
         self.states: dict[str, CostAccount] = {name: self.models[name].at() for name in self.limits}
 
     def span(self, name: str) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskprune.coupling.groups import IntArray
-from taskprune.solver.safety import Removable
+from taskprune.solver.removable import Removable
 
 FloatArray = NDArray[np.float64]
 

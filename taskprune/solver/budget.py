@@ -80,20 +80,6 @@ class Budget:
             given |= {modality_cost(cost, modality): b for cost, b in own.bounds.items()}
         return {name: bound for name, bound in given.items() if bound is not None}
 
-    @property
-    def ahead(self) -> Budget | None:
-        """What will be asked for later on, where that can be judged now."""
-        return None
-
-    @property
-    def lead(self) -> str:
-        """What begins a message about this budget: which step it is of, if it is one of several."""
-        return ""
-
-    def whole(self, original: Mapping[str, int]) -> Mapping[str, int]:
-        """Return the costs that fractions are of; ``original`` are those of the model at hand."""
-        return original
-
     def limits(self, original: Mapping[str, int], *, batch_size: int = 1) -> dict[str, int]:
         """Return the bounds as whole numbers, in the units of ``original``.
 

@@ -15,7 +15,9 @@ from taskprune.errors import InfeasibleBudgetError
 from taskprune.importance.scores import ChannelScores
 from taskprune.solver.account import Account
 from taskprune.solver.budget import Budget
-from taskprune.solver.safety import Safety, channel_width, removable
+from taskprune.solver.removable import channel_width, removable
+from taskprune.solver.safety import Safety
+from taskprune.solver.step_context import StepContext
 
 
 def check_ahead(
@@ -24,6 +26,7 @@ def check_ahead(
     models: Mapping[str, Cost],
     budget: Budget,
     safety: Safety,
+    context: StepContext,
 ) -> None:
     """Hold what later steps will ask for against what can be reached at all.
 
@@ -33,13 +36,15 @@ def check_ahead(
     Raises:
         InfeasibleBudgetError: A later step cannot be made.
     """
-    if budget.ahead is None:
+    if not context.looks_ahead or context.step == context.steps:
         return
-    parts = removable(groups, scores, replace(safety, protected_quantile=1.0))
-    account = Account(parts, models, budget.ahead, batch_size=groups.batch_size)
+    last = replace(context, step=context.steps)
+    parts = removable(groups, scores, replace(safety, protected_quantile=1.0), last)
+    costs = {name: model.value() for name, model in models.items()}
+    account = Account(parts, models, last.limits(budget, costs, batch_size=groups.batch_size))
     for name, limit in account.limits.items():
         if name not in MEASURED and _lowest_ahead(account, name) > limit:
-            raise InfeasibleBudgetError(infeasible(groups, account, safety, budget.ahead))
+            raise InfeasibleBudgetError(infeasible(groups, account, safety, last))
 
 
 def _lowest_ahead(account: Account, name: str) -> int:
@@ -54,7 +59,9 @@ def _lowest_ahead(account: Account, name: str) -> int:
     return account.models[name].value(np.array(counts, dtype=np.int64))
 
 
-def infeasible(groups: CouplingGroups, account: Account, safety: Safety, budget: Budget) -> str:
+def infeasible(
+    groups: CouplingGroups, account: Account, safety: Safety, context: StepContext
+) -> str:
     """Say which bound cannot be met, what can be reached, and the largest frozen group.
 
     Fractions are of the model before the first step.
@@ -66,10 +73,10 @@ def infeasible(groups: CouplingGroups, account: Account, safety: Safety, budget:
         name = max(account.limits, key=account.shortfall)
         lowest = account.states[name].total
     limit = account.limits[name]
-    original = budget.whole(account.original).get(name, account.original[name])
+    original = context.original.get(name, account.original[name])
     held = sum(part.group.n_channels - len(part.order) for part in account.parts)
     return (
-        f"{budget.lead}At most {amount(name, limit)} ({limit / max(1, original):.2%}) cannot be "
+        f"{context.lead}At most {amount(name, limit)} ({limit / max(1, original):.2%}) cannot be "
         f"met: with {safety} the smallest reachable model has {_of(name, lowest, original)}, "
         f"which removes {1 - lowest / max(1, original):.2%}. The limits hold {held} channels of "
         f"{len(groups)} groups. {_largest_frozen(groups)} Allow more in the budget or in `safety=`."

@@ -35,7 +35,9 @@ from numpy.typing import NDArray
 
 from taskprune.errors import InputError
 from taskprune.importance.scores import ChannelScores
-from taskprune.solver.safety import Removable, Safety
+from taskprune.solver.removable import Removable
+from taskprune.solver.safety import Safety
+from taskprune.solver.step_context import ALONE, StepContext
 
 
 def predicted_loss(scores: ChannelScores, drop: Mapping[str, Iterable[int]]) -> dict[str, float]:
@@ -53,14 +55,16 @@ def predicted_loss(scores: ChannelScores, drop: Mapping[str, Iterable[int]]) -> 
     return dict(zip(scores.tasks, total.tolist(), strict=True))
 
 
-def allowed_loss(safety: Safety, scores: ChannelScores) -> dict[str, float]:
-    """Return what the loss of each limited task may rise by, as a fraction.
+def allowed_loss(
+    safety: Safety, scores: ChannelScores, context: StepContext = ALONE
+) -> dict[str, float]:
+    """Return what the loss of each limited task may rise by in this step, as a fraction.
 
     Raises:
         InputError: A limit is for a task that the scores do not know, or they say nothing of the
             losses.
     """
-    limits = safety.loss_limits(scores.tasks)
+    limits = context.loss_limits(safety, scores.tasks)
     if not limits:
         return {}
     if not scores.loss_increase:

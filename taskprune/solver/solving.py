@@ -27,7 +27,9 @@ from taskprune.solver.infeasible import check_ahead, infeasible
 from taskprune.solver.landing import MISS, fill, put_back, remove, step_together
 from taskprune.solver.loss_budget import affordable, allowed_loss, predicted_loss
 from taskprune.solver.multipliers import balanced
-from taskprune.solver.safety import Safety, bound_limits, removable
+from taskprune.solver.removable import bound_limits, removable
+from taskprune.solver.safety import Safety
+from taskprune.solver.step_context import ALONE, StepContext
 
 _log = logging.getLogger("taskprune")
 
@@ -78,6 +80,7 @@ def solve(
     safety: Safety = DEFAULT_SAFETY,
     cost_power: CostPower = DEFAULT_POWER,
     costs: Mapping[str, Cost] | None = None,
+    context: StepContext = ALONE,
 ) -> PruningPlan:
     """Choose which channels go. Same arguments, same plan.
 
@@ -90,10 +93,11 @@ def solve(
         cost_power: How much a channel's price counts in the order.
         costs: Further costs by name that the budget may bound, such as ``latency_ns``, a
             :class:`~taskprune.cost.LatencyCost`.
+        context: Where this is a step of several, which one, and what the others have done.
 
     Returns:
         The plan, with parameters and multiply-adds before and after, both exact. Groups that ran
-        into a limit are logged; :func:`~taskprune.solver.safety.bound_limits` returns them.
+        into a limit are logged; :func:`~taskprune.solver.removable.bound_limits` returns them.
 
     Raises:
         InputError: The scores are not those of these groups, or these have no modality of the
@@ -114,25 +118,27 @@ def solve(
         raise InputError(
             f"The budget bounds `{unknown[0]}`, which must be measured first. Pass it in `costs=`."
         )
-    check_ahead(groups, scores, models, budget, safety)
-    parts = removable(groups, scores, safety)
-    allowed = allowed_loss(safety, scores)
-    account = Account(parts, models, budget, batch_size=groups.batch_size)
+    check_ahead(groups, scores, models, budget, safety, context)
+    parts = removable(groups, scores, safety, context)
+    allowed = allowed_loss(safety, scores, context)
+    originals = {name: model.value() for name, model in models.items()}
+    limits = context.limits(budget, originals, batch_size=groups.batch_size)
+    account = Account(parts, models, limits)
     keys = _order(account, cost_power)
-    _meet(account, groups, safety, cost_power, budget)
+    _meet(account, groups, safety, cost_power, context)
     predicted = predicted_loss(scores, _dropped(account))
     if any(predicted[task] > limit for task, limit in allowed.items()):
         # What the budget asks for is more than a task can afford: only then do limits bind.
         parts = affordable(parts, scores, allowed, keys)
-        account = Account(parts, models, budget, batch_size=groups.batch_size)
-        _meet(account, groups, safety, cost_power, budget)
+        account = Account(parts, models, limits)
+        _meet(account, groups, safety, cost_power, context)
     drop = _dropped(account)
     names = [group.name for group in groups]
     kept = account.full - account.removed
     bounds = bound_limits(parts, dict(zip(names, kept.tolist(), strict=True)), safety)
     for bound in bounds:
         _log.info("`%s` keeps %d channels: held by %s", bound.group, bound.n_kept, bound.limit)
-    spent = {name: (model.value(), model.value(kept)) for name, model in models.items()}
+    spent = {name: (originals[name], model.value(kept)) for name, model in models.items()}
     # Those of single modalities are parts of what is told anyway.
     further = {n: models[n] for n in account.limits if kind_of(n) not in ("params", "macs")}
     rationale = make_rationale(groups, scores, drop, {b.group: b.limit for b in bounds}, further)
@@ -159,7 +165,7 @@ def _meet(
     groups: CouplingGroups,
     safety: Safety,
     cost_power: CostPower,
-    budget: Budget,
+    context: StepContext,
 ) -> None:
     """Let channels go until the budget is met.
 
@@ -184,7 +190,7 @@ def _meet(
         remove(account, multiples, power)
         remove(account, singles, power)
     if account.excess() > 0:
-        raise InfeasibleBudgetError(infeasible(groups, account, safety, budget))
+        raise InfeasibleBudgetError(infeasible(groups, account, safety, context))
     put_back(account, multiples)
     exchange(account, multiples, power)
     if is_coarse and account.miss() > MISS:

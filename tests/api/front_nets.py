@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskprune import Task
+from taskprune import PruneSettings, Task
 from taskprune.testing import randomise_
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -223,3 +224,11 @@ def assert_step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     torch.autograd.backward(kind_loss(outputs, batch) + map_loss(outputs, batch))
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
     optimizer.step()
+
+
+def settled(keywords: dict[str, Any]) -> dict[str, Any]:
+    """Gather those of ``prune``'s keywords that are fields of its settings."""
+    names = {field.name for field in fields(PruneSettings)}
+    settings = {name: value for name, value in keywords.items() if name in names}
+    rest = {name: value for name, value in keywords.items() if name not in names}
+    return {**rest, "settings": PruneSettings(**settings)} if settings else rest

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from front_nets import Plain, TwoTaskNet, batches, images, two_task_net, two_tasks
+from front_nets import Plain, TwoTaskNet, batches, images, settled, two_task_net, two_tasks
 from torch import Tensor, nn
 
 import taskprune
@@ -28,7 +28,7 @@ class Odd(nn.Module):
 
 def pruned(net: nn.Module, ratio: float = 0.2, **keywords: Any) -> taskprune.PruneResult:
     return taskprune.prune(
-        net, None, ratio, example_inputs=images(2), importance="magnitude", **keywords
+        net, None, ratio, example_inputs=images(2), importance="magnitude", **settled(keywords)
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from front_nets import batches, two_task_net, two_tasks
 
 import taskprune
-from taskprune import PruneResult
+from taskprune import PruneResult, PruneSettings
 from taskprune.calling.tolerances import BrokenTolerance
 from taskprune.deployment.latency import LatencyComparison
 from taskprune.errors import InputError
@@ -181,7 +181,12 @@ def test_a_large_model_makes_a_page_that_a_browser_takes() -> None:
 def test_criteria_that_know_no_tasks_and_runs_without_steps_have_their_page() -> None:
     net, inputs = two_task_net(), (batches(1)[0][0],)
     found = taskprune.prune(
-        net, None, 0.3, example_inputs=inputs, importance="magnitude", verify=False
+        net,
+        None,
+        0.3,
+        example_inputs=inputs,
+        importance="magnitude",
+        settings=PruneSettings(verify=False),
     )
     text = Outline(found.to_html()).text
     assert "was not compared" in text
@@ -215,7 +220,12 @@ def test_steps_keep_the_tolerances_of_watched_tasks() -> None:
     tasks = two_tasks()
     tasks["kind"] = replace(tasks["kind"], metric=Constant(), tolerance=0.5)
     found = taskprune.prune(
-        two_task_net(), tasks, 0.3, data=batches(1), validation=batches(1), steps=1
+        two_task_net(),
+        tasks,
+        0.3,
+        data=batches(1),
+        validation=batches(1),
+        settings=PruneSettings(steps=1),
     )
     assert found.report.tolerances == {"kind": 0.5}
     assert "1 → 1" in Outline(found.to_html()).text

@@ -13,7 +13,7 @@ from front_nets import Plain, images, two_task_net
 from torch import nn
 
 import taskprune
-from taskprune import Budget
+from taskprune import Budget, PruneSettings
 from taskprune.cost import CachedTimer, LatencyReport, OperatorCall, measure_macs
 from taskprune.cost.operator_call import TensorSpec
 from taskprune.errors import InfeasibleBudgetError, InputError
@@ -71,7 +71,7 @@ def test_latency_is_bounded_and_reported_in_several_steps(clock: Path) -> None:
         importance="magnitude",
         example_inputs=images(2),
         budget=Budget(latency_ms=0.7),
-        steps=3,
+        settings=PruneSettings(steps=3),
     )
     before, after = result.plan.costs["latency_ns"]
     assert before == round(by_macs({"net": net}, images(2))["net"].median_ms * 1e6)

@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import taskprune
-from taskprune import Task
+from taskprune import PruneSettings, Task
+from taskprune.cost import measure_macs
 from taskprune.importance import TorchPruningImportance
 from taskprune.testing import randomise_
 
@@ -140,7 +141,9 @@ def test_data_is_gone_through_once() -> None:
                 drawn.append(number)
                 yield batch
 
-    taskprune.prune(two_task_net(), two_tasks(), 0.3, data=Counting(), n_batches=2)
+    taskprune.prune(
+        two_task_net(), two_tasks(), 0.3, data=Counting(), settings=PruneSettings(n_batches=2)
+    )
     assert drawn == [0, 1]
 
 
@@ -176,3 +179,15 @@ def test_a_shuffling_loader_is_left_to_its_order() -> None:
         plans.append(taskprune.prune(net, two_tasks(), 0.3, data=loader).plan)
         assert torch.equal(torch.get_rng_state(), state)
     assert plans[0] == plans[1]
+
+
+def test_an_example_beside_the_data_is_what_the_model_will_run_on() -> None:
+    """Scores are of the data, costs and verification of the example."""
+    data, example = batches(4), torch.randn(1, 3, 16, 20)
+    result = taskprune.prune(two_task_net(), two_tasks(), 0.3, data=data, example_inputs=example)
+    alone = taskprune.prune(two_task_net(), two_tasks(), 0.3, data=data)
+    assert result.plan.drop == alone.plan.drop
+    assert result.report.calibration_batches == 4
+    assert result.groups.batch_size == 1
+    macs = result.plan.costs["macs"]
+    assert macs == tuple(measure_macs(net, example) for net in (two_task_net(), result.model))

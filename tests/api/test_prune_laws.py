@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import taskprune
-from taskprune import Budget, Safety, Task
+from taskprune import Budget, PruneSettings, Safety, Task
 from taskprune.importance import TorchPruningImportance
 from taskprune.plan.composition import compose
 from taskprune.testing import randomise_
@@ -244,7 +244,11 @@ def test_frozen_parameters_go_like_any_others() -> None:
 
 def test_protected_modules_keep_their_channels() -> None:
     result = taskprune.prune(
-        two_task_net(), two_tasks(), 0.3, data=batches(2), protect=["inner", nn.Linear]
+        two_task_net(),
+        two_tasks(),
+        0.3,
+        data=batches(2),
+        settings=PruneSettings(protect=["inner", nn.Linear]),
     )
     assert isinstance(result.model, TwoTaskNet)
     assert result.model.inner.out_channels == 32
@@ -256,7 +260,12 @@ def test_protected_modules_keep_their_channels() -> None:
 def test_a_single_protected_module_needs_no_list(one: Any) -> None:
     plans = [
         taskprune.prune(
-            two_task_net(), None, 0.05, example_inputs=images(2), importance="magnitude", protect=p
+            two_task_net(),
+            None,
+            0.05,
+            example_inputs=images(2),
+            importance="magnitude",
+            settings=PruneSettings(protect=p),
         ).plan
         for p in (one, [one])
     ]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from front_nets import settled
 from torch import Tensor, nn
 
 import taskprune
@@ -47,7 +48,7 @@ def batches() -> list[Any]:
 
 def pruned(**settings: Any) -> taskprune.PruneResult:
     torch.manual_seed(0)
-    return taskprune.prune(Sensors(), TASKS, data=batches(), **settings)
+    return taskprune.prune(Sensors(), TASKS, data=batches(), **settled(settings))
 
 
 BUDGET = Budget(params=0.8, modalities={"camera": Budget(params=0.5), "lidar": Budget(params=0.7)})

@@ -19,12 +19,14 @@ from front_nets import (
     kind_loss,
     map_loss,
     mean_losses,
+    settled,
     two_task_net,
     two_tasks,
 )
 
 import taskprune
-from taskprune import Task
+from taskprune import PruneSettings, Task
+from taskprune.front import job
 from taskprune.rewrite import remap_optimizer
 
 # -- what comes out --------------------------------------------------------------------------------
@@ -99,7 +101,9 @@ def test_a_task_may_be_called_all() -> None:
 
 
 def test_verification_can_be_switched_off() -> None:
-    result = taskprune.prune(two_task_net(), two_tasks(), 0.3, data=batches(1), verify=False)
+    result = taskprune.prune(
+        two_task_net(), two_tasks(), 0.3, data=batches(1), settings=PruneSettings(verify=False)
+    )
     assert result.report.verification is None
     assert "Verified" not in str(result)
 
@@ -114,8 +118,8 @@ def announced(monkeypatch: pytest.MonkeyPatch, **keywords: Any) -> list[str]:
     def stages(_title: str) -> Iterator[Callable[[str], None]]:
         yield seen.append
 
-    monkeypatch.setattr(taskprune.api, "stages", stages)
-    taskprune.prune(two_task_net(), two_tasks(), 0.3, **keywords)
+    monkeypatch.setattr(job, "stages", stages)
+    taskprune.prune(two_task_net(), two_tasks(), 0.3, **settled(keywords))
     return seen
 
 

@@ -9,22 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from front_nets import (
-    Batch,
-    batches,
-    everything,
-    same_weights,
-    two_task_net,
-    two_tasks,
-)
+from front_nets import Batch, batches, everything, same_weights, settled, two_task_net, two_tasks
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import taskprune
 from taskprune import Budget, PruneResult, PruningPlan, Safety, Task
 from taskprune.errors import InfeasibleBudgetError, InputError
-from taskprune.front.schedule import StepBudget
 from taskprune.solver.loss_budget import predicted_loss
+from taskprune.solver.step_context import StepContext
 from taskprune.testing import assert_masked_equals_pruned
 
 
@@ -56,7 +49,7 @@ def pruned(model: nn.Module | None = None, **changes: Any) -> PruneResult:
         "budget": Budget(params=0.4),
         **changes,
     }
-    return taskprune.prune(model or two_task_net(), arguments.pop("tasks"), **arguments)
+    return taskprune.prune(model or two_task_net(), arguments.pop("tasks"), **settled(arguments))
 
 
 def size(model: nn.Module) -> int:
@@ -106,10 +99,10 @@ def test_every_step_removes_the_same_fraction_of_what_is_left() -> None:
 
 
 def test_batches_of_another_size_in_a_later_step_are_refused() -> None:
-    budget = StepBudget.of(Budget(macs=0.5), step=2, steps=2, original={"macs": 800}, batch_size=8)
-    assert budget.limits({"macs": 600}, batch_size=8) == {"macs": 400}
+    budget, last = Budget(macs=0.5), StepContext(2, 2, original={"macs": 800}, batch_size=8)
+    assert last.limits(budget, {"macs": 600}, batch_size=8) == {"macs": 400}
     with pytest.raises(InputError, match="Found 4 samples after 8: pass a `DataLoader`"):
-        budget.limits({"macs": 300}, batch_size=4)
+        last.limits(budget, {"macs": 300}, batch_size=4)
 
 
 def test_later_steps_score_what_is_left() -> None:

@@ -11,7 +11,7 @@ from front_nets import TwoTaskNet, batches, images, two_task_net, two_tasks, unc
 from torch import Tensor, nn
 
 import taskprune
-from taskprune import Budget
+from taskprune import Budget, PruneSettings
 from taskprune.cost import measure_latency
 
 
@@ -42,7 +42,9 @@ STAGES: dict[str, Callable[[nn.Module], Any]] = {
     "trace": lambda net: taskprune.trace(net, images()),
     "drop_task": lambda net: taskprune.drop_task(net, two_tasks(), "kind", data=batches(1)),
     "measure_latency": lambda net: measure_latency({"net": net}, images(), repeats=2, warmup=0),
-    "prune in steps": lambda net: taskprune.prune(net, two_tasks(), 0.3, data=batches(2), steps=2),
+    "prune in steps": lambda net: taskprune.prune(
+        net, two_tasks(), 0.3, data=batches(2), settings=PruneSettings(steps=2)
+    ),
 }
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import taskprune
-from taskprune import Budget, Evidence, Modality, Safety, Task
+from taskprune import Budget, Evidence, Modality, PruneSettings, Safety, Task
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.errors import InputError
 from taskprune.graph import trace
@@ -86,7 +86,7 @@ def dropped(net: nn.Module, batches: list[Any], importance: Importance) -> set[i
         TASKS,
         data=batches,
         importance=importance,
-        modalities=SENSORS,
+        settings=PruneSettings(modalities=SENSORS),
         budget=Budget(modalities={"camera": Budget(params=0.6)}),
         safety=Safety(min_channels=1, max_removed=1.0, protected_quantile=1.0),
     )

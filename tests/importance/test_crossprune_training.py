@@ -12,7 +12,7 @@ from planted_sensors import BRANCHES, TASKS, Batch, TwoSensors, coupled, planted
 from torch import Tensor, nn
 
 import taskprune
-from taskprune import Budget, Modality
+from taskprune import Budget, Modality, PruneSettings
 from taskprune.coupling import couple
 from taskprune.distillation import DistillSettings, StepRecord, distill
 from taskprune.errors import InputError
@@ -92,7 +92,7 @@ def test_pruning_what_is_zero_moves_the_fused_feature_by_nothing(student: TwoSen
         TASKS,
         data=batches,
         importance="magnitude",
-        modalities=BRANCHES,
+        settings=PruneSettings(modalities=BRANCHES),
         budget=Budget(modalities={"camera": Budget(params=0.75)}),
         safety=taskprune.Safety(min_channels=1),
     )

@@ -214,7 +214,13 @@ def test_noisy_scores_take_longer_than_steady_ones() -> None:
 
 def test_prune_says_how_many_batches_it_took() -> None:
     data = batches(1) * 40
-    result = taskprune.prune(two_task_net(), two_tasks(), 0.3, data=data, calibrate="auto")
+    result = taskprune.prune(
+        two_task_net(),
+        two_tasks(),
+        0.3,
+        data=data,
+        settings=taskprune.PruneSettings(calibrate="auto"),
+    )
     assert result.report.calibration_batches == result.scores.n_batches == 9
 
 

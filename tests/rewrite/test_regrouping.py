@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import taskprune
-from taskprune import Task
+from taskprune import PruneSettings, Task
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.graph import trace
 from taskprune.plan.composition import REGROUPED, compose
@@ -82,6 +82,8 @@ def test_regrouped_channels_are_told_apart_and_survive_json() -> None:
 def test_attention_can_be_pruned_in_steps(steps: int) -> None:
     tasks = {"a": Task(lambda out, _batch: out.square().mean(), outputs="output")}
     safety = taskprune.Safety(min_channels=1, max_removed=0.9)
-    result = taskprune.prune(net(), tasks, 0.7, data=[(X, None)], steps=steps, safety=safety)
+    result = taskprune.prune(
+        net(), tasks, 0.7, data=[(X, None)], settings=PruneSettings(steps=steps), safety=safety
+    )
     assert result.report.verification is not None
     assert result.report.removed("params") >= 0.7

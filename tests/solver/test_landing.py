@@ -16,7 +16,9 @@ from taskprune.solver import solve
 from taskprune.solver.account import Account
 from taskprune.solver.budget import Budget
 from taskprune.solver.infeasible import infeasible
-from taskprune.solver.safety import BoundLimit, Safety, bound_limits, removable
+from taskprune.solver.removable import BoundLimit, bound_limits, removable
+from taskprune.solver.safety import Safety
+from taskprune.solver.step_context import ALONE
 
 FREE = Safety(min_channels=1, max_removed=1.0, max_removed_private=1.0, protected_quantile=1.0)
 IN_EIGHTS = Safety(1, 1.0, 1.0, protected_quantile=1.0, round_to=8)
@@ -90,6 +92,7 @@ def test_a_bound_that_is_missed_though_within_reach_is_told_as_well() -> None:
     groups, budget = chain([16, 16]), Budget(params=0.9)
     models = {"params": CostModel.of_params(groups)}
     parts = removable(groups, random_scores(groups), FREE)
-    account = Account(parts, models, budget, batch_size=1)
+    originals = {"params": models["params"].value()}
+    account = Account(parts, models, budget.limits(originals))
     whole = f"{account.original['params']:,}"
-    assert f"has {whole} of {whole}" in infeasible(groups, account, FREE, budget)
+    assert f"has {whole} of {whole}" in infeasible(groups, account, FREE, ALONE)

@@ -17,7 +17,8 @@ from taskprune.importance.scores import ChannelScores
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.multiples import DEVICE_MULTIPLES
-from taskprune.solver.safety import BoundLimit, Safety, bound_limits, removable
+from taskprune.solver.removable import BoundLimit, bound_limits, removable
+from taskprune.solver.safety import Safety
 
 TASKS = [["a", "b"], ["a", "b"], ["a"], ["b"]]
 

@@ -81,7 +81,12 @@ def test_a_few_steps_lower_both_losses() -> None:
 def test_pruned_equals_masked_and_both_branches_shrink(ratio: float) -> None:
     net = randomise_(small().eval(), seed=0)
     result = taskprune.prune(
-        net, fusion_tasks(GRID), ratio, data=[batch()], forward=fusion_forward, strict=True
+        net,
+        fusion_tasks(GRID),
+        ratio,
+        data=[batch()],
+        forward=fusion_forward,
+        settings=taskprune.PruneSettings(strict=True),
     )
     assert result.report.verification is not None
     removed = {kept.name.split(".")[0] for kept in result.plan.tensors}

@@ -100,7 +100,7 @@ def test_real_frames_go_through_reader_net_pruning_and_metrics(criterion: str) -
         data=[batch, made_up()],
         forward=fusion_forward,
         importance=CRITERIA[criterion],
-        strict=True,
+        settings=taskprune.PruneSettings(strict=True),
     )
     assert result.report.verification is not None
     assert sum(p.numel() for p in result.model.parameters()) < 0.55 * sum(

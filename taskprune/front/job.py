@@ -1,0 +1,202 @@
+"""One job of pruning, and the two halves of a step of it.
+
+:func:`examine` finds out what a model consists of and what its channels are worth, which holds for
+any budget; :func:`choose` spends a budget on it. ``prune`` and ``compress`` are loops over both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from taskprune.calling.forward import Forward
+from taskprune.calling.inputs import ModelInputs, model_inputs
+from taskprune.calling.task import Task
+from taskprune.cost import Cost
+from taskprune.coupling import couple, labelled
+from taskprune.coupling.groups import CouplingGroups
+from taskprune.deployment.latency import device_of, latency_cost, recalibrated
+from taskprune.errors import InputError
+from taskprune.front.prune_settings import PruneSettings
+from taskprune.graph import ModelGraph, trace
+from taskprune.importance import ChannelScores, Importance, output_owners, score
+from taskprune.importance.criteria_by_name import checked_criterion
+from taskprune.importance.owners import owners_from_batches
+from taskprune.importance.scoring import check_values
+from taskprune.plan.plan import PruningPlan
+from taskprune.restore.rng import preserved_rng
+from taskprune.rewrite.surgery import duplicate
+from taskprune.solver import solve
+from taskprune.solver.budget import Budget
+from taskprune.solver.safety import Safety
+from taskprune.solver.step_context import StepContext
+from taskprune.terminal.stages import stages
+
+Say: TypeAlias = Callable[[str], None]
+"""Announces the next stage to whoever looks."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """What is asked for; the same in every step.
+
+    Attributes:
+        tasks: The tasks by name.
+        budget: What may remain at the end.
+        data: Calibration batches, or a loader for each task; gone through once in every step.
+        example_inputs: What to trace, time and verify on; ``None`` for the first batch.
+        forward: ``(model, batch) -> outputs``; ``None`` for the convention.
+        importance: The criterion or its name.
+        safety: Limits of all steps together.
+        settings: How to go about it.
+    """
+
+    tasks: Mapping[str, Task]
+    budget: Budget
+    data: Iterable[Any] | Mapping[str, Iterable[Any]] | None
+    example_inputs: Any = None
+    forward: Forward | None = None
+    importance: str | Importance = "task_taylor"
+    safety: Safety = field(default_factory=Safety)
+    settings: PruneSettings = field(default_factory=PruneSettings)
+
+    def check(self, model: nn.Module) -> None:
+        """Check all that needs no run of the model, before minutes of work.
+
+        Raises:
+            InputError: Something does not fit the model, or the model cannot be pruned.
+        """
+        if not any(True for _ in model.parameters()):
+            raise InputError(
+                f"Expected a model with parameters to remove. {type(model).__name__} has none."
+            )
+        check_values(model, checked_criterion(self.importance))
+        if self.budget.latency_ms is not None:
+            device_of(model, self.example_inputs)
+        duplicate(model)
+
+
+@dataclass(frozen=True, eq=False)
+class Examined:
+    """What a model consists of, and what each of its channels is worth.
+
+    Attributes:
+        model: The model; it is as it was.
+        inputs: What it ran on.
+        graph: Its traced passes.
+        groups: Which channels live or die together.
+        scores: What they are worth to each task.
+    """
+
+    model: nn.Module
+    inputs: ModelInputs
+    graph: ModelGraph
+    groups: CouplingGroups
+    scores: ChannelScores
+
+
+@contextmanager
+def at_work(title: str) -> Iterator[Say]:
+    """Show what is going on; the random generators are given back.
+
+    Tensors made in a surrounding inference mode could neither be scored nor trained on.
+    """
+    with stages(title) as say, preserved_rng(), torch.inference_mode(False):
+        yield say
+
+
+def examine(job: Job, model: nn.Module, say: Say) -> Examined:
+    """Trace a model, find its groups and score them.
+
+    Args:
+        job: What is asked for.
+        model: The original, or what earlier steps have left of it; left as it is.
+        say: Announces stages.
+    """
+    settings = job.settings
+    inputs = model_inputs(
+        job.data, job.example_inputs, job.tasks, forward=job.forward, n_batches=settings.n_batches
+    )
+    say("tracing the model")
+    owners, inputs = _owners(job, model, inputs)
+    graph = trace(model, inputs.example, forward=inputs.on_example, tasks=owners, modes="all")
+    say("finding which channels belong together")
+    groups = couple(graph, protect=settings.protect, strict=settings.strict)
+    if settings.modalities is not None or job.budget.modalities:
+        groups = labelled(groups, None if settings.modalities == "inputs" else settings.modalities)
+    say("scoring every channel")
+    scores = score(
+        model,
+        groups,
+        job.tasks,
+        inputs.batches,
+        importance=job.importance,
+        forward=inputs.forward,
+        n_batches=settings.n_batches,
+        calibrate=settings.calibrate,
+        progress=lambda done: say(f"scoring every channel, {inputs.count(done)}"),
+    )
+    return Examined(model, inputs, graph, groups, scores)
+
+
+def choose(job: Job, found: Examined, context: StepContext, say: Say) -> PruningPlan:
+    """Choose which channels of an examined model go in one step.
+
+    Args:
+        job: What is asked for.
+        found: The model at hand.
+        context: Which step it is, and what those before have done.
+        say: Announces stages.
+
+    Raises:
+        InfeasibleBudgetError: The budget cannot be met; says what can.
+    """
+    say("choosing channels")
+    costs: dict[str, Cost] = {}
+
+    def solved() -> PruningPlan:
+        return solve(
+            found.groups,
+            found.scores,
+            job.budget,
+            safety=job.safety,
+            costs=costs,
+            context=context,
+        )
+
+    if job.budget.latency_ms is not None:
+        example, call = found.inputs.example, found.inputs.on_example
+        first = latency_cost(found.model, found.groups, example, forward=call, progress=say)
+        costs["latency_ns"] = first
+        plan = solved()
+        say("timing a first choice of channels")
+        costs["latency_ns"] = recalibrated(first, found.model, plan, example, forward=call)
+        say("choosing channels")
+    return solved()
+
+
+def _owners(
+    job: Job, model: nn.Module, inputs: ModelInputs
+) -> tuple[dict[str, tuple[str, ...]], ModelInputs]:
+    """Return the outputs of each task, and the inputs with no batch lost in finding them."""
+    if inputs.batches is None:
+        found = output_owners(model, job.tasks, inputs.example, forward=inputs.on_example)
+        return found, inputs
+    if not inputs.task_examples:
+        found, batches = owners_from_batches(
+            model,
+            job.tasks,
+            inputs.batches,
+            forward=inputs.forward,
+            n_batches=job.settings.n_batches,
+        )
+        return found, replace(inputs, batches=batches)
+    owners: dict[str, tuple[str, ...]] = {}
+    for name, batch in inputs.task_examples.items():
+        owners |= output_owners(model, {name: job.tasks[name]}, batch, forward=inputs.forward)
+    return {name: owners[name] for name in job.tasks}, inputs
