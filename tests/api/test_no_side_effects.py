@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import taskprune
 import taskprune.coupling.fixpoint
+import taskprune.front.job
 import taskprune.front.pruning
 import taskprune.importance.scoring
 import taskprune.rewrite.apply
@@ -45,10 +46,10 @@ class InjectedError(Exception):
 
 
 STAGES = {
-    "trace": (taskprune.front.pruning, "trace"),
+    "trace": (taskprune.front.job, "trace"),
     "couple": (taskprune.coupling.fixpoint, "assemble"),
     "score": (taskprune.importance.scoring, "_read"),
-    "solve": (taskprune.front.pruning, "solve"),
+    "solve": (taskprune.front.job, "solve"),
     "apply": (taskprune.rewrite.apply, "cut"),
     "verify": (taskprune.rewrite.apply, "verify_against_masked"),
     "report": (taskprune.front.pruning, "make_report"),
