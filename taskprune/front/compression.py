@@ -7,8 +7,9 @@ original, never by the step before, so errors do not add up over teachers.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,31 +192,43 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
     if settings.directory is not None:  # said before the first step takes its time
         make_folder(Path(settings.directory), option="`DistillSettings.directory`")
     job.check(model)
+    train = partial(
+        distill,
+        teacher=model,
+        tasks=named,
+        data=data,
+        taps=taps,
+        forward=call,
+    )
+    measured = partial(measure, tasks=named, data=held_out, forward=call)
+    return _compressed(job, model, train, measured, settings)
+
+
+def _compressed(
+    job: Job,
+    model: nn.Module,
+    train: Callable[..., nn.Module],
+    measured: Callable[[nn.Module], Mapping[str, float]],
+    settings: DistillSettings,
+) -> CompressionResult:
+    """Prune and train in turn until a task loses too much or the target is reached."""
     points: list[CompressionPoint] = []
     try:
         for step in in_steps(job, model, looks_ahead=False, verify=True):
             if not points:
-                metrics = measure(model, named, held_out, forward=call)
                 before = {name: cost for name, (cost, _) in step.own.costs.items()}
+                found = measured(model)
                 points.append(
-                    CompressionPoint(0, before["params"], before["macs"], metrics, (), model, None)
+                    CompressionPoint(0, before["params"], before["macs"], found, (), model, None)
                 )
             folder = None
             if settings.directory is not None:
                 folder = Path(settings.directory) / f"step_{step.number}"
-            distill(  # in place
-                step.model,
-                teacher=model,
-                tasks=named,
-                data=data,
-                plan=step.plan,
-                taps=taps,
-                forward=call,
-                settings=replace(settings, directory=folder),
-            )
-            metrics = measure(step.model, named, held_out, forward=call)
-            broken = broken_tolerances(named, points[0].metrics, metrics, step=step.number)
-            points.append(_point(step, metrics, broken, folder))
+            # In place.
+            train(step.model, plan=step.plan, settings=replace(settings, directory=folder))
+            found = measured(step.model)
+            broken = broken_tolerances(job.tasks, points[0].metrics, found, step=step.number)
+            points.append(_point(step, found, broken, folder))
             if broken:
                 reason = "; ".join(str(each) for each in broken)
                 return CompressionResult(tuple(points), f"Step {step.number}: {reason}.")

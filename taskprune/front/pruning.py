@@ -97,24 +97,30 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         VerificationError: The rewritten model differs. Please report it; nothing was changed.
     """
     model, notes = unwrap(model)
-    settings = _checked_settings(settings)
-    named = check_tasks(tasks) if tasks is not None else {}
     job = Job(
-        tasks=named,
+        tasks=check_tasks(tasks) if tasks is not None else {},
         budget=checked_budget(ratio, budget),
         data=data,
         example_inputs=example_inputs,
         forward=forward,
         importance=importance,
         safety=checked_safety(safety),
-        settings=settings,
+        settings=_checked_settings(settings),
     )
-    guard = Guard.over(named, validation, forward or call_batch)
+    return _pruned(job, model, validation, notes)
+
+
+def _pruned(
+    job: Job, model: nn.Module, validation: Iterable[Any] | None, notes: tuple[str, ...]
+) -> PruneResult:
+    """Make one step after the other while every task holds."""
+    settings = job.settings
+    guard = Guard.over(job.tasks, validation, job.forward or call_batch)
     if settings.steps > 1 or settings.between_steps is not None or validation is not None:
-        _check_passes(data)
+        _check_passes(job.data)
     job.check(model)
     if validation is None:
-        notes += unwatched(named)
+        notes += unwatched(job.tasks)
     guard.start(model)
     trains = settings.between_steps is not None
     at_once = settings.verify and (trains or settings.steps == 1)
