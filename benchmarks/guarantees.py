@@ -22,8 +22,8 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from architectures.torchvision_import import import_torchvision
-from guarantee import Bundled, Guarantee
-from guarantees_of_plans import guarantees_of_plans
+from promised import Bundled, Guarantee
+from promises_of_plans import guarantees_of_plans
 from protocol import record, show
 from torch import Tensor
 from torch import distributed as processes

@@ -10,22 +10,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from protocol import record, show
+from synthetic_groups import chain, dropped_score, random_scores
 
 from taskprune.cost import CostModel
 from taskprune.errors import InfeasibleBudgetError
 from taskprune.solver import CostPower, solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "solver"))
-from synthetic_groups import chain, dropped_score, random_scores
 
 FREE = Safety(min_channels=1, max_removed=1.0, max_removed_private=1.0, protected_quantile=1.0)
 PRICED = CostPower(params=1.0, macs=1.0)

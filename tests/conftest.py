@@ -1,4 +1,4 @@
-"""Shared by all tests; its place makes ``zoo`` importable everywhere."""
+"""Shared by all tests."""
 
 from __future__ import annotations
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from guarantee import Bundled, Guarantee
+from promised import Bundled, Guarantee
 from protocol import RESULTS
+from zoo import ZOO
 
 import taskprune
 from taskprune import Budget, PruneSettings, Safety, apply_plan, solve
@@ -24,9 +23,6 @@ from taskprune.graph import trace
 from taskprune.importance import ChannelScores, score
 from taskprune.solver.loss_budget import predicted_loss
 from taskprune.solver.removable import channel_width
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from zoo import ZOO
 
 
 def guarantees_of_plans(net: Bundled) -> Iterator[Guarantee]:
