@@ -40,7 +40,7 @@ GOAL = 1.15
 
 def criteria() -> dict[str, Importance]:
     """Return the timed criteria by the name of their row."""
-    names = ("taylor", "taylor_gate", "obd", "fisher", "group_fisher", "cosprune")
+    names = ("taylor", "cosprune")
     return {
         "task_taylor (default)": TaskTaylorImportance(),
         "task_taylor, cosine conflict": TaskTaylorImportance(conflict=CosineConflict()),

@@ -86,7 +86,7 @@ RULES: Mapping[str, Rule] = {
     ),
     "regularisers": (
         _all(_has("for_student")),
-        "a tuple of objects with `for_student`, such as `(CrossPruneRegulariser(...),)`",
+        "a tuple of objects with `for_student`, such as `(MyRegulariser(...),)`",
     ),
     "mixed_precision": (lambda x: x in ("no", "fp16", "bf16"), "'no', 'fp16' or 'bf16'"),
     "cpu": _FLAG,

@@ -7,20 +7,17 @@ sums over channels are sums over the other dims followed by one ``index_add``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from taskprune.coupling.groups import CouplingGroup, CouplingGroups, IntArray, TensorSlice
+from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import PlanMismatchError
 
 NO_CHANNEL = -1
-
-Members: TypeAlias = Iterable[TensorSlice]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -44,21 +41,16 @@ class ParameterAxis:
 class ChannelIndex:
     """Running numbers of all channels, and which parameter entries each of them holds.
 
+    Args:
+        groups: The coupling groups.
+
     Attributes:
         n_channels: Channels of all groups together.
         slices: ``{group name: its running numbers}``, in the groups' order.
         axes: ``{parameter name: its dims that hold channels}``. Buffers are left out.
     """
 
-    def __init__(
-        self, groups: CouplingGroups, members: Callable[[CouplingGroup], Members] | None = None
-    ) -> None:
-        """Number the channels.
-
-        Args:
-            groups: The coupling groups.
-            members: Picks the members of a group that count. Default: all.
-        """
+    def __init__(self, groups: CouplingGroups) -> None:
         self.slices: dict[str, slice] = {}
         start = 0
         for group in groups:
@@ -67,18 +59,16 @@ class ChannelIndex:
         self.n_channels = start
         self.axes = {
             name: _axes(vectors, len(groups.shapes[name]))
-            for name, vectors in sorted(self._vectors(groups, members).items())
+            for name, vectors in sorted(self._vectors(groups).items())
         }
 
-    def _vectors(
-        self, groups: CouplingGroups, members: Callable[[CouplingGroup], Members] | None
-    ) -> dict[str, dict[int, IntArray]]:
+    def _vectors(self, groups: CouplingGroups) -> dict[str, dict[int, IntArray]]:
         vectors: dict[str, dict[int, IntArray]] = {}
         for group in groups:
             numbers = np.arange(
                 self.slices[group.name].start, self.slices[group.name].stop, dtype=np.int64
             )
-            for member in members(group) if members else group.members:
+            for member in group.members:
                 if member.name not in groups.parameter_names:
                     continue
                 size = groups.shapes[member.name][member.dim]

@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 
 from taskprune.errors import InputError
 from taskprune.importance.criteria.altermoma import AlterMomaImportance
-from taskprune.importance.criteria.bn_scale import BatchNormScaleImportance
-from taskprune.importance.criteria.combined import task_modality
 from taskprune.importance.criteria.cosprune import CosPruneImportance
-from taskprune.importance.criteria.disparse import DisparseImportance
-from taskprune.importance.criteria.fisher import FisherImportance
-from taskprune.importance.criteria.fpgm import FpgmImportance
-from taskprune.importance.criteria.group_fisher import GroupFisherImportance
-from taskprune.importance.criteria.isomorphic import IsomorphicImportance
-from taskprune.importance.criteria.lamp import LampImportance
 from taskprune.importance.criteria.magnitude import MagnitudeImportance
-from taskprune.importance.criteria.obd import ObdImportance
 from taskprune.importance.criteria.random import RandomImportance
 from taskprune.importance.criteria.task_taylor import TaskTaylorImportance
 from taskprune.importance.criteria.taylor import TaylorImportance
-from taskprune.importance.criteria.taylor_gate import TaylorGateImportance
 from taskprune.importance.scores import Importance, ImportanceFactory
 
 ENTRY_POINTS = "taskprune.importance"
@@ -31,19 +20,8 @@ BUILT_IN: dict[str, ImportanceFactory] = {
     "task_taylor": TaskTaylorImportance,
     "taylor": TaylorImportance,
     "magnitude": MagnitudeImportance,
-    "magnitude_l1": partial(MagnitudeImportance, p=1),
-    "bn_scale": BatchNormScaleImportance,
-    "lamp": LampImportance,
-    "fpgm": FpgmImportance,
-    "taylor_gate": TaylorGateImportance,
-    "fisher": FisherImportance,
-    "group_fisher": GroupFisherImportance,
-    "obd": ObdImportance,
     "cosprune": CosPruneImportance,
-    "disparse": DisparseImportance,
-    "isomorphic": IsomorphicImportance,
     "altermoma": AlterMomaImportance,
-    "task_modality": task_modality,
     "random": RandomImportance,
 }
 

@@ -38,11 +38,9 @@ class TaskStatistics:
         n_labelled: In how many of them both tasks had labels. Shape ``[T, T]``, float64.
         mean_loss: Mean absolute loss of each task over its batches. Shape ``[T]``, float64.
         products: Sum over batches of ``s_t * s_u``. Shape ``[T, T, C]``, float64.
-        quartic: Sum over batches of ``s_t ** 4``, for standard errors. Shape ``[T, C]``, float64.
         opposition: Sum over batches of ``max(0, -s_t * s_u)``. Shape ``[T, T, C]``, float64.
         gramian: Inner products of the tasks' mean gradients on each channel's entries. Shape
             ``[T, T, C]``, float64; ``None`` unless asked for.
-        tolerances: ``Task.tolerance`` of each task.
         stakes: What each task has to lose, see :mod:`taskprune.importance.stakes`. Shape ``[T]``,
             float64, NaN where it is not known; ``None`` unless asked for.
     """
@@ -53,10 +51,8 @@ class TaskStatistics:
     n_labelled: Tensor
     mean_loss: Tensor
     products: Tensor
-    quartic: Tensor
     opposition: Tensor
     gramian: Tensor | None = None
-    tolerances: tuple[float | None, ...] = ()
     stakes: Tensor | None = None
 
 
@@ -116,7 +112,6 @@ class _Sums:
     ) -> None:
         self.stakes = stakes
         self.index, self.tasks, self.parameters = index, tuple(tasks), parameters
-        self.tolerances = tuple(task.tolerance for task in tasks.values())
         first = next(iter(parameters.values()), torch.zeros(()))
         # Some accelerators have no float64; there the sums are kept on the host.
         self.device = first.device if first.device.type in ("cpu", "cuda") else torch.device("cpu")
@@ -127,9 +122,6 @@ class _Sums:
             (*shape, index.n_channels), dtype=torch.float64, device=self.device
         )
         self.opposition = torch.zeros_like(self.products)
-        self.quartic = torch.zeros(
-            (len(tasks), index.n_channels), dtype=torch.float64, device=self.device
-        )
         self.gradients: list[dict[str, Tensor]] | None = (
             [{} for _ in tasks] if with_gramian else None
         )
@@ -151,7 +143,6 @@ class _Sums:
         products = effects[:, None] * effects[None]
         self.labelled += present[:, None] * present[None]
         self.products += products
-        self.quartic += products.diagonal(dim1=0, dim2=1).T.square()
         self.opposition += products.neg_().clamp_min_(0)
 
     def _effect(self, found: TaskGradients) -> Tensor:
@@ -172,8 +163,7 @@ class _Sums:
     def reduce(self) -> None:
         """Add up over processes; all of them go on with the same sums."""
         self.labelled, self.loss = summed(self.labelled), summed(self.loss)
-        self.products, self.quartic = summed(self.products), summed(self.quartic)
-        self.opposition = summed(self.opposition)
+        self.products, self.opposition = summed(self.products), summed(self.opposition)
         if self.stakes is not None:
             self.stakes.reduce()
         if self.gradients is not None:
@@ -199,10 +189,8 @@ class _Sums:
             n_labelled=self.labelled,
             mean_loss=self.loss / self.labelled.diagonal().clamp_min(1),
             products=self.products.cpu(),
-            quartic=self.quartic.cpu(),
             opposition=self.opposition.cpu(),
             gramian=None if self.gradients is None else self._gramian(self.gradients).cpu(),
-            tolerances=self.tolerances,
             stakes=None if self.stakes is None else self.stakes.values(),
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from taskprune.errors import InputError, LossError
+from taskprune.errors import LossError
 from taskprune.importance.effects import TaskStatistics
 
 Normalisation = Callable[[TaskStatistics], Tensor]
@@ -57,27 +57,6 @@ def by_mean_loss(statistics: TaskStatistics) -> Tensor:
     if len(statistics.tasks) == 1:
         return torch.ones(1, dtype=torch.float64)
     return _over(statistics.mean_loss, statistics)
-
-
-def by_tolerance(statistics: TaskStatistics) -> Tensor:
-    """Divide each task's effects by its stake and by what it may lose.
-
-    With ``Task.tolerance`` in place of a weight: a task with half the tolerance of another is
-    twice as loud. Multiplying a loss by a constant changes nothing, as with :func:`by_stake`.
-    Ours.
-
-    Raises:
-        InputError: A task has no tolerance, or one of 0.
-        LossError: See :func:`by_stake`.
-    """
-    for name, tolerance in zip(statistics.tasks, statistics.tolerances, strict=True):
-        if not tolerance:
-            raise InputError(
-                "`by_tolerance` needs what each task may lose, above 0. Found "
-                f"{tolerance!r} for task `{name}`: pass Task(tolerance=...), or use by_stake."
-            )
-    allowed = torch.tensor(statistics.tolerances, dtype=torch.float64)
-    return by_stake(statistics) / allowed
 
 
 def as_they_are(statistics: TaskStatistics) -> Tensor:

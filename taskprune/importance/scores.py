@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-import torch
 from torch import Tensor, nn
 
 from taskprune.calling.forward import Forward, call_batch
@@ -55,9 +54,6 @@ class ChannelScores:
             ``[n_pairs, n_channels]``, pairs in the order of
             ``itertools.combinations(tasks, 2)``; they add up to ``conflict``. Empty where the
             criterion has no such term.
-        standard_error: ``{group: error}`` of ``per_task`` over the batches, each of shape
-            ``[n_tasks, n_channels]``; empty where the criterion does not keep it, or a task was
-            seen in one batch only.
         loss_increase: ``{group: fraction}``, each of shape ``[n_tasks, n_channels]``, not
             negative: by how much of itself each task's loss changes when the channel goes, the
             root of the mean square over the batches, to first order. Empty where the criterion
@@ -74,7 +70,6 @@ class ChannelScores:
     conflict: Mapping[str, Tensor] = field(default_factory=dict)
     n_batches: int = 0
     pair_conflict: Mapping[str, Tensor] = field(default_factory=dict)
-    standard_error: Mapping[str, Tensor] = field(default_factory=dict)
     loss_increase: Mapping[str, Tensor] = field(default_factory=dict)
     correlation: float = 0.0
 
@@ -90,14 +85,6 @@ class ChannelScores:
             total=total,
             n_batches=n_batches,
         )
-
-
-def unscored_last(scores: Tensor, scored: Tensor) -> Tensor:
-    """Put the channels a criterion says nothing about above all others."""
-    if not bool(scored.any()):
-        return torch.zeros_like(scores)
-    highest = scores[scored].max()
-    return scores.where(scored, highest + highest.abs() + 1)
 
 
 class Importance(Protocol):

@@ -216,7 +216,6 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
     total: dict[str, Tensor] = {}
     conflict: dict[str, Tensor] = {}
     pair_conflict: dict[str, Tensor] = {}
-    standard_error: dict[str, Tensor] = {}
     loss_increase: dict[str, Tensor] = {}
     for group in groups:
         name, n_channels = group.name, group.n_channels
@@ -231,10 +230,6 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
             pairs = _scores_of(found.pair_conflict, name, found.criterion)
             n_pairs = len(found.tasks) * (len(found.tasks) - 1) // 2
             pair_conflict[name] = _fitting(pairs, (n_pairs, n_channels), name, found.criterion)
-        if name in found.standard_error:
-            errors = _scores_of(found.standard_error, name, found.criterion)
-            shape = (len(found.tasks), n_channels)
-            standard_error[name] = _fitting(errors, shape, name, found.criterion)
         if name in found.loss_increase:
             rises = _scores_of(found.loss_increase, name, found.criterion)
             shape = (len(found.tasks), n_channels)
@@ -252,7 +247,6 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
         conflict,
         found.n_batches,
         pair_conflict,
-        standard_error,
         loss_increase,
         found.correlation,
     )

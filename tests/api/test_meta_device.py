@@ -70,7 +70,7 @@ def test_a_plan_may_come_from_group_sizes_alone() -> None:
     assert result.report.removed("params") >= 0.3
 
 
-@pytest.mark.parametrize("importance", ["magnitude", "bn_scale", "task_taylor", "fpgm"])
+@pytest.mark.parametrize("importance", ["magnitude", "task_taylor"])
 def test_criteria_that_need_weights_refuse(importance: str) -> None:
     net = on_meta(Plain)
     groups = taskprune.couple(taskprune.trace(net, images(2)))

@@ -104,7 +104,7 @@ def test_a_ratio_out_of_reach_names_the_largest_that_can_be_reached() -> None:
     assert result.report.removed("params") <= reachable + 1e-4
 
 
-@pytest.mark.parametrize("importance", ["task_taylor", "isomorphic", "cosprune", "disparse"])
+@pytest.mark.parametrize("importance", ["task_taylor", "cosprune"])
 @pytest.mark.parametrize("how", ["protected", "thin"])
 def test_tasks_without_channels_to_remove_are_told_why(how: str, importance: str) -> None:
     net = two_task_net() if how == "protected" else OneChannelEach()

@@ -26,13 +26,7 @@ CRITERIA: dict[str, str | Importance] = {
     for name in (
         "task_taylor",
         "taylor",
-        "taylor_gate",
-        "fisher",
-        "group_fisher",
-        "obd",
         "cosprune",
-        "disparse",
-        "isomorphic",
         "magnitude",
         "random",
     )

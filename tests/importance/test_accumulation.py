@@ -12,15 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taskprune.errors import InputError
-from taskprune.importance import (
-    CombinedImportance,
-    Importance,
-    IsomorphicImportance,
-    MagnitudeImportance,
-    TaskTaylorImportance,
-    aggregation,
-    score,
-)
+from taskprune.importance import TaskTaylorImportance, score
 from taskprune.importance.accumulation import accumulated
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
@@ -59,21 +51,6 @@ def test_equal_channels_of_a_group_get_ever_dearer() -> None:
         scores = replace(scores, total=level)
         kept[correlation] = solve(groups, scores, Budget(params=0.95), safety=FREE).kept[SECOND]
     assert kept[0.0] < kept[1.0]
-
-
-@pytest.mark.parametrize(
-    "criterion",
-    [
-        IsomorphicImportance(TaskTaylorImportance(correlation=0.5)),
-        TaskTaylorImportance(aggregate=aggregation.pareto_rank, conflict_weight=0, correlation=0.5),
-        CombinedImportance((TaskTaylorImportance(correlation=0.5), MagnitudeImportance())),
-    ],
-    ids=["isomorphic", "pareto", "combined"],
-)
-def test_what_is_no_square_of_an_effect_is_not_correlated(criterion: Importance) -> None:
-    net = two_task_net()
-    found = score(net, two_task_groups(net), two_tasks(), batches(2), importance=criterion)
-    assert found.correlation == 0
 
 
 @pytest.mark.parametrize("correlation", [-0.1, 1.1, float("nan")])

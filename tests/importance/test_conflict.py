@@ -22,7 +22,6 @@ from taskprune.importance import (
     TaskTaylorImportance,
     TaylorImportance,
     as_they_are,
-    by_tolerance,
     conflict_report,
     score,
 )
@@ -162,26 +161,3 @@ def test_the_result_of_pruning_reports_conflict() -> None:
         two_task_net(), two_tasks(), 0.3, data=batches(), importance="magnitude"
     )
     assert blind.report.conflict is None
-
-
-def test_half_the_tolerance_is_twice_as_loud_whatever_the_scale_of_the_loss() -> None:
-    net, groups = two_task_net(), two_task_groups(two_task_net())
-    base = two_tasks()
-    criterion = TaskTaylorImportance(normalise=by_tolerance)
-
-    def rows(tolerance: float, factor: float) -> Tensor:
-        def loss(outputs: Any, batch: Any) -> Tensor:
-            found = base["second"].loss(outputs, batch)
-            assert found is not None
-            return factor * found
-
-        tasks = {
-            "first": Task(base["first"].loss, tolerance=0.02),
-            "second": Task(loss, tolerance=tolerance),
-        }
-        return score(net, groups, tasks, batches(), importance=criterion).per_task[TRUNK]
-
-    torch.testing.assert_close(rows(0.01, 1.0)[1], 4 * rows(0.02, 1.0)[1])
-    torch.testing.assert_close(rows(0.02, 1000.0), rows(0.02, 1.0), rtol=1e-4, atol=1e-12)
-    with pytest.raises(InputError, match=r"`by_tolerance` needs.*None for task `first`"):
-        score(net, groups, base, batches(), importance=criterion)

@@ -16,7 +16,7 @@ from taskprune.importance import score
 from taskprune.importance.half_precision import runs_in_half
 from taskprune.importance.scores import ChannelScores
 
-CRITERIA = ("task_taylor", "taylor", "obd", "fisher", "taylor_gate")
+CRITERIA = ("task_taylor", "taylor")
 
 
 class Half(TwoTaskNet):

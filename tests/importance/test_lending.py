@@ -24,14 +24,13 @@ from torch import Tensor
 
 import taskprune
 from taskprune.calling.task import Task
-from taskprune.importance import CombinedImportance, TaskTaylorImportance, score
+from taskprune.importance import score
 from taskprune.restore.lending import lent
 
 CRITERIA: dict[str, Any] = {
     "task_taylor": "task_taylor",
     "taylor": "taylor",
-    "fisher": "fisher",
-    "combined": CombinedImportance((TaskTaylorImportance(), TaskTaylorImportance())),
+    "cosprune": "cosprune",
 }
 
 

@@ -31,7 +31,7 @@ from taskprune.importance import (
     by_mean_loss,
     score,
 )
-from taskprune.importance.aggregation import maximum, mean, weighted, worst_task
+from taskprune.importance.aggregation import maximum, mean, total
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
@@ -292,10 +292,7 @@ def test_aggregations_agree_with_their_definitions() -> None:
     scores = torch.tensor([[1.0, 4.0, 0.0], [2.0, 2.0, 0.0]], dtype=torch.float64)
     assert mean(scores).tolist() == [1.5, 3.0, 0.0]
     assert maximum(scores).tolist() == [2.0, 4.0, 0.0]
-    assert weighted((1.0, 10.0))(scores).tolist() == [21.0, 24.0, 0.0]
-    assert worst_task(scores).tolist() == [0.5, 0.8, 0.0]
-    with pytest.raises(InputError, match="3 weights"):
-        weighted((1.0, 2.0, 3.0))(scores)
+    assert total(scores).tolist() == [3.0, 6.0, 0.0]
 
 
 def test_any_aggregation_can_be_handed_in() -> None:

@@ -38,7 +38,7 @@ class TaskTaylorImportance:
         normalise: Returns a factor per task, see :mod:`taskprune.importance.normalisation`.
         correlation: How alike the effects of channels of one group are taken to be, 0 to 1, when
             several of them go; see :func:`~taskprune.importance.accumulation.accumulated`. Pass 0
-            with an aggregation of one's own that returns ranks; ``pareto_rank`` has none.
+            with an aggregation that returns ranks.
     """
 
     conflict_weight: float = 1.0
@@ -75,7 +75,6 @@ class TaskTaylorImportance:
         )
         parts = self._parts(statistics, weights)
         split = statistics.index.split
-        errors = standard_errors(statistics, parts.scale)
         rises = loss_increases(statistics)
         return ChannelScores(
             criterion="task_taylor",
@@ -85,10 +84,8 @@ class TaskTaylorImportance:
             conflict={} if parts.pairs is None else split(parts.pairs.sum(0)),
             n_batches=statistics.n_batches,
             pair_conflict={} if parts.pairs is None else split(parts.pairs),
-            standard_error={} if errors is None else split(errors),
             loss_increase={} if rises is None else split(rises),
-            # Ranks are no squares of effects that could add up.
-            correlation=0.0 if self.aggregate is aggregation.pareto_rank else self.correlation,
+            correlation=self.correlation,
         )
 
     def _parts(self, statistics: TaskStatistics, weights: Tensor) -> _Parts:
@@ -137,17 +134,3 @@ def loss_increases(statistics: TaskStatistics) -> Tensor | None:
     if bool(((loss == 0) & (squares > 0)).any()):
         return None
     return squares.sqrt() / loss.where(loss > 0, 1.0)
-
-
-def standard_errors(statistics: TaskStatistics, scale: Tensor) -> Tensor | None:
-    """Return the standard error of each task's mean squared effect over batches.
-
-    The factors are taken as given. ``None`` where a task was seen in fewer than two batches.
-    Shape ``[T, C]``.
-    """
-    n = statistics.n_labelled.diagonal()[:, None]
-    if bool((n < 2).any()):
-        return None
-    mean = statistics.products.diagonal(dim1=0, dim2=1).T / n
-    variance = (statistics.quartic / n - mean.square()).clamp_min(0) * n / (n - 1)
-    return scale.square()[:, None] * (variance / n).sqrt()

@@ -33,28 +33,14 @@ class TaylorImportance:
         Raises:
             InputError, TraceError, LossError: See :func:`taskprune.score`.
         """
-        return summed_loss_scores("taylor", model, ChannelIndex(groups), evidence)
+        weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
+        factors = weights[:, None] * weights[None]
 
+        def total(statistics: TaskStatistics) -> Tensor:
+            # The quadratic form is a square; rounding may take it a little below zero.
+            running = (factors[..., None] * statistics.products).sum((0, 1)).clamp_min(0)
+            return running / statistics.n_batches
 
-def summed_loss_scores(
-    criterion: str, model: nn.Module, index: ChannelIndex, evidence: Evidence
-) -> ChannelScores:
-    """Return the mean squared effect on the weighted sum of the losses.
-
-    Args:
-        criterion: Name for the record.
-        model: The model.
-        index: Which entries of each channel count.
-        evidence: Tasks and batches.
-    """
-    weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
-    factors = weights[:, None] * weights[None]
-
-    def total(statistics: TaskStatistics) -> Tensor:
-        # The quadratic form is a square; rounding may take it a little below zero.
-        running = (factors[..., None] * statistics.products).sum((0, 1)).clamp_min(0)
-        return running / statistics.n_batches
-
-    statistics = collect(model, index, evidence, total=total)
-    scores = index.split(total(statistics))
-    return ChannelScores.of_all_tasks(criterion, scores, statistics.n_batches)
+        statistics = collect(model, ChannelIndex(groups), evidence, total=total)
+        scores = statistics.index.split(total(statistics))
+        return ChannelScores.of_all_tasks("taylor", scores, statistics.n_batches)
