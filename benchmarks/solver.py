@@ -19,12 +19,11 @@ from synthetic_groups import chain, dropped_score, random_scores
 
 from taskprune.cost import CostModel
 from taskprune.errors import InfeasibleBudgetError
-from taskprune.solver import CostPower, solve
+from taskprune.solver import solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
 
 FREE = Safety(min_channels=1, max_removed=1.0, max_removed_private=1.0, protected_quantile=1.0)
-PRICED = CostPower(params=1.0, macs=1.0)
 
 
 def gap(budget: Budget, seed: int) -> float | None:
@@ -44,7 +43,7 @@ def gap(budget: Budget, seed: int) -> float | None:
         default=None,
     )
     try:
-        plan = solve(groups, scores, budget, safety=FREE, cost_power=PRICED)
+        plan = solve(groups, scores, budget, safety=FREE)
     except InfeasibleBudgetError:
         assert best is None
         return None

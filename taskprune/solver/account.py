@@ -7,9 +7,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from taskprune.cost import Cost, CostAccount
+from taskprune.cost.names import kind_of
 from taskprune.coupling.groups import IntArray
 from taskprune.solver.blocks import FloatArray
 from taskprune.solver.removable import Removable
+
+
+def price_power(cost: str) -> float:
+    """Return how much a channel's price counts where a cost is bounded.
+
+    Channels go in the order of ``score / saving ** power``. Where parameters are bounded it is the
+    plain order of scores: score per parameter was no better in our trials, and worse where half of
+    the parameters or more went, because cheap channels with low scores are many, and their effects
+    add up to more than first order predicts. Elsewhere the price has to count: a few layers hold
+    most of the compute, and the plain order passes them by, removing twice as many parameters for
+    the same multiply-adds. From powers of 0.5 to 3 the metrics differed by less than calibrations.
+    """
+    return 0.0 if kind_of(cost) == "params" else 1.0
 
 
 class Account:
@@ -25,6 +39,8 @@ class Account:
         removed: How many of them are gone. Shape ``[n_groups]``.
         original: Each cost of the whole model.
         limits: The bounds.
+        exceeded: Those that the whole model does not meet.
+        power: How much prices count, see :func:`price_power`.
         states: The bounded costs at present.
     """
 
@@ -41,6 +57,8 @@ class Account:
         self.original = {name: model.value() for name, model in self.models.items()}
         self.limits = dict(limits)
         self.states: dict[str, CostAccount] = {name: self.models[name].at() for name in self.limits}
+        self.exceeded = tuple(name for name in self.limits if self.shortfall(name) > 0)
+        self.power = max(price_power(name) for name in self.exceeded or self.limits)
 
     def span(self, name: str) -> int:
         """Return how much of a cost the budget asks to remove, at least 1."""

@@ -18,7 +18,7 @@ MOST_TRIED = 8
 """Groups that are tried for each step taken back, those with the coarsest steps first."""
 
 
-def exchange(account: Account, blocks: Sequence[Blocks], power: float) -> None:
+def exchange(account: Account, blocks: Sequence[Blocks]) -> None:
     """Trade coarse steps for finer ones until the target is met within ``MISS``, or none helps.
 
     The bounds hold before and after.
@@ -28,7 +28,7 @@ def exchange(account: Account, blocks: Sequence[Blocks], power: float) -> None:
         for group in _coarsest(account, allowed):
             traded = list(allowed)
             traded[group] = _without_last(allowed[group], int(account.removed[group]))
-            if _trade(account, traded, group, power):
+            if _trade(account, traded, group):
                 allowed = traded
                 break
         else:
@@ -50,11 +50,11 @@ def _coarsest(account: Account, blocks: Sequence[Blocks]) -> list[int]:
     return [group for _, group in sorted(found)[:MOST_TRIED]]
 
 
-def _trade(account: Account, blocks: Sequence[Blocks], group: int, power: float) -> bool:
+def _trade(account: Account, blocks: Sequence[Blocks], group: int) -> bool:
     """Give back a group's last step and land again; undo it if that is no nearer to the target."""
     before, miss = account.removed.copy(), account.miss()
     account.set_removed(group, int(blocks[group].ends[-1]) if len(blocks[group].ends) else 0)
-    remove(account, blocks, power)
+    remove(account, blocks)
     if account.excess() == 0:
         put_back(account, blocks)
         if account.miss() < miss:

@@ -27,7 +27,7 @@ MISS = 0.005
 """By which fraction of the original cost a plan may undershoot for the sake of ``round_to``."""
 
 
-def remove(account: Account, blocks: Sequence[Blocks], power: float) -> None:
+def remove(account: Account, blocks: Sequence[Blocks]) -> None:
     """Remove blocks in the order of their price until the budget is met or none is left."""
     table = Table(blocks)
     while (excess := account.excess()) > 0:
@@ -35,9 +35,9 @@ def remove(account: Account, blocks: Sequence[Blocks], power: float) -> None:
         left = table.left(account.removed, prices > 0)
         if not left.size:
             return
-        keys = order_keys(table.scores[left], prices[table.group[left]], power)
+        keys = order_keys(table.scores[left], prices[table.group[left]], account.power)
         # The plain order does not depend on what has gone: one round is enough.
-        share = 1.0 if power == 0 and len(account.limits) == 1 else SHARE_PER_ROUND
+        share = 1.0 if account.power == 0 and len(account.limits) == 1 else SHARE_PER_ROUND
         target = (1 - share) * excess
         for order in _low_ends(left, keys):
             if account.excess(table.removed_after(order, account.removed)) <= target:

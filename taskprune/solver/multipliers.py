@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from taskprune.coupling.groups import IntArray
-from taskprune.solver.account import Account
+from taskprune.solver.account import Account, price_power
 from taskprune.solver.blocks import Blocks, FloatArray, Table
 
 ITERATIONS = 40
@@ -30,19 +30,15 @@ SHARE_PER_ROUND = 0.5
 """Share of the weighted excess that goes before savings are computed again."""
 
 
-def balanced(
-    account: Account, blocks: Sequence[Blocks], names: Sequence[str], powers: FloatArray
-) -> IntArray:
+def balanced(account: Account, blocks: Sequence[Blocks]) -> IntArray:
     """Return how many channels of each group should go to come close to all bounds at once.
 
     Args:
-        account: The costs and the bounds.
+        account: The costs and the bounds, of which those count that are exceeded.
         blocks: The steps in which each group's channels can go.
-        names: The bounds that are exceeded.
-        powers: How much the price counts in the order, for each bound.
     """
-    relaxation = _Relaxation(account, blocks, names, powers)
-    n_bounds = len(names)
+    relaxation = _Relaxation(account, blocks)
+    n_bounds = len(account.exceeded)
     # Where meeting one bound meets the others on the way, those do not bind.
     best, least = account.removed, np.inf
     for one in np.eye(n_bounds):
@@ -69,17 +65,11 @@ def balanced(
 class _Relaxation:
     """The budget with one weighted bound in place of all."""
 
-    def __init__(
-        self,
-        account: Account,
-        blocks: Sequence[Blocks],
-        names: Sequence[str],
-        powers: FloatArray,
-    ) -> None:
+    def __init__(self, account: Account, blocks: Sequence[Blocks]) -> None:
         self.account = account
         self.table = Table(blocks)
-        self.powers = powers
-        self.names = tuple(names)
+        self.names = account.exceeded
+        self.powers = np.array([price_power(name) for name in self.names])
 
     def violations(self, removed: IntArray) -> FloatArray:
         found = [self.account.shortfall(name, removed) for name in self.names]

@@ -6,7 +6,7 @@ import pytest
 from synthetic_groups import apart, chain, dropped_score, random_scores
 
 from taskprune.cost import CostModel
-from taskprune.solver import CostPower, solve
+from taskprune.solver import solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
 
@@ -43,14 +43,13 @@ def test_a_bound_that_holds_already_changes_nothing() -> None:
 
 def test_meeting_bounds_together_costs_no_more_than_one_after_the_other() -> None:
     free = Safety(min_channels=1, max_removed=1.0, protected_quantile=1.0)
-    widths, power = [60, 60, 60], CostPower(params=1.0, macs=1.0)
-    groups = apart(widths, [9, 3, 1], [1, 3, 9])
+    groups = apart([60, 60, 60], [9, 3, 1], [1, 3, 9])
     scores = random_scores(groups)
-    plan = solve(groups, scores, Budget(params=0.6, macs=0.6), safety=free, cost_power=power)
+    plan = solve(groups, scores, Budget(params=0.6, macs=0.6), safety=free)
     for name, (before, after) in plan.costs.items():
         assert 0.6 - 0.02 <= after / before <= 0.6, name
     singles = [
-        solve(groups, scores, budget, safety=free, cost_power=power)
+        solve(groups, scores, budget, safety=free)
         for budget in (Budget(params=0.6), Budget(macs=0.6))
     ]
     assert all(dropped_score(plan, scores) >= dropped_score(s, scores) - 1e-9 for s in singles)

@@ -17,7 +17,7 @@ from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores
 from taskprune.plan.plan import PruningPlan
-from taskprune.solver import CostPower, solve
+from taskprune.solver import account, solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
 
@@ -95,9 +95,10 @@ def test_parameters_land_within_half_a_percent(ratio: float, round_to: int) -> N
     assert ratio <= 1 - after / before <= ratio + 0.005
 
 
-def lowest(groups: CouplingGroups, scores: ChannelScores, limit: int, *, least: int = 0) -> float:
-    """Least total score dropped with ``least`` to ``limit`` parameters, by exhaustive search."""
-    model = CostModel.of_params(groups)
+def lowest(
+    groups: CouplingGroups, scores: ChannelScores, model: CostModel, limit: int, *, least: int = 0
+) -> float:
+    """Least total score dropped at a cost of ``least`` to ``limit``, by exhaustive search."""
     ordered = [np.sort(scores.total[g.name].numpy()) for g in groups]
     best = float("inf")
     for kept in product(*(range(1, g.n_channels + 1) for g in groups)):
@@ -120,7 +121,8 @@ def test_with_equal_costs_it_equals_exhaustive_search(
     scores = random_scores(groups, seed)
     plan = solve(groups, scores, Budget(params=remaining), safety=FREE)
     limit = limits_of(Budget(params=remaining), plan)["params"]
-    assert dropped_score(plan, scores) == pytest.approx(lowest(groups, scores, limit), abs=1e-12)
+    best = lowest(groups, scores, CostModel.of_params(groups), limit)
+    assert dropped_score(plan, scores) == pytest.approx(best, abs=1e-12)
 
 
 @settings(deadline=None, max_examples=100)
@@ -133,23 +135,17 @@ def test_per_saving_it_is_within_one_channel_of_what_lands_as_near(
     shapes: list[tuple[int, int]], remaining: float, seed: int
 ) -> None:
     widths, sizes = [w for w, _ in shapes], [s for _, s in shapes]
-    groups = apart(widths, sizes, [1] * len(widths))
+    groups = apart(widths, [1] * len(widths), sizes)
     scores = random_scores(groups, seed)
     try:
-        plan = solve(
-            groups,
-            scores,
-            Budget(params=remaining),
-            safety=FREE,
-            cost_power=CostPower(params=1.0),
-        )
+        plan = solve(groups, scores, Budget(macs=remaining), safety=FREE)
     except InfeasibleBudgetError:
         return
-    limit = limits_of(Budget(params=remaining), plan)["params"]
+    limit = limits_of(Budget(macs=remaining), plan)["macs"]
     largest = max(float(s.max()) for s in scores.total.values())
     # Coarse channels give way to finer ones for the sake of the target, so it is compared with
     # what lands as near to the bound.
-    best = lowest(groups, scores, limit, least=plan.costs["params"][1])
+    best = lowest(groups, scores, CostModel.of_macs(groups), limit, least=plan.costs["macs"][1])
     assert best - 1e-12 <= dropped_score(plan, scores) <= best + largest + 1e-12
 
 
@@ -164,7 +160,7 @@ def test_it_finds_a_plan_exactly_where_exhaustive_search_does(
     scores = random_scores(groups, seed)
     original = CostModel.of_params(groups).value()
     limit = Budget(params=remaining).limits({"params": original})["params"]
-    best = lowest(groups, scores, limit)
+    best = lowest(groups, scores, CostModel.of_params(groups), limit)
     try:
         plan = solve(groups, scores, Budget(params=remaining), safety=FREE)
     except InfeasibleBudgetError:
@@ -187,19 +183,16 @@ def test_ties_go_by_group_then_channel() -> None:
     assert plan.drop == {"g0": (0, 1, 2), "g1": (0,)}
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 1.0])
-def test_multiplying_all_scores_changes_nothing(power: float) -> None:
+@pytest.mark.parametrize("budget", [Budget(params=0.6), Budget(macs=0.6)], ids=str)
+def test_multiplying_all_scores_changes_nothing(budget: Budget) -> None:
     groups = chain([16, 32, 24])
     scores = random_scores(groups)
     louder = scores_from({name: 4096 * s for name, s in scores.total.items()})
-    plans = [
-        solve(groups, s, Budget(params=0.6), cost_power=CostPower(params=power))
-        for s in (scores, louder)
-    ]
+    plans = [solve(groups, s, budget) for s in (scores, louder)]
     assert plans[0].drop == plans[1].drop
 
 
-def test_without_a_cost_power_the_lowest_scores_go() -> None:
+def test_with_parameters_bounded_the_lowest_scores_go() -> None:
     groups = apart([6, 6], [1, 1], [1, 1])
     scores = random_scores(groups, 3)
     plan = solve(groups, scores, Budget(params=0.5), safety=FREE)
@@ -208,16 +201,16 @@ def test_without_a_cost_power_the_lowest_scores_go() -> None:
     assert gone == sorted(values.tolist())[:6]
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0])
-def test_channels_with_negative_scores_go_first(power: float) -> None:
-    groups = apart([4, 4], [1, 8], [1, 1])
+@pytest.mark.parametrize("budget", [Budget(params=27), Budget(macs=27)], ids=str)
+def test_channels_with_negative_scores_go_first(budget: Budget) -> None:
+    groups = apart([4, 4], [1, 8], [1, 8])
     scores = scores_from(
         {
             "g0": torch.tensor([-1.0, 5, 5, 5], dtype=torch.float64),
             "g1": torch.tensor([-1.0, 5, 5, 5], dtype=torch.float64),
         }
     )
-    plan = solve(groups, scores, Budget(params=27), safety=FREE, cost_power=CostPower(params=power))
+    plan = solve(groups, scores, budget, safety=FREE)
     assert plan.drop == {"g0": (0,), "g1": (0,)}
 
 
@@ -233,12 +226,13 @@ def test_a_budget_of_macs_leaves_groups_without_macs_alone() -> None:
     assert plan.drop == {"g1": (0, 1, 2, 3)}
 
 
-def test_with_macs_bounded_the_price_counts() -> None:
+def test_with_macs_bounded_the_price_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     # The wide late layers hold the parameters, the early ones the compute.
     groups = chain([16, 32, 128, 256], [4096, 1024, 64, 16])
     scores = random_scores(groups)
     by_price = solve(groups, scores, Budget(macs=0.6))
-    by_score = solve(groups, scores, Budget(macs=0.6), cost_power=CostPower(macs=0.0))
+    monkeypatch.setattr(account, "price_power", lambda _: 0.0)
+    by_score = solve(groups, scores, Budget(macs=0.6))
     assert by_price.costs["macs"][1] <= 0.6 * by_price.costs["macs"][0]
     assert dropped_score(by_price, scores) < 0.5 * dropped_score(by_score, scores)
 
@@ -320,9 +314,3 @@ def test_scores_of_other_groups_are_refused() -> None:
             scores_from({"layer0": torch.ones(8), "layer1": torch.ones(9)}),
             Budget(params=0.5),
         )
-
-
-@pytest.mark.parametrize("power", [-1.0, float("nan"), float("inf")])
-def test_a_bad_cost_power_is_refused(power: float) -> None:
-    with pytest.raises(InputError, match="cost power"):
-        CostPower(params=power)
