@@ -55,7 +55,7 @@ def guarantees_of_scores(net: Bundled) -> Iterator[Guarantee]:
     yield Guarantee.equal("one loss times 1000: channels decided otherwise", odd, 0)
 
     free = net.scores(TaskTaylorImportance(conflict_weight=0.0))
-    off = max(float((free.total[g] - free.per_task[g].sum(0)).abs().max()) for g in free.total)
+    off = max(float((free[g].total - free[g].per_task.sum(0)).abs().max()) for g in free.groups)
     yield Guarantee.equal("λ = 0: difference to the sum of the tasks' Taylor scores", off, 0.0)
 
     one = {"lane": net.tasks["lane"]}
@@ -71,10 +71,10 @@ def guarantees_of_scores(net: Bundled) -> Iterator[Guarantee]:
         for name, task in net.tasks.items()
     }
     raw = TaskTaylorImportance(conflict_weight=0.0, normalise=as_they_are)
-    some = net.scores(raw, tasks=rare).per_task
-    half = net.scores(raw, tasks=one, data=net.batches[::2]).per_task
+    some = net.scores(raw, tasks=rare)
+    half = net.scores(raw, tasks=one, data=net.batches[::2])
     row = list(net.tasks).index("lane")
-    off = max(_apart(some[g][row], half[g][0]) for g in some)
+    off = max(_apart(some[g].per_task[row], half[g].per_task[0]) for g in some.groups)
     yield Guarantee.below("labels in every other batch: difference to those batches", off, 1e-6)
 
     index = ChannelIndex(net.groups)
@@ -131,7 +131,7 @@ def _peer() -> float:
         layer = net.get_submodule(group.name)
         every = list(range(group.n_channels))
         theirs = criterion(graph.get_pruning_group(layer, tp.prune_conv_out_channels, idxs=every))
-        apart.append(_apart(ours.total[group.name], theirs.detach().double()))
+        apart.append(_apart(ours[group.name].total, theirs.detach().double()))
     return max(apart)
 
 
@@ -142,14 +142,14 @@ def _by_processes() -> float:
         command += ["--standalone", str(Path(__file__)), "--as-process", folder]
         subprocess.run(command, check=True, capture_output=True)
         both = [torch.load(Path(folder) / f"{rank}.pt") for rank in range(2)]
-    alone = Bundled().scores().total
+    alone = _totals(Bundled().scores())
     return max(_apart(found[g], alone[g]) for found in both for g in alone)
 
 
 def _score_as_process(folder: Path) -> None:
     processes.init_process_group("gloo")
     net, rank = Bundled(), processes.get_rank()
-    torch.save(dict(net.scores(data=net.batches[rank::2]).total), folder / f"{rank}.pt")
+    torch.save(_totals(net.scores(data=net.batches[rank::2])), folder / f"{rank}.pt")
     processes.destroy_process_group()
 
 
@@ -171,8 +171,12 @@ def _apart(a: Tensor, b: Tensor) -> float:
 
 
 def _furthest(a: ChannelScores, b: ChannelScores, *, per_task: bool = False) -> float:
-    first, second = (a.per_task, b.per_task) if per_task else (a.total, b.total)
-    return max(_apart(first[g], second[g]) for g in first)
+    key = "per_task" if per_task else "total"
+    return max(_apart(getattr(a[g], key), getattr(b[g], key)) for g in a.groups)
+
+
+def _totals(scores: ChannelScores) -> dict[str, Tensor]:
+    return {name: own.total for name, own in scores.groups.items()}
 
 
 def _n_different(a: Mapping[str, Any], b: Mapping[str, Any]) -> int:

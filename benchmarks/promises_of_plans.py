@@ -51,11 +51,11 @@ def _limits(net: Bundled, scores: ChannelScores) -> Iterator[Guarantee]:
     gone = 0
     for row, task in enumerate(scores.tasks):
         reached = [g for g in net.groups if task in g.tasks]
-        own = np.concatenate([scores.per_task[g.name][row].numpy() for g in reached])
+        own = np.concatenate([scores[g.name].per_task[row].numpy() for g in reached])
         threshold = np.quantile(own, safety.protected_quantile)
         for group in reached:
             dropped = list(plan.drop.get(group.name, ()))
-            gone += int((scores.per_task[group.name][row].numpy()[dropped] > threshold).sum())
+            gone += int((scores[group.name].per_task[row].numpy()[dropped] > threshold).sum())
     yield Guarantee.equal("channels above a task's protected quantile that went", gone, 0)
 
     limit = 0.5 * max(predicted_loss(scores, plan.drop).values())

@@ -33,7 +33,8 @@ def gap(budget: Budget, seed: int) -> float | None:
     scores = random_scores(groups, seed)
     models = {"params": CostModel.of_params(groups), "macs": CostModel.of_macs(groups)}
     limits = budget.limits({name: model.value() for name, model in models.items()})
-    lost = [np.concatenate([[0], np.sort(s.numpy()).cumsum()]) for s in scores.total.values()]
+    sums = [np.sort(own.total.numpy()).cumsum() for own in scores.groups.values()]
+    lost = [np.concatenate([[0], own]) for own in sums]
     best = min(
         (
             sum(own[len(own) - 1 - k] for own, k in zip(lost, kept, strict=True))

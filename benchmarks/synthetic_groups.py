@@ -16,7 +16,7 @@ from taskprune.coupling.groups import (
     MacsTerm,
     TensorSlice,
 )
-from taskprune.importance.scores import ChannelScores
+from taskprune.importance.scores import BLIND, ChannelScores, GroupScores
 from taskprune.plan.plan import PruningPlan
 
 
@@ -95,8 +95,12 @@ def random_scores(groups: CouplingGroups, seed: int = 0) -> ChannelScores:
 
 
 def scores_from(total: dict[str, torch.Tensor]) -> ChannelScores:
-    return ChannelScores("test", ("all",), {n: s[None] for n, s in total.items()}, total)
+    return ChannelScores("test", BLIND, {n: GroupScores.blind(s) for n, s in total.items()})
+
+
+def totals(scores: ChannelScores) -> dict[str, torch.Tensor]:
+    return {name: own.total for name, own in scores.groups.items()}
 
 
 def dropped_score(plan: PruningPlan, scores: ChannelScores) -> float:
-    return sum(float(scores.total[name][list(drop)].sum()) for name, drop in plan.drop.items())
+    return sum(float(scores[name].total[list(drop)].sum()) for name, drop in plan.drop.items())

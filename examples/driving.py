@@ -31,7 +31,7 @@ def main() -> None:
     console.rule("what each task would lose")
     scores = taskprune.score(teacher, groups, tasks, batches, forward=forward)
     for group in list(groups)[::12]:
-        per_task = scores.per_task[group.name].sum(dim=1)
+        per_task = scores[group.name].per_task.sum(dim=1)
         shares = ", ".join(
             f"{t} {float(v):.2e}" for t, v in zip(scores.tasks, per_task, strict=True)
         )

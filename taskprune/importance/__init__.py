@@ -1,5 +1,7 @@
 """Importance criteria: what each task would lose with a channel."""
 
+from typing import TYPE_CHECKING, Any
+
 from taskprune.calling.modality import Modality
 from taskprune.coupling.modalities import modality_of_groups
 from taskprune.importance.conflict import CosineConflict, EffectConflict
@@ -11,16 +13,14 @@ from taskprune.importance.criteria.magnitude import MagnitudeImportance
 from taskprune.importance.criteria.random import RandomImportance
 from taskprune.importance.criteria.task_taylor import TaskTaylorImportance
 from taskprune.importance.criteria.taylor import TaylorImportance
-from taskprune.importance.criteria.torch_pruning_adapter import TorchPruningImportance
 from taskprune.importance.criteria_by_name import importance_by_name, importance_names
-from taskprune.importance.normalisation import (
-    as_they_are,
-    by_mean_loss,
-    by_stake,
-)
+from taskprune.importance.normalisation import as_they_are, by_mean_loss, by_stake
 from taskprune.importance.owners import output_owners
-from taskprune.importance.scores import ChannelScores, Evidence, Importance
+from taskprune.importance.scores import ChannelScores, Evidence, GroupScores, Importance
 from taskprune.importance.scoring import score
+
+if TYPE_CHECKING:
+    from taskprune.importance.criteria.torch_pruning_adapter import TorchPruningImportance
 
 __all__ = [
     "AlterMomaImportance",
@@ -31,6 +31,7 @@ __all__ = [
     "CrossPruneImportance",
     "EffectConflict",
     "Evidence",
+    "GroupScores",
     "Importance",
     "MagnitudeImportance",
     "Modality",
@@ -51,3 +52,11 @@ __all__ = [
     "output_owners",
     "score",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TorchPruningImportance":  # the only one that needs Torch-Pruning
+        from taskprune.importance.criteria.torch_pruning_adapter import TorchPruningImportance
+
+        return TorchPruningImportance
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

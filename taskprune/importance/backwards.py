@@ -18,6 +18,8 @@ class TaskGradients:
 
     Attributes:
         task: Row number of the task.
+        name: Its name.
+        batch: Number of the batch, from 1.
         loss: Its loss value.
         gradients: ``{parameter name: gradient of the loss}``; ``None`` where the loss does not
             depend on the parameter.
@@ -25,6 +27,8 @@ class TaskGradients:
     """
 
     task: int
+    name: str
+    batch: int
     loss: float
     gradients: Mapping[str, Tensor | None]
     watched: tuple[Tensor | None, ...] = ()
@@ -75,7 +79,8 @@ def backwards(
             ) from error
         del loss
         gradients = dict(zip(parameters, found[:n_parameters], strict=True))
-        yield TaskGradients(rows[name], value, gradients, tuple(found[n_parameters:]))
+        watched_gradients = tuple(found[n_parameters:])
+        yield TaskGradients(rows[name], name, number, value, gradients, watched_gradients)
 
 
 def _check_attached(model: nn.Module, name: str, loss: Tensor, number: int) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import PlanMismatchError
+from taskprune.importance.scores import GroupScores
 
 NO_CHANNEL = -1
 
@@ -127,10 +128,9 @@ class ChannelIndex:
             total.index_add_(0, where.where(where >= 0, self.n_channels), torch.cat(parts))
         return total[: self.n_channels]
 
-    def split(self, running: Tensor) -> dict[str, Tensor]:
-        """Cut the last dim of a tensor in running order into ``{group name: its part}``, on CPU."""
-        on_cpu = running.detach().cpu()
-        return {name: on_cpu[..., part].clone() for name, part in self.slices.items()}
+    def split(self, running: GroupScores) -> dict[str, GroupScores]:
+        """Cut the scores of all channels, in running order, into ``{group name: its part}``."""
+        return {name: running.of(part) for name, part in self.slices.items()}
 
 
 def _axes(vectors: Mapping[int, IntArray], n_dims: int) -> tuple[ParameterAxis, ...]:

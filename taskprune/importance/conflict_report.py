@@ -72,7 +72,7 @@ def conflict_report(groups: CouplingGroups, scores: ChannelScores) -> ConflictRe
     Raises:
         InputError: The scores have no conflict term.
     """
-    if not scores.pair_conflict:
+    if not scores.knows_conflict:
         raise InputError(
             f"There is no conflict to report in scores by `{scores.criterion}` of "
             f"{len(scores.tasks)} task(s). Score two tasks or more with importance='task_taylor' "
@@ -83,8 +83,9 @@ def conflict_report(groups: CouplingGroups, scores: ChannelScores) -> ConflictRe
     whole = 0.0
     lines: list[ConflictLine] = []
     for group in groups:
-        penalties = scores.pair_conflict[group.name]
-        importance = float(scores.per_task[group.name].sum())
+        penalties = scores[group.name].pair_conflict
+        assert penalties is not None, "knows_conflict"
+        importance = float(scores[group.name].per_task.sum())
         own = penalties.sum(dim=1).tolist()
         whole += importance
         sums = [total + more for total, more in zip(sums, own, strict=True)]

@@ -1,34 +1,45 @@
-"""Criteria by name: the built-in ones, and those that installed packages offer."""
+"""Criteria by name: a file of ``importance/criteria`` each, and those that packages offer."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from pkgutil import iter_modules
+from typing import TypeVar
 
 from taskprune.errors import InputError
-from taskprune.importance.criteria.altermoma import AlterMomaImportance
-from taskprune.importance.criteria.cosprune import CosPruneImportance
-from taskprune.importance.criteria.magnitude import MagnitudeImportance
-from taskprune.importance.criteria.random import RandomImportance
-from taskprune.importance.criteria.task_taylor import TaskTaylorImportance
-from taskprune.importance.criteria.taylor import TaylorImportance
+from taskprune.importance import criteria
 from taskprune.importance.scores import Importance, ImportanceFactory
 
 ENTRY_POINTS = "taskprune.importance"
 """Entry point group: the name is the criterion's, the object a factory without arguments."""
 
-BUILT_IN: dict[str, ImportanceFactory] = {
-    "task_taylor": TaskTaylorImportance,
-    "taylor": TaylorImportance,
-    "magnitude": MagnitudeImportance,
-    "cosprune": CosPruneImportance,
-    "altermoma": AlterMomaImportance,
-    "random": RandomImportance,
-}
+_FACTORIES: dict[str, ImportanceFactory] = {}
+
+Factory = TypeVar("Factory", bound=ImportanceFactory)
+
+
+def criterion(factory: Factory) -> Factory:
+    """Offer what a file of ``importance/criteria`` holds under the name of that file.
+
+    Args:
+        factory: A class or function to call without arguments.
+    """
+    _FACTORIES[factory.__module__.rpartition(".")[2]] = factory
+    return factory
+
+
+def built_in_names() -> tuple[str, ...]:
+    """Return the names of the criteria that come with the package."""
+    for file in iter_modules(criteria.__path__):
+        _built_in(file.name)
+    return tuple(sorted(_FACTORIES))
 
 
 def importance_names() -> tuple[str, ...]:
     """Return the names that :func:`importance_by_name` knows, built-in ones first."""
-    return (*BUILT_IN, *sorted(_offered().keys() - BUILT_IN.keys()))
+    own = built_in_names()
+    return (*own, *sorted(_offered().keys() - set(own)))
 
 
 def importance_by_name(name: str) -> Importance:
@@ -38,8 +49,8 @@ def importance_by_name(name: str) -> Importance:
         InputError: Nobody offers one of this name; the message lists those there are. Or what a
             package offers cannot be imported or is no factory of criteria.
     """
-    if name in BUILT_IN:
-        return BUILT_IN[name]()
+    if name in {file.name for file in iter_modules(criteria.__path__)} and (own := _built_in(name)):
+        return own()
     offered = _offered()
     if name not in offered:
         raise InputError(
@@ -69,6 +80,12 @@ def checked_criterion(importance: str | Importance) -> Importance:
             f"-> scores. Found {type(importance).__name__}."
         )
     return importance
+
+
+def _built_in(file: str) -> ImportanceFactory | None:
+    """Import a file of criteria; return what it offers, ``None`` where that needs arguments."""
+    import_module(f"{criteria.__name__}.{file}")
+    return _FACTORIES.get(file)
 
 
 def _made(point: EntryPoint) -> Importance:

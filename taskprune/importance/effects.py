@@ -55,6 +55,48 @@ class TaskStatistics:
     gramian: Tensor | None = None
     stakes: Tensor | None = None
 
+    def mean_squares(self, scale: Tensor) -> Tensor:
+        """Return each task's mean squared effect over the batches that have labels of it.
+
+        Args:
+            scale: Factor of each task's effects. Shape ``[T]``.
+
+        Returns:
+            Shape ``[T, C]``.
+        """
+        squares = self.products.diagonal(dim1=0, dim2=1).T  # [T, C]
+        labelled = self.n_labelled.diagonal().clamp_min(1)
+        return squares * (scale.square() / labelled)[:, None]
+
+
+def signed_effects(
+    found: TaskGradients, weights: Mapping[str, Tensor], index: ChannelIndex, device: torch.device
+) -> Tensor:
+    """Return the signed effect of every channel on one task in one batch. Shape ``[C]``, float64.
+
+    Args:
+        found: The task's gradients.
+        weights: Factors of the gradients by parameter, in general the weights themselves.
+        index: The channels.
+        device: Where to add up.
+
+    Raises:
+        LossError: A gradient is not finite.
+    """
+    products = {
+        name: _product(weights[name].detach(), gradient)
+        for name, gradient in found.gradients.items()
+        if gradient is not None
+    }
+    effects = index.sums(products, device)
+    if not bool(torch.isfinite(effects).all()):
+        raise LossError(
+            f"The gradient of task `{found.name}` is not finite on calibration batch "
+            f"{found.batch}, although its loss is {found.loss}. Check the loss for sqrt(0), 0/0 or "
+            "values that overflow."
+        )
+    return effects
+
 
 def collect(
     model: nn.Module,
@@ -137,28 +179,13 @@ class _Sums:
         for found in batch:
             present[found.task] = 1
             self.loss[found.task] += abs(found.loss)
-            effects[found.task] = self._effect(found)
+            effects[found.task] = signed_effects(found, self.parameters, self.index, self.device)
             if self.gradients is not None:
                 _add_gradients(self.gradients[found.task], found)
         products = effects[:, None] * effects[None]
         self.labelled += present[:, None] * present[None]
         self.products += products
         self.opposition += products.neg_().clamp_min_(0)
-
-    def _effect(self, found: TaskGradients) -> Tensor:
-        products = {
-            name: _product(self.parameters[name].detach(), gradient)
-            for name, gradient in found.gradients.items()
-            if gradient is not None
-        }
-        effect = self.index.sums(products, self.device)
-        if not bool(torch.isfinite(effect).all()):
-            raise LossError(
-                f"The gradient of task `{self.tasks[found.task]}` is not finite on calibration "
-                f"batch {self.batches}, although its loss is {found.loss}. Check the loss for "
-                "sqrt(0), 0/0 or values that overflow."
-            )
-        return effect
 
     def reduce(self) -> None:
         """Add up over processes; all of them go on with the same sums."""

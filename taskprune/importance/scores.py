@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.task import Task
 from taskprune.coupling.groups import CouplingGroups
+from taskprune.errors import InputError
 
 BLIND = ("all",)
 """Row names of criteria that do not tell tasks apart."""
@@ -36,28 +37,56 @@ class Evidence:
     settled: Callable[[int, Tensor], bool] | None = None
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class GroupScores:
+    """Scores of the channels of one group. T tasks, C channels; float64 and finite throughout.
+
+    Attributes:
+        total: The order in which channels go, lowest first, after aggregation and penalties. Shape
+            ``[C]``.
+        per_task: What each task alone says. Shape ``[T, C]``.
+        pair_conflict: Penalty of each pair of tasks, in the order of
+            ``itertools.combinations(tasks, 2)``. Shape ``[T (T - 1) / 2, C]``; ``None`` where the
+            criterion has no such term.
+        loss_increase: By how much of itself each task's loss changes when the channel goes, the
+            root of the mean square over the batches, to first order; not negative. Shape
+            ``[T, C]``; ``None`` where the criterion does not know it, or a loss is 0.
+    """
+
+    total: Tensor
+    per_task: Tensor
+    pair_conflict: Tensor | None = None
+    loss_increase: Tensor | None = None
+
+    @classmethod
+    def blind(cls, total: Tensor) -> GroupScores:
+        """Make the record of a criterion that does not tell tasks apart."""
+        return cls(total, total[None])
+
+    @property
+    def conflict(self) -> Tensor | None:
+        """The penalty of all pairs together. Shape ``[C]``; ``None`` without such a term."""
+        return None if self.pair_conflict is None else self.pair_conflict.sum(0)
+
+    def of(self, channels: slice | Tensor) -> GroupScores:
+        """Return a copy, on the CPU, of what is said of some of the channels."""
+        parts = (self.total, self.per_task, self.pair_conflict, self.loss_increase)
+        return GroupScores(
+            *(None if p is None else p[..., channels].detach().cpu().clone() for p in parts)  # type: ignore[arg-type]
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class ChannelScores:
     """Scores of all channels; a lower score goes first.
 
+    ``scores[group.name]`` is the record of one group.
+
     Attributes:
         criterion: Name of the criterion.
         tasks: Row names of ``per_task``; ``("all",)`` for criteria blind to tasks.
-        per_task: ``{group: scores}``, each of shape ``[n_tasks, n_channels]``, float64, finite,
-            what each task alone says.
-        total: ``{group: scores}``, each of shape ``[n_channels]``, float64, finite: the order in
-            which channels go, after aggregation and penalties.
-        conflict: ``{group: penalty}``, each of shape ``[n_channels]``; empty where the criterion
-            has no such term.
+        groups: ``{group name: its scores}``, in the groups' order.
         n_batches: How many calibration batches were used, by all processes together.
-        pair_conflict: ``{group: penalty}`` by pair of tasks, each of shape
-            ``[n_pairs, n_channels]``, pairs in the order of
-            ``itertools.combinations(tasks, 2)``; they add up to ``conflict``. Empty where the
-            criterion has no such term.
-        loss_increase: ``{group: fraction}``, each of shape ``[n_tasks, n_channels]``, not
-            negative: by how much of itself each task's loss changes when the channel goes, the
-            root of the mean square over the batches, to first order. Empty where the criterion
-            does not know it, or a loss is 0.
         correlation: How alike the effects behind the scores are within a group, 0 to 1, where
             scores are mean squares of effects that add up. See
             :func:`~taskprune.importance.accumulation.accumulated`; with 0 scores simply add up.
@@ -65,26 +94,26 @@ class ChannelScores:
 
     criterion: str
     tasks: tuple[str, ...]
-    per_task: Mapping[str, Tensor]
-    total: Mapping[str, Tensor]
-    conflict: Mapping[str, Tensor] = field(default_factory=dict)
+    groups: Mapping[str, GroupScores]
     n_batches: int = 0
-    pair_conflict: Mapping[str, Tensor] = field(default_factory=dict)
-    loss_increase: Mapping[str, Tensor] = field(default_factory=dict)
     correlation: float = 0.0
 
-    @classmethod
-    def of_all_tasks(
-        cls, criterion: str, total: Mapping[str, Tensor], n_batches: int = 0
-    ) -> ChannelScores:
-        """Make the record of a criterion that does not tell tasks apart."""
-        return cls(
-            criterion=criterion,
-            tasks=BLIND,
-            per_task={name: scores[None] for name, scores in total.items()},
-            total=total,
-            n_batches=n_batches,
-        )
+    def __getitem__(self, group: str) -> GroupScores:
+        if group not in self.groups:
+            raise InputError(
+                f"The scores know no group `{group}`. Score and solve with the same groups."
+            )
+        return self.groups[group]
+
+    @property
+    def knows_conflict(self) -> bool:
+        """Whether the criterion says where tasks disagree."""
+        return any(own.pair_conflict is not None for own in self.groups.values())
+
+    @property
+    def knows_losses(self) -> bool:
+        """Whether the criterion says what channels mean to the tasks' losses."""
+        return any(own.loss_increase is not None for own in self.groups.values())
 
 
 class Importance(Protocol):

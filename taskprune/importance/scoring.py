@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from itertools import islice
+from math import comb
 from typing import Any, Literal
 
 import torch
@@ -16,10 +18,15 @@ from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
-from taskprune.importance.criteria.random import RandomImportance
 from taskprune.importance.criteria_by_name import checked_criterion
 from taskprune.importance.distributed import several_processes
-from taskprune.importance.scores import BLIND, ChannelScores, Evidence, Importance
+from taskprune.importance.scores import (
+    BLIND,
+    ChannelScores,
+    Evidence,
+    GroupScores,
+    Importance,
+)
 from taskprune.importance.stability import RankingStability
 from taskprune.replace import replaced_modules
 from taskprune.restore.borrow import entrusted
@@ -113,11 +120,13 @@ class _NotFiniteError(InputError):
 def check_values(model: nn.Module, criterion: object) -> None:
     """Check that a criterion that looks at weights finds some.
 
+    Those of the package do unless ``needs_values`` says otherwise; of others it is not known.
+
     Raises:
         InputError: The model is on the meta device and the criterion needs values.
     """
     ours = type(criterion).__module__.startswith("taskprune.")
-    if ours and not isinstance(criterion, RandomImportance) and without_values(model):
+    if getattr(criterion, "needs_values", ours) and without_values(model):
         raise _valueless(model, criterion)
 
 
@@ -183,15 +192,14 @@ def _batches(
 def _from_mapping(
     found: Mapping[str, Tensor], groups: CouplingGroups, criterion: str, tasks: tuple[str, ...]
 ) -> ChannelScores:
-    per_task: dict[str, Tensor] = {}
+    own: dict[str, GroupScores] = {}
     rows: int | None = None
     for group in groups:
         scores = _scores_of(found, group.name, criterion)
         scores = scores[None] if scores.ndim == 1 else scores
         rows = len(scores) if rows is None and scores.ndim == 2 else rows
-        per_task[group.name] = _fitting(
-            scores, (rows or 1, group.n_channels), group.name, criterion
-        )
+        scores = _fitting(scores, (rows or 1, group.n_channels), group.name, criterion)
+        own[group.name] = GroupScores(scores.mean(dim=0), scores)
     n_rows = rows or 1
     names: tuple[str, ...]
     if n_rows == 1:
@@ -203,61 +211,38 @@ def _from_mapping(
         )
     else:
         names = tasks or tuple(f"row {row}" for row in range(n_rows))
-    return ChannelScores(
-        criterion=criterion,
-        tasks=names,
-        per_task=per_task,
-        total={name: scores.mean(dim=0) for name, scores in per_task.items()},
-    )
+    return ChannelScores(criterion, names, own)
 
 
 def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
-    per_task: dict[str, Tensor] = {}
-    total: dict[str, Tensor] = {}
-    conflict: dict[str, Tensor] = {}
-    pair_conflict: dict[str, Tensor] = {}
-    loss_increase: dict[str, Tensor] = {}
+    n_tasks = len(found.tasks)
+    checked: dict[str, GroupScores] = {}
     for group in groups:
-        name, n_channels = group.name, group.n_channels
-        rows = _scores_of(found.per_task, name, found.criterion)
-        per_task[name] = _fitting(rows, (len(found.tasks), n_channels), name, found.criterion)
-        whole = _scores_of(found.total, name, found.criterion)
-        total[name] = _fitting(whole, (n_channels,), name, found.criterion)
-        if name in found.conflict:
-            penalty = _scores_of(found.conflict, name, found.criterion)
-            conflict[name] = _fitting(penalty, (n_channels,), name, found.criterion)
-        if name in found.pair_conflict:
-            pairs = _scores_of(found.pair_conflict, name, found.criterion)
-            n_pairs = len(found.tasks) * (len(found.tasks) - 1) // 2
-            pair_conflict[name] = _fitting(pairs, (n_pairs, n_channels), name, found.criterion)
-        if name in found.loss_increase:
-            rises = _scores_of(found.loss_increase, name, found.criterion)
-            shape = (len(found.tasks), n_channels)
-            loss_increase[name] = _fitting(rises, shape, name, found.criterion)
+        if group.name not in found.groups:
+            raise _missing(group.name, found.criterion)
+        own, n = found.groups[group.name], group.n_channels
+
+        def fitting(scores: Tensor, *shape: int, name: str = group.name) -> Tensor:
+            return _fitting(scores, shape, name, found.criterion)
+
+        pairs, rises = own.pair_conflict, own.loss_increase
+        checked[group.name] = GroupScores(
+            total=fitting(own.total, n),
+            per_task=fitting(own.per_task, n_tasks, n),
+            pair_conflict=None if pairs is None else fitting(pairs, comb(n_tasks, 2), n),
+            loss_increase=None if rises is None else fitting(rises, n_tasks, n),
+        )
     if not 0 <= found.correlation <= 1:
         raise InputError(
             f"Criterion `{found.criterion}` returned a correlation of {found.correlation!r}. "
             "Expected a number from 0 to 1."
         )
-    return ChannelScores(
-        found.criterion,
-        tuple(found.tasks),
-        per_task,
-        total,
-        conflict,
-        found.n_batches,
-        pair_conflict,
-        loss_increase,
-        found.correlation,
-    )
+    return replace(found, tasks=tuple(found.tasks), groups=checked)
 
 
 def _scores_of(found: Mapping[str, Tensor], group: str, criterion: str) -> Tensor:
     if group not in found:
-        raise InputError(
-            f"Criterion `{criterion}` returned no scores for group `{group}`; every prunable group "
-            "needs some."
-        )
+        raise _missing(group, criterion)
     scores = found[group]
     if not isinstance(scores, Tensor):
         raise InputError(
@@ -265,6 +250,13 @@ def _scores_of(found: Mapping[str, Tensor], group: str, criterion: str) -> Tenso
             f"group `{group}`."
         )
     return scores
+
+
+def _missing(group: str, criterion: str) -> InputError:
+    return InputError(
+        f"Criterion `{criterion}` returned no scores for group `{group}`; every prunable group "
+        "needs some."
+    )
 
 
 def _fitting(scores: Tensor, shape: tuple[int, ...], group: str, criterion: str) -> Tensor:

@@ -157,16 +157,16 @@ def _group_rationale(
     savings: tuple[Saving, ...],
     held_by: str,
 ) -> GroupRationale:
-    total = scores.total[name].numpy()
-    # Scores below zero, of what is redundant, are nothing to lose.
-    per_task = scores.per_task[name].clamp_min(0).numpy()
+    own = scores[name]
+    total = own.total.numpy()
     goes = np.zeros(len(total), dtype=np.bool_)
     goes[dropped] = True
+    # Scores below zero, of what is redundant, are nothing to lose.
     shares = tuple(
-        TaskShare(task, float(own[goes].sum()), float(own.sum()))
-        for task, own in zip(scores.tasks, per_task, strict=True)
+        TaskShare(task, float(row[goes].sum()), float(row.sum()))
+        for task, row in zip(scores.tasks, own.per_task.clamp_min(0).numpy(), strict=True)
     )
-    penalty = scores.conflict[name].numpy() if name in scores.conflict else np.zeros(len(total))
+    penalty = np.zeros(len(total)) if own.conflict is None else own.conflict.numpy()
     return GroupRationale(
         group=name,
         criterion=scores.criterion,

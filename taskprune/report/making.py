@@ -49,7 +49,7 @@ def make_report(
                 n_channels=d.n_channels,
                 n_kept=d.n_kept,
                 tasks=d.tasks,
-                conflict=float(scores.conflict[d.name].sum()) if d.name in scores.conflict else 0.0,
+                conflict=0.0 if (c := scores[d.name].conflict) is None else float(c.sum()),
                 modality=d.modality,
             )
             for d in plan.groups
@@ -60,7 +60,7 @@ def make_report(
         replacements=tuple(ReplacementLine(r.path, r.kind) for r in plan.replacements),
         limits=_limits(plan),
         notes=tuple(dict.fromkeys(notes)),
-        conflict=conflict_report(groups, scores) if scores.pair_conflict else None,
+        conflict=conflict_report(groups, scores) if scores.knows_conflict else None,
         latency=latency,
         modalities=modality_lines(groups, plan),
     )
@@ -136,9 +136,9 @@ def _task_line(row: int, scores: ChannelScores, plan: PruningPlan) -> TaskLine:
     task = scores.tasks[row]
     mine = [d for d in plan.groups if task in d.tasks or scores.tasks == BLIND]
     # Scores below zero, of what is redundant, are nothing to lose.
-    total = sum(float(s[row].clamp_min(0).sum()) for s in scores.per_task.values())
+    total = sum(float(own.per_task[row].clamp_min(0).sum()) for own in scores.groups.values())
     removed = sum(
-        float(scores.per_task[name][row, list(dropped)].clamp_min(0).sum())
+        float(scores[name].per_task[row, list(dropped)].clamp_min(0).sum())
         for name, dropped in plan.drop.items()
     )
     return TaskLine(

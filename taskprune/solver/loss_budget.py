@@ -47,11 +47,11 @@ def predicted_loss(scores: ChannelScores, drop: Mapping[str, Iterable[int]]) -> 
         scores: Of a criterion that knows ``loss_increase``; without it nothing is returned.
         drop: ``{group name: channels that go}``.
     """
-    if not scores.loss_increase:
+    if not scores.knows_losses:
         return {}
     total = np.zeros(len(scores.tasks))
     for name, channels in drop.items():
-        total += scores.loss_increase[name][:, list(channels)].sum(1).numpy()
+        total += _increase(scores, name)[:, list(channels)].sum(1)
     return dict(zip(scores.tasks, total.tolist(), strict=True))
 
 
@@ -67,7 +67,7 @@ def allowed_loss(
     limits = context.loss_limits(safety, scores.tasks)
     if not limits:
         return {}
-    if not scores.loss_increase:
+    if not scores.knows_losses:
         raise InputError(
             "`max_loss_increase` needs a criterion that says what each channel means to each "
             f"task's loss, such as 'task_taylor', and losses above 0. Found `{scores.criterion}`."
@@ -104,7 +104,7 @@ def affordable(
     costs = np.concatenate(
         [
             np.zeros((len(scores.tasks), 0)),
-            *(scores.loss_increase[p.group.name].numpy()[:, p.order] for p in parts),
+            *(_increase(scores, p.group.name)[:, p.order] for p in parts),
         ],
         axis=1,
     )
@@ -124,6 +124,12 @@ def affordable(
         _without(part, held[end - size : end], scores.tasks)
         for part, size, end in zip(parts, sizes, ends.tolist(), strict=True)
     )
+
+
+def _increase(scores: ChannelScores, group: str) -> NDArray[np.float64]:
+    increase = scores[group].loss_increase
+    assert increase is not None, "knows_losses"
+    return increase.numpy()
 
 
 def _without(part: Removable, held: NDArray[np.int64], tasks: Sequence[str]) -> Removable:

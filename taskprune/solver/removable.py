@@ -73,14 +73,11 @@ def removable(
         InputError: The scores are not those of these groups.
     """
     for group in groups:
-        if group.name not in scores.total or group.name not in scores.per_task:
+        n_scores = len(scores[group.name].total)
+        if n_scores != group.n_channels:
             raise InputError(
-                f"The scores know no group `{group.name}`. Score and solve with the same groups."
-            )
-        if len(scores.total[group.name]) != group.n_channels:
-            raise InputError(
-                f"Group `{group.name}` has {group.n_channels} channels and "
-                f"{len(scores.total[group.name])} scores. Score and solve with the same groups."
+                f"Group `{group.name}` has {group.n_channels} channels and {n_scores} scores. "
+                "Score and solve with the same groups."
             )
     protected = _protected(groups, scores, safety.protected_quantile)
     return tuple(
@@ -120,7 +117,7 @@ def _removable(
     protected: NDArray[np.bool_],
     n_tasks: int,
 ) -> Removable:
-    total = scores.total[group.name].numpy()
+    total = scores[group.name].total.numpy()
     order = np.argsort(total, kind="stable")
     order = order[~protected[order]]
     n = group.n_channels
@@ -152,7 +149,7 @@ def _protected(
         reached = [group for group in groups if _reaches(task, group, scores.tasks)]
         if not reached:
             continue
-        per_group = [scores.per_task[group.name][row].numpy() for group in reached]
+        per_group = [scores[group.name].per_task[row].numpy() for group in reached]
         threshold = np.quantile(np.concatenate(per_group), quantile)
         for group, own in zip(reached, per_group, strict=True):
             protected[group.name] |= own > threshold

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -235,9 +235,9 @@ def _assert_complete(scores: ChannelScores, groups: CouplingGroups) -> None:
     # `score` refuses wrong shapes and values that are not finite; left are names and rows.
     assert scores.criterion, "The criterion has no name."
     names = [group.name for group in groups]
-    for what, found in (("total", scores.total), ("per_task", scores.per_task)):
-        assert list(found) == names, f"`{what}` must hold every group. Found {list(found)}."
-    rows = {len(found) for found in scores.per_task.values()}
+    found = list(scores.groups)
+    assert found == names, f"The scores must hold every group. Found {found}."
+    rows = {len(own.per_task) for own in scores.groups.values()}
     assert rows == {len(scores.tasks)}, f"Expected a row for each of {scores.tasks}. Found {rows}."
 
 
@@ -245,28 +245,24 @@ def _assert_follows(
     criterion: Importance, case: ImportanceCase, groups: CouplingGroups, before: ChannelScores
 ) -> None:
     model = permuted_copy(case.model, groups.replacements, groups.groups, _SEED)
-    orders = {group.name: channel_order(group, _SEED + n) for n, group in enumerate(groups)}
+    orders = {
+        group.name: torch.from_numpy(channel_order(group, _SEED + n))
+        for n, group in enumerate(groups)
+    }
     after = score(
         model, groups, case.tasks, case.batches, importance=criterion, forward=case.forward
     )
-    expected = ChannelScores(
-        criterion=before.criterion,
-        tasks=before.tasks,
-        per_task={
-            name: own[:, torch.from_numpy(orders[name])] for name, own in before.per_task.items()
-        },
-        total={name: own[torch.from_numpy(orders[name])] for name, own in before.total.items()},
-    )
+    moved = {name: own.of(orders[name]) for name, own in before.groups.items()}
+    expected = replace(before, groups=moved)
     _assert_equal(expected, after, "Permuting the channels", rtol=1e-6)
 
 
 def _assert_equal(one: ChannelScores, other: ChannelScores, what: str, *, rtol: float) -> None:
     for key in ("total", "per_task"):
-        mine: Mapping[str, Tensor] = getattr(one, key)
-        theirs: Mapping[str, Tensor] = getattr(other, key)
+        mine: dict[str, Tensor] = {name: getattr(own, key) for name, own in one.groups.items()}
         largest = max((float(own.abs().max()) for own in mine.values()), default=0.0)
         for name, own in mine.items():
-            error = float((own - theirs[name]).abs().max())
+            error = float((own - getattr(other[name], key)).abs().max())
             limit = rtol * max(float(own.abs().max()), 1e-6 * largest)
             assert error <= limit, (
                 f"{what} changed `{key}` of group `{name}` by {error:.3g}; its scores go up to "

@@ -100,7 +100,7 @@ def test_criteria_use_the_modalities_of_the_front_door() -> None:
 def test_scores_below_zero_leave_shares_between_none_and_all() -> None:
     published = AlterMomaImportance(combine=difference)
     result = pruned(ratio=0.4, importance=published, modalities=SENSORS)
-    assert min(float(own.min()) for own in result.scores.total.values()) < 0
+    assert min(float(own.total.min()) for own in result.scores.groups.values()) < 0
     assert all(0 <= line.importance_removed <= 1 for line in result.report.tasks)
     for why in result.plan.rationale:
         assert all(0 <= share.dropped <= share.total for share in why.shares)

@@ -18,6 +18,7 @@ from taskprune.coupling.groups import (
     MacsTerm,
     TensorSlice,
 )
+from taskprune.importance import ChannelScores
 
 TRUNK, FIRST, SECOND = "stem", "first.0", "second.0"
 
@@ -148,3 +149,13 @@ def scaled(loss: Callable[[Any, Any], Tensor], factor: float) -> Callable[[Any, 
 
 def two_tasks() -> dict[str, Task]:
     return {"first": Task(first_loss), "second": Task(second_loss)}
+
+
+def totals(found: ChannelScores) -> dict[str, Tensor]:
+    return {name: own.total for name, own in found.groups.items()}
+
+
+def conflict_of(found: ChannelScores, group: str) -> Tensor:
+    conflict = found[group].conflict
+    assert conflict is not None, "the criterion has no such term"
+    return conflict

@@ -45,8 +45,8 @@ def scores(data: list[Any], rare: Any) -> dict[str, Any]:
     for name, criterion in CRITERIA.items():
         own = score(net, two_task_groups(net), tasks, data, importance=criterion)
         found[name] = {
-            "total": torch.cat(list(own.total.values())),
-            "per_task": torch.cat(list(own.per_task.values()), dim=1),
+            "total": torch.cat([group.total for group in own.groups.values()]),
+            "per_task": torch.cat([group.per_task for group in own.groups.values()], dim=1),
             "n_batches": own.n_batches,
         }
     return found

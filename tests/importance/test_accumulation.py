@@ -46,9 +46,11 @@ def test_equal_channels_of_a_group_get_ever_dearer() -> None:
         criterion = TaskTaylorImportance(correlation=correlation)
         scores = score(net, groups, two_tasks(), batches(), importance=criterion)
         assert scores.correlation == correlation
-        level = {name: torch.full_like(total, 1.5) for name, total in scores.total.items()}
-        level[SECOND] = torch.ones_like(level[SECOND])
-        scores = replace(scores, total=level)
+        level = {
+            name: replace(own, total=torch.full_like(own.total, 1.0 if name == SECOND else 1.5))
+            for name, own in scores.groups.items()
+        }
+        scores = replace(scores, groups=level)
         kept[correlation] = solve(groups, scores, Budget(params=0.95), safety=FREE).kept[SECOND]
     assert kept[0.0] < kept[1.0]
 

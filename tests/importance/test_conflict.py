@@ -72,7 +72,7 @@ def planted(weight: float) -> dict[str, float]:
     groups = couple(trace(net, x))
     criterion = TaskTaylorImportance(conflict_weight=weight, normalise=as_they_are)
     found = score(net, groups, planted_tasks(), [x], importance=criterion)
-    return dict(zip(EFFECTS, found.total["a"].tolist(), strict=True))
+    return dict(zip(EFFECTS, found["a"].total.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.5, 1.0, 2.0])
@@ -103,15 +103,15 @@ def test_without_a_penalty_the_score_is_plain_taylor_to_the_bit(
     criterion = TaskTaylorImportance(0.0, conflict, aggregate)
     found = score(net, groups, two_tasks(), batches(), importance=criterion)
     rows = {
-        name: score(net, groups, {name: task}, batches(), importance=TaylorImportance()).total
+        name: score(net, groups, {name: task}, batches(), importance=TaylorImportance())
         for name, task in two_tasks().items()
     }
     scales = TaskTaylorImportance(0.0, conflict, aggregate, as_they_are)
     plain = score(net, groups, two_tasks(), batches(), importance=scales)
     for group in groups:
-        alone = torch.stack([rows[task][group.name] for task in two_tasks()])
-        assert torch.equal(plain.total[group.name], aggregate(alone))
-        assert torch.equal(found.total[group.name], aggregate(found.per_task[group.name]))
+        alone = torch.stack([rows[task][group.name].total for task in two_tasks()])
+        assert torch.equal(plain[group.name].total, aggregate(alone))
+        assert torch.equal(found[group.name].total, aggregate(found[group.name].per_task))
 
 
 def test_pairs_add_up_to_the_conflict() -> None:
@@ -120,8 +120,11 @@ def test_pairs_add_up_to_the_conflict() -> None:
     for conflict in (EffectConflict(), CosineConflict()):
         criterion = TaskTaylorImportance(conflict=conflict)
         found = score(net, groups, tasks, batches(), importance=criterion)
-        assert found.pair_conflict[TRUNK].shape == (3, 8)
-        assert torch.equal(found.pair_conflict[TRUNK].sum(0), found.conflict[TRUNK])
+        pairs, conflict = found[TRUNK].pair_conflict, found[TRUNK].conflict
+        assert pairs is not None
+        assert conflict is not None
+        assert pairs.shape == (3, 8)
+        assert torch.equal(pairs.sum(0), conflict)
 
 
 def test_the_report_says_where_and_who() -> None:

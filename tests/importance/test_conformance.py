@@ -28,7 +28,7 @@ from taskprune.importance import (
     as_they_are,
     importance_by_name,
 )
-from taskprune.importance.criteria_by_name import BUILT_IN
+from taskprune.importance.criteria_by_name import built_in_names
 from taskprune.testing import (
     ImportanceCase,
     assert_importance_conforms,
@@ -36,6 +36,8 @@ from taskprune.testing import (
     randomise_,
     sensor_cases,
 )
+
+BUILT_IN = built_in_names()
 
 COMPOSED: dict[str, Callable[[], Importance]] = {
     "cosine conflict": lambda: TaskTaylorImportance(conflict=CosineConflict()),
@@ -108,7 +110,8 @@ def test_built_in_criteria_conform_on_nets_of_the_zoo(name: str) -> None:
 
 
 def plain(model: nn.Module, groups: CouplingGroups, evidence: Evidence) -> dict[str, Tensor]:
-    return dict(MagnitudeImportance()(model, groups, evidence).total)
+    found = MagnitudeImportance()(model, groups, evidence)
+    return {name: own.total for name, own in found.groups.items()}
 
 
 def drawing(model: nn.Module, groups: CouplingGroups, evidence: Evidence) -> dict[str, Tensor]:

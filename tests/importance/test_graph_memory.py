@@ -92,5 +92,5 @@ def test_a_task_that_depends_on_no_channel_is_told_from_one_that_depends_on_noth
     net.register_parameter("aside", aside)
     tasks = two_tasks() | {"aside": Task(lambda _o, _b: aside.exp().sum())}
     found = score(net, two_task_groups(net), tasks, batches(2))
-    assert float(found.per_task["stem"][2].abs().max()) == 0
+    assert float(found["stem"].per_task[2].abs().max()) == 0
     assert found.tasks == ("first", "second", "aside")

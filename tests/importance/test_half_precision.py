@@ -59,9 +59,10 @@ NETS: dict[str, Any] = {
 @pytest.mark.parametrize("factor", [1e-7, 1.0, 1e6])
 def test_neither_small_nor_large_gradients_are_lost(net: str, factor: float) -> None:
     found, expected = scores(NETS[net](), factor), scores(two_task_net(), factor)
-    for name, rows in expected.per_task.items():
+    for name, own in expected.groups.items():
+        rows = own.per_task
         scale = float(rows[1].abs().max())
-        torch.testing.assert_close(found.per_task[name][1], rows[1], rtol=0.1, atol=0.02 * scale)
+        torch.testing.assert_close(found[name].per_task[1], rows[1], rtol=0.1, atol=0.02 * scale)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -69,7 +70,7 @@ def test_every_criterion_hears_a_task_with_a_small_loss(criterion: str) -> None:
     def only(net: TwoTaskNet, factor: float) -> Tensor:
         own = {"second": tasks(factor)["second"]}
         found = score(net, two_task_groups(net), own, batches(3), importance=criterion)
-        return torch.cat(list(found.total.values()))
+        return torch.cat([own.total for own in found.groups.values()])
 
     small, plain = only(NETS["weights"](), 2.0**-20), only(NETS["weights"](), 1.0)
     torch.testing.assert_close(small / small.max(), plain / plain.max(), rtol=0.05, atol=0.01)

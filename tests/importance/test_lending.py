@@ -56,8 +56,8 @@ def test_a_model_that_writes_to_its_input_is_scored_like_one_that_does_not(crite
         score(with_weights(net), groups, two_tasks(), data, importance=CRITERIA[criterion])
         for net in (InPlace(), OutOfPlace())
     )
-    for name, total in expected.total.items():
-        torch.testing.assert_close(found.total[name], total, rtol=0, atol=0)
+    for name, own in expected.groups.items():
+        torch.testing.assert_close(found[name].total, own.total, rtol=0, atol=0)
     for batch, fresh in zip(data, batches(4), strict=True):
         torch.testing.assert_close(batch[0], fresh[0], rtol=0, atol=0)
 
@@ -71,8 +71,8 @@ def test_prune_sees_the_first_batch_as_it_is_each_time() -> None:
     assert found.plan.kept == expected.plan.kept
     assert found.scores is not None
     assert expected.scores is not None
-    for name, total in expected.scores.total.items():
-        torch.testing.assert_close(found.scores.total[name], total, rtol=0, atol=0)
+    for name, own in expected.scores.groups.items():
+        torch.testing.assert_close(found.scores[name].total, own.total, rtol=0, atol=0)
     for batch, fresh in zip(data, batches(3), strict=True):
         torch.testing.assert_close(batch[0], fresh[0], rtol=0, atol=0)
 
@@ -87,8 +87,8 @@ def test_a_loss_may_take_its_labels_out_of_the_batch() -> None:
     data, groups = batches(4), two_task_groups(net)
     found = score(net, groups, tasks, data)
     expected = score(net, groups, two_tasks(), batches(4))
-    for name, total in expected.total.items():
-        torch.testing.assert_close(found.total[name], total, rtol=0, atol=0)
+    for name, own in expected.groups.items():
+        torch.testing.assert_close(found[name].total, own.total, rtol=0, atol=0)
     assert all(list(batch[1]) == ["first", "second"] for batch in data)
 
 

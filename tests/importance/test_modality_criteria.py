@@ -51,7 +51,7 @@ CRITERIA: dict[str, AlterMomaImportance | CrossPruneImportance] = {
 
 def first_to_go(scores: ChannelScores) -> tuple[str, int]:
     """Return the branch and channel with the lowest score among both branches'."""
-    lowest = {name: scores.total[name].min(0) for name in ("camera_branch", "lidar_branch")}
+    lowest = {name: scores[name].total.min(0) for name in ("camera_branch", "lidar_branch")}
     name = min(lowest, key=lambda n: float(lowest[n].values))
     return name, int(lowest[name].indices)
 
@@ -65,8 +65,8 @@ def test_what_both_sensors_carry_goes_first_and_the_fused_feature_survives(name:
 
 def test_crossprune_keeps_the_other_copy() -> None:
     _, _, scores = scored(CRITERIA["crossprune"])
-    copies = [float(scores.total[branch][0]) for branch in ("camera_branch", "lidar_branch")]
-    others = [float(scores.total[b][1:].min()) for b in ("camera_branch", "lidar_branch")]
+    copies = [float(scores[branch].total[0]) for branch in ("camera_branch", "lidar_branch")]
+    others = [float(scores[b].total[1:].min()) for b in ("camera_branch", "lidar_branch")]
     assert min(copies) < min(others) <= max(copies)
 
 
@@ -92,8 +92,8 @@ def test_without_redundancy_the_score_is_the_contribution() -> None:
     criterion = AlterMomaImportance(BRANCHES, beta=0.0, normalise="sum")
     _, _, scores = scored(criterion)
     for branch in ("camera_branch", "lidar_branch"):
-        assert (scores.total[branch] >= 0).all()
-        assert float(scores.total[branch].sum()) == pytest.approx(1.0)
+        assert (scores[branch].total >= 0).all()
+        assert float(scores[branch].total.sum()) == pytest.approx(1.0)
 
 
 def test_a_discount_takes_away_all_worth_at_most() -> None:
@@ -117,8 +117,8 @@ def test_groups_belong_to_the_branch_that_makes_them() -> None:
 def test_modalities_found_from_the_inputs_give_the_same_scores(name: str) -> None:
     _, _, declared = scored(CRITERIA[name])
     _, _, found = scored(replace(CRITERIA[name], modalities=None))
-    for group, own in declared.total.items():
-        assert torch.equal(own, found.total[group])
+    for group, own in declared.groups.items():
+        assert torch.equal(own.total, found[group].total)
 
 
 def test_several_tasks_keep_scores_of_their_own() -> None:
@@ -131,7 +131,7 @@ def test_several_tasks_keep_scores_of_their_own() -> None:
         net, coupled(net, batches), tasks, batches, importance=AlterMomaImportance(BRANCHES)
     )
     assert scores.tasks == ("near", "far")
-    assert scores.per_task["fusion"].shape == (2, 10)
+    assert scores["fusion"].per_task.shape == (2, 10)
 
 
 @pytest.mark.parametrize("name", CRITERIA)
@@ -147,7 +147,7 @@ def test_tasks_may_have_loaders_of_their_own_and_batches_without_labels(name: st
         "far": [batches[3], (batches[4][0], None)],
     }
     scores = score(net, coupled(net, batches), tasks, loaders, importance=CRITERIA[name])
-    assert all(own.isfinite().all() for own in scores.total.values())
+    assert all(own.total.isfinite().all() for own in scores.groups.values())
 
 
 @pytest.mark.parametrize(

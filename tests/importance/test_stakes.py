@@ -50,7 +50,7 @@ def scores(second: Task, normalise: Any = by_stake) -> ChannelScores:
 
 
 def total(found: ChannelScores) -> Tensor:
-    return torch.cat(list(found.total.values()))
+    return torch.cat([own.total for own in found.groups.values()])
 
 
 def stakes_of(tasks: dict[str, Task]) -> Tensor:
@@ -88,8 +88,8 @@ def test_neither_a_factor_nor_a_constant_in_a_loss_changes_the_scores() -> None:
 
 def test_by_the_mean_loss_a_constant_makes_a_task_quiet() -> None:
     loud, quiet = (scores(near("second", plus=p), by_mean_loss) for p in (0.0, 10.0))
-    assert float(quiet.per_task["second.0"][1].max()) < 1e-3 * float(
-        loud.per_task["second.0"][1].max()
+    assert float(quiet["second.0"].per_task[1].max()) < 1e-3 * float(
+        loud["second.0"].per_task[1].max()
     )
 
 
@@ -185,15 +185,15 @@ def test_the_order_of_the_tasks_does_not_matter_where_a_loss_fails_without_featu
 def test_what_is_not_known_counts_by_the_loss_itself() -> None:
     by_itself = scores(fragile("second"))
     by_loss = scores(near("second"), by_mean_loss)
-    for name, rows in by_loss.per_task.items():
-        assert torch.equal(by_itself.per_task[name][1], rows[1])
+    for name, own in by_loss.groups.items():
+        assert torch.equal(by_itself[name].per_task[1], own.per_task[1])
 
 
 def test_a_known_stake_is_a_tenth_of_the_loss_at_the_least() -> None:
     by_itself = scores(near("second", plus=1e4))
     by_loss = scores(near("second", plus=1e4), by_mean_loss)
-    for name, rows in by_loss.per_task.items():
-        torch.testing.assert_close(by_itself.per_task[name][1], 100 * rows[1])
+    for name, own in by_loss.groups.items():
+        torch.testing.assert_close(by_itself[name].per_task[1], 100 * own.per_task[1])
 
 
 def test_a_stake_that_cannot_be_known_costs_two_forwards_and_one_warning(

@@ -78,9 +78,9 @@ def test_scores_equal_those_on_the_peers_own_groups(make: Callable[[], Any]) -> 
         expected = own_scores(other, make())
     for name, scores in expected.items():
         if scores is None:
-            assert found.total[name].min() > max(float(found.total[n].max()) for n in [TRUNK])
+            assert found[name].total.min() > max(float(found[n].total.max()) for n in [TRUNK])
         else:
-            torch.testing.assert_close(found.total[name], scores.double(), rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(found[name].total, scores.double(), rtol=1e-5, atol=1e-7)
     assert all(p.grad is None for p in net.parameters())
 
 
@@ -115,7 +115,7 @@ def test_second_order_criteria_are_shown_every_batch() -> None:
         importance=TorchPruningImportance(Watched()),
     )
     assert len(shown) == len(set(shown)) == 3
-    assert float(found.total[TRUNK].min()) > 0
+    assert float(found[TRUNK].total.min()) > 0
 
 
 def test_a_criterion_without_any_layer_of_its_kind_is_refused() -> None:
@@ -136,8 +136,8 @@ def test_activations_are_averaged_over_batches() -> None:
     assert not hasattr(net.stem, "_importance")
     assert not net.stem._forward_hooks
     # The readers of this group are one layer, so the average passes through up to a factor.
-    mean = (single[0].total[SECOND] + single[1].total[SECOND]) / 2
-    torch.testing.assert_close(both.total[SECOND].argsort(), mean.argsort(), rtol=0, atol=0)
+    mean = (single[0][SECOND].total + single[1][SECOND].total) / 2
+    torch.testing.assert_close(both[SECOND].total.argsort(), mean.argsort(), rtol=0, atol=0)
 
 
 def test_activation_criteria_ask_for_data() -> None:

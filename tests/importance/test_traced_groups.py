@@ -26,7 +26,7 @@ def test_traced_groups_score_as_hand_made_ones() -> None:
     found, expected = (score(net, groups, tasks, data) for groups in (traced, made))
     for group in made:
         torch.testing.assert_close(
-            found.total[group.name].sort()[0], expected.total[group.name].sort()[0]
+            found[group.name].total.sort()[0], expected[group.name].total.sort()[0]
         )
 
 
@@ -81,5 +81,5 @@ def test_the_peer_ranks_concatenated_and_flattened_groups_the_same(
         )
         if own is None:
             continue
-        ours = found.total[name]
+        ours = found[name].total
         assert torch.equal(ours.argsort(), own.double()[: len(ours)].argsort())

@@ -51,11 +51,12 @@ def test_says_which_channels_go_and_whose_importance(result: PruneResult) -> Non
     assert (group.role, group.name, group.drop) == ("makes", "trunk", result.plan.drop["trunk"])
     [why] = group.rounds
     for row, share in enumerate(why.shares):
-        scores = result.scores.per_task["trunk"][row]
+        scores = result.scores["trunk"].per_task[row]
         assert share.task == result.scores.tasks[row]
         assert share.total == pytest.approx(float(scores.sum()))
         assert share.dropped == pytest.approx(float(scores[list(group.drop)].sum()))
-    penalty = result.scores.conflict["trunk"]
+    penalty = result.scores["trunk"].conflict
+    assert penalty is not None
     assert why.conflict == pytest.approx(
         (float(penalty[list(group.drop)].sum()), float(penalty.sum()))
     )

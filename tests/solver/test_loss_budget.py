@@ -14,7 +14,7 @@ from synthetic_groups import chain, random_scores
 
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InfeasibleBudgetError, InputError
-from taskprune.importance.scores import ChannelScores
+from taskprune.importance.scores import ChannelScores, GroupScores
 from taskprune.plan.plan import PruningPlan
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
@@ -28,14 +28,14 @@ FREE = Safety(1, 1.0, 1.0, protected_quantile=1.0)
 def scored(groups: CouplingGroups, seed: int = 0) -> ChannelScores:
     """Scores whose tasks pay the root of them; a task pays nothing for what it cannot reach."""
     generator = torch.Generator().manual_seed(seed)
-    rises = {}
+    found = {}
     for group in groups:
         own = torch.rand(2, group.n_channels, dtype=torch.float64, generator=generator) * 0.01
         reached = torch.tensor([[task in group.tasks] for task in ("a", "b")])
-        rises[group.name] = own * reached
-    per_task = {name: own.square() for name, own in rises.items()}
-    total = {name: own.sum(0) for name, own in per_task.items()}
-    return ChannelScores("test", ("a", "b"), per_task, total, loss_increase=rises)
+        rises = own * reached
+        per_task = rises.square()
+        found[group.name] = GroupScores(per_task.sum(0), per_task, loss_increase=rises)
+    return ChannelScores("test", ("a", "b"), found)
 
 
 def planned(

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from synthetic_groups import scores_from
 from torch import Tensor, nn
 
 from taskprune import Budget, ChannelScores, CouplingGroups, Modality, Safety
@@ -46,9 +47,8 @@ def groups() -> CouplingGroups:
 @pytest.fixture
 def scores(groups: CouplingGroups) -> ChannelScores:
     g = torch.Generator().manual_seed(0)
-    return ChannelScores.of_all_tasks(
-        "made up",
-        {x.name: torch.rand(x.n_channels, generator=g, dtype=torch.float64) for x in groups},
+    return scores_from(
+        {x.name: torch.rand(x.n_channels, generator=g, dtype=torch.float64) for x in groups}
     )
 
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from synthetic_groups import chain, random_scores, scores_from
+from synthetic_groups import chain, random_scores, scores_from, totals
 
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups, TensorSlice
 from taskprune.errors import InfeasibleBudgetError, InputError
-from taskprune.importance.scores import ChannelScores
+from taskprune.importance.scores import ChannelScores, GroupScores
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.multiples import DEVICE_MULTIPLES
@@ -61,7 +61,7 @@ def test_a_wide_channel_counts_as_many() -> None:
 def test_a_head_with_the_lowest_scores_is_not_emptied() -> None:
     groups = chain([64, 64, 32, 32], tasks=TASKS)
     scores = random_scores(groups)
-    total = dict(scores.total) | {"layer3": scores.total["layer3"] * 1e-9}
+    total = totals(scores) | {"layer3": scores["layer3"].total * 1e-9}
     plan = solve(groups, scores_from(total), Budget.from_ratio(0.6))
     assert plan.kept["layer3"] == 32 - int(0.75 * 32)
 
@@ -70,9 +70,9 @@ def test_what_one_task_needs_most_stays_in_spite_of_a_penalty() -> None:
     groups = chain([40, 40], tasks=[["a", "b"], ["a", "b"]])
     per_task = {g.name: torch.rand(2, 40, dtype=torch.float64) for g in groups}
     per_task["layer0"][1, 17] = 50.0
-    total = {name: rows.sum(0) for name, rows in per_task.items()}
-    total["layer0"][17] = -1.0  # as after a large conflict
-    scores = ChannelScores("test", ("a", "b"), per_task, total)
+    own = {name: GroupScores(rows.sum(0), rows) for name, rows in per_task.items()}
+    own["layer0"].total[17] = -1.0  # as after a large conflict
+    scores = ChannelScores("test", ("a", "b"), own)
     guarded = solve(groups, scores, Budget.from_ratio(0.5))
     free = solve(groups, scores, Budget.from_ratio(0.5), safety=Safety(protected_quantile=1.0))
     assert 17 not in guarded.drop["layer0"]
@@ -95,7 +95,8 @@ def test_a_task_protects_only_channels_that_it_can_reach() -> None:
     per_task = {g.name: torch.zeros(2, 10, dtype=torch.float64) for g in groups}
     for name in ("layer0", "layer1", "layer3"):
         per_task[name][1] = torch.arange(10)
-    scores = ChannelScores("test", ("a", "b"), per_task, {n: r.sum(0) for n, r in per_task.items()})
+    own = {name: GroupScores(rows.sum(0), rows) for name, rows in per_task.items()}
+    scores = ChannelScores("test", ("a", "b"), own)
     parts = removable(groups, scores, Safety(1, 1.0, 1.0, protected_quantile=0.8))
     kept = {p.group.name: 10 - len(p.order) for p in parts}
     # Row b: the top fifth of thirty channels in three groups; row a is flat and protects none.
@@ -121,7 +122,7 @@ def test_limits_that_bind_are_reported() -> None:
 def test_the_solver_logs_what_a_limit_held(caplog: pytest.LogCaptureFixture) -> None:
     groups = chain([64, 64, 32, 32], tasks=TASKS)
     scores = random_scores(groups)
-    total = dict(scores.total) | {"layer3": scores.total["layer3"] * 1e-9}
+    total = totals(scores) | {"layer3": scores["layer3"].total * 1e-9}
     with caplog.at_level("INFO", logger="taskprune"):
         solve(groups, scores_from(total), Budget.from_ratio(0.6))
     assert "`layer3` keeps 8 channels: held by max_removed_private" in caplog.text

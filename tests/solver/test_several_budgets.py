@@ -54,7 +54,7 @@ def test_meeting_bounds_together_costs_no_more_than_one_after_the_other() -> Non
     ]
     assert all(dropped_score(plan, scores) >= dropped_score(s, scores) - 1e-9 for s in singles)
     union = {g.name: max((s.drop.get(g.name, ()) for s in singles), key=len) for g in groups}
-    total = sum(float(scores.total[n][list(d)].sum()) for n, d in union.items())
+    total = sum(float(scores[n].total[list(d)].sum()) for n, d in union.items())
     assert dropped_score(plan, scores) <= total
 
 

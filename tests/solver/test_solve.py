@@ -99,7 +99,7 @@ def lowest(
     groups: CouplingGroups, scores: ChannelScores, model: CostModel, limit: int, *, least: int = 0
 ) -> float:
     """Least total score dropped at a cost of ``least`` to ``limit``, by exhaustive search."""
-    ordered = [np.sort(scores.total[g.name].numpy()) for g in groups]
+    ordered = [np.sort(scores[g.name].total.numpy()) for g in groups]
     best = float("inf")
     for kept in product(*(range(1, g.n_channels + 1) for g in groups)):
         if least <= model.value(np.array(kept)) <= limit:
@@ -142,7 +142,7 @@ def test_per_saving_it_is_within_one_channel_of_what_lands_as_near(
     except InfeasibleBudgetError:
         return
     limit = limits_of(Budget(macs=remaining), plan)["macs"]
-    largest = max(float(s.max()) for s in scores.total.values())
+    largest = max(float(own.total.max()) for own in scores.groups.values())
     # Coarse channels give way to finer ones for the sake of the target, so it is compared with
     # what lands as near to the bound.
     best = lowest(groups, scores, CostModel.of_macs(groups), limit, least=plan.costs["macs"][1])
@@ -187,7 +187,7 @@ def test_ties_go_by_group_then_channel() -> None:
 def test_multiplying_all_scores_changes_nothing(budget: Budget) -> None:
     groups = chain([16, 32, 24])
     scores = random_scores(groups)
-    louder = scores_from({name: 4096 * s for name, s in scores.total.items()})
+    louder = scores_from({name: 4096 * own.total for name, own in scores.groups.items()})
     plans = [solve(groups, s, budget) for s in (scores, louder)]
     assert plans[0].drop == plans[1].drop
 
@@ -196,8 +196,8 @@ def test_with_parameters_bounded_the_lowest_scores_go() -> None:
     groups = apart([6, 6], [1, 1], [1, 1])
     scores = random_scores(groups, 3)
     plan = solve(groups, scores, Budget(params=0.5), safety=FREE)
-    values = torch.cat([scores.total["g0"], scores.total["g1"]])
-    gone = sorted(float(scores.total[n][c]) for n, drop in plan.drop.items() for c in drop)
+    values = torch.cat([scores["g0"].total, scores["g1"].total])
+    gone = sorted(float(scores[n].total[c]) for n, drop in plan.drop.items() for c in drop)
     assert gone == sorted(values.tolist())[:6]
 
 

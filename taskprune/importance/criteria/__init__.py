@@ -1,1 +1,1 @@
-"""The criteria, a file a published method."""
+"""The criteria, a file each. A file that marks its criterion with ``@criterion`` names it."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from taskprune.calling.modality import FUSION, Modality
 from taskprune.coupling.groups import CouplingGroups
@@ -23,9 +25,10 @@ from taskprune.importance.calibration import (
     weighted_loss,
 )
 from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.criteria_by_name import criterion
+from taskprune.importance.effects import signed_effects
 from taskprune.importance.half_precision import LossScale
-from taskprune.importance.scores import ChannelScores, Evidence
-from taskprune.importance.silencing import silenced
+from taskprune.importance.scores import ChannelScores, Evidence, GroupScores
 from taskprune.restore.lending import lent
 
 
@@ -40,6 +43,7 @@ def difference(contribution: Tensor, redundancy: Tensor) -> Tensor:
     return contribution - redundancy
 
 
+@criterion
 @dataclass(frozen=True)
 class AlterMomaImportance:
     r"""Deactivated contribution less reactivated redundancy, per coupled channel.
@@ -127,7 +131,7 @@ class AlterMomaImportance:
         redundancy: dict[str, Tensor] = {}
         for name, modules in masks.items():
             adapted = copy.deepcopy(model)
-            with silenced(adapted, modules):
+            with _masked(adapted, modules):
                 before, _ = effects.of(adapted, quietly)
                 self._reactivate(adapted, quietly, batches)
                 # The weights of the gradient's factor are the initial ones, equation 10.
@@ -140,8 +144,7 @@ class AlterMomaImportance:
         return ChannelScores(
             criterion="altermoma",
             tasks=tuple(evidence.tasks),
-            per_task=effects.index.split(per_task),
-            total=effects.index.split(self.aggregate(per_task)),
+            groups=effects.index.split(GroupScores(self.aggregate(per_task), per_task)),
             n_batches=n_batches,
         )
 
@@ -191,6 +194,25 @@ class AlterMomaImportance:
         return values / torch.where(whole > 0, whole, 1.0)
 
 
+@contextmanager
+def _masked(model: nn.Module, modules: Sequence[str]) -> Iterator[None]:
+    """Let the rest of the network see zeros in place of what some modules return.
+
+    The *outputs* of a branch are masked: with its weights at zero, norms would still let their
+    shifts through.
+    """
+
+    def mask(_module: nn.Module, _args: Any, output: Any) -> Any:
+        return pytree.tree_map_only(Tensor, lambda tensor: tensor * 0, output)
+
+    handles = [model.get_submodule(path).register_forward_hook(mask) for path in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _size(effects: Tensor) -> Tensor:
     """Return the root mean square over those batches that have labels. Shape ``[T, C]``."""
     return effects.square().nanmean(0).nan_to_num().sqrt()
@@ -222,12 +244,9 @@ class _Effects:
         def add(batch: Iterator[TaskGradients]) -> None:
             effects.append(torch.full(shape, torch.nan, dtype=torch.float64))
             for found in batch:
-                products = {
-                    name: factors[name].detach() * gradient
-                    for name, gradient in found.gradients.items()
-                    if gradient is not None
-                }
-                effects[-1][found.task] = self.index.sums(products, torch.device("cpu"))
+                effects[-1][found.task] = signed_effects(
+                    found, factors, self.index, torch.device("cpu")
+                )
 
         n_batches = for_each_batch(model, parameters, evidence, add)
         return torch.stack(effects), n_batches

@@ -12,10 +12,12 @@ from taskprune.coupling.groups import CouplingGroups
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.criteria_by_name import criterion
 from taskprune.importance.distributed import summed
-from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupScores
 
 
+@criterion
 @dataclass(frozen=True)
 class CosPruneImportance:
     """Mean over pairs of tasks and over batches of the cosine between their gradients.
@@ -46,8 +48,8 @@ class CosPruneImportance:
         n_batches = for_each_batch(
             model, parameters, evidence, visit, interim=lambda: cosine_sum.clone()
         )
-        total = index.split(summed(cosine_sum) / n_batches)
-        return ChannelScores.of_all_tasks("cosprune", total, n_batches)
+        scores = index.split(GroupScores.blind(summed(cosine_sum) / n_batches))
+        return ChannelScores("cosprune", BLIND, scores, n_batches)
 
 
 def _mean_cosine(index: ChannelIndex, gradients: list[dict[str, Tensor | None]]) -> Tensor:

@@ -18,8 +18,7 @@ from taskprune.coupling.modalities import for_criterion
 from taskprune.errors import InputError
 from taskprune.importance.calibration import differentiable, run_forward, weighted_loss
 from taskprune.importance.channel_index import ChannelIndex
-from taskprune.importance.channel_pull import ChannelPull
-from taskprune.importance.scores import BLIND, ChannelScores, Evidence
+from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupScores
 from taskprune.restore.lending import lent
 
 
@@ -78,7 +77,9 @@ class CrossPruneImportance:
     learning_rate: float = 3e-4
 
     def __post_init__(self) -> None:
-        check_removed(self.removed)
+        shares = self.removed.values() if isinstance(self.removed, Mapping) else [self.removed]
+        if not shares or not all(0 < share < 1 for share in shares):
+            raise InputError(f"`removed` must lie between 0 and 1. Found {self.removed!r}.")
         if self.steps < 1:
             raise InputError(f"`steps` must be at least 1. Found {self.steps!r}.")
         if self.distortion_weight < 0 or self.learning_rate <= 0:
@@ -111,19 +112,13 @@ class CrossPruneImportance:
             raise InputError("CrossPrune trains on the tasks' losses. Pass `tasks=` and `data=`.")
         index = ChannelIndex(groups)
         trained = copy.deepcopy(model)
-        run = _Run(self, index, trained, crossprune_blocks(groups, index, self.removed))
+        run = _Run(self, index, trained, _blocks(groups, index, self.removed))
         with differentiable(trained):
-            scores = index.split(run.scores(evidence, batches))
-        return ChannelScores(
-            criterion="crossprune",
-            tasks=BLIND,
-            per_task={name: own[None] for name, own in scores.items()},
-            total=scores,
-            n_batches=len(batches),
-        )
+            scores = index.split(GroupScores.blind(run.scores(evidence, batches)))
+        return ChannelScores("crossprune", BLIND, scores, len(batches))
 
 
-def crossprune_blocks(
+def _blocks(
     groups: CouplingGroups, index: ChannelIndex, removed: float | Mapping[str, float]
 ) -> list[tuple[Tensor, int]]:
     """Return the channels of each modality, then of the fusion, and how many are driven to zero.
@@ -149,20 +144,61 @@ def crossprune_blocks(
     return blocks
 
 
-def weakest(worth: Tensor, block: Tensor, count: int) -> Tensor:
-    """Return the ``count`` channels of a block that are worth least."""
-    return block[worth[block].argsort(stable=True)[:count]]
+class _ChannelPull:
+    r"""The variables of ADMM for pruning besides the model's own weights *W*.
 
+    *Z* is *W + U* with some channels at zero, or closer to it, and the scaled multipliers *U* add
+    up what is left of :math:`W - Z`.
 
-def check_removed(removed: float | Mapping[str, float]) -> None:
-    """Check the fractions of channels to drive to zero.
+    Args:
+        index: All channels.
+        model: The model that trains; its weights are referred to, not taken over.
+        rho: Which part of the way to *Z - U* pulled entries go with every step, 0 to 1.
 
-    Raises:
-        InputError: There is none, or one does not lie between 0 and 1.
+    Attributes:
+        gone: Channels that are pulled to zero. Shape ``[C]``, bool.
     """
-    fractions = removed.values() if isinstance(removed, Mapping) else [removed]
-    if not fractions or not all(0 < fraction < 1 for fraction in fractions):
-        raise InputError(f"`removed` must lie between 0 and 1. Found {removed!r}.")
+
+    def __init__(self, index: ChannelIndex, model: nn.Module, *, rho: float) -> None:
+        self.index = index
+        self.rho = rho
+        self.weights = index.find(dict(model.named_parameters()))
+        self.multipliers = {name: torch.zeros_like(w) for name, w in self.weights.items()}
+        self.gone = torch.zeros(index.n_channels, dtype=torch.bool)
+
+    @torch.no_grad()
+    def pull(self, shares: Tensor) -> None:
+        """Move every channel's entries towards *Z - U*, in place.
+
+        Apart from the optimizer's own step, whose length, with Adam, is the same for strong and
+        weak channels.
+
+        Args:
+            shares: How much of a channel *Z* lacks: 1 for zero, 0 to leave it. Shape ``[C]``.
+        """
+        for name, apart in self._apart(shares).items():
+            self.weights[name].sub_(self.rho * apart)
+
+    @torch.no_grad()
+    def remember(self) -> None:
+        """Let *U* take up what is left of the channels that are gone."""
+        self.multipliers = self._apart(self.gone.double())
+
+    def _apart(self, shares: Tensor) -> dict[str, Tensor]:
+        """Return *W - Z + U*, which is not zero only where entries are pulled."""
+        # Positions without a channel carry -1: a spare last place, which stays.
+        padded = torch.cat((shares, shares.new_zeros(1)))
+        apart: dict[str, Tensor] = {}
+        for name, axes in self.index.axes.items():
+            weight = self.weights[name].detach()
+            # An entry of two channels goes as far as the one that is pulled harder.
+            share = torch.zeros_like(weight)
+            for axis in axes:
+                shape = [1] * weight.ndim
+                shape[axis.dim] = -1
+                share = torch.maximum(share, padded[axis.channel].to(weight).view(shape))
+            apart[name] = share * (weight + self.multipliers[name])
+        return apart
 
 
 class _Run:
@@ -176,7 +212,7 @@ class _Run:
         blocks: Sequence[tuple[Tensor, int]],
     ) -> None:
         self.settings, self.model, self.blocks = settings, model, blocks
-        self.channels = ChannelPull(index, model, rho=settings.rho)
+        self.channels = _ChannelPull(index, model, rho=settings.rho)
 
     def scores(self, evidence: Evidence, batches: Sequence[Any]) -> Tensor:
         """Give every block its turn.
@@ -211,7 +247,8 @@ class _Run:
                 if is_priced:
                     later = torch.stack(squares[self.settings.steps // 2 :])
                     prices[block] = later.mean(0).sqrt()[block]
-                    channels.gone[weakest(prices, block, count)] = True
+                    weakest = block[prices[block].argsort(stable=True)[:count]]
+                    channels.gone[weakest] = True
             channels.remember()
         return prices
 

@@ -9,9 +9,11 @@ from torch import nn
 
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.importance.channel_index import ChannelIndex
-from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.importance.criteria_by_name import criterion
+from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupScores
 
 
+@criterion
 @dataclass(frozen=True)
 class MagnitudeImportance:
     r"""The L2 norm of all parameter entries of a channel, :math:`(\sum_{i \in c} w_i^2)^{1/2}`.
@@ -32,4 +34,4 @@ class MagnitudeImportance:
             for name, w in index.find(dict(model.named_parameters())).items()
         }
         norms = index.sums(squares, torch.device("cpu")).sqrt()
-        return ChannelScores.of_all_tasks("magnitude", index.split(norms))
+        return ChannelScores("magnitude", BLIND, index.split(GroupScores.blind(norms)))

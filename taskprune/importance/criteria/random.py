@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.importance.criteria_by_name import criterion
+from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupScores
 
 
+@criterion
 @dataclass(frozen=True)
 class RandomImportance:
     """Uniform random scores.
@@ -19,6 +22,8 @@ class RandomImportance:
         seed: Same seed and groups, same scores; torch's global generator is not touched.
     """
 
+    needs_values: ClassVar[bool] = False
+
     seed: int = 0
 
     def __call__(
@@ -26,8 +31,9 @@ class RandomImportance:
     ) -> ChannelScores:
         """Score every channel; neither the model nor the evidence is looked at."""
         generator = torch.Generator().manual_seed(self.seed)
-        total = {
+        drawn = {
             group.name: torch.rand(group.n_channels, generator=generator, dtype=torch.float64)
             for group in groups
         }
-        return ChannelScores.of_all_tasks("random", total)
+        own = {name: GroupScores.blind(total) for name, total in drawn.items()}
+        return ChannelScores("random", BLIND, own)

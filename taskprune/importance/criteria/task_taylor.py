@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,13 @@ from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.conflict import Conflict, EffectConflict
+from taskprune.importance.criteria_by_name import criterion
 from taskprune.importance.effects import TaskStatistics, collect
 from taskprune.importance.normalisation import Normalisation, by_stake
-from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.importance.scores import ChannelScores, Evidence, GroupScores
 
 
+@criterion
 @dataclass(frozen=True)
 class TaskTaylorImportance:
     r"""Taylor importance of each task, aggregated, less a penalty for conflict.
@@ -71,57 +73,30 @@ class TaskTaylorImportance:
             evidence,
             with_gramian=penalised and self.conflict.needs_gramian,
             with_stakes=len(evidence.tasks) > 1,
-            total=lambda so_far: self._parts(so_far, weights).total,
+            total=lambda so_far: self._scores(so_far, weights).total,
         )
-        parts = self._parts(statistics, weights)
-        split = statistics.index.split
-        rises = loss_increases(statistics)
+        scores = self._scores(statistics, weights)
         return ChannelScores(
             criterion="task_taylor",
             tasks=statistics.tasks,
-            per_task=split(parts.per_task),
-            total=split(parts.total),
-            conflict={} if parts.pairs is None else split(parts.pairs.sum(0)),
+            groups=statistics.index.split(
+                replace(scores, loss_increase=loss_increases(statistics))
+            ),
             n_batches=statistics.n_batches,
-            pair_conflict={} if parts.pairs is None else split(parts.pairs),
-            loss_increase={} if rises is None else split(rises),
             correlation=self.correlation,
         )
 
-    def _parts(self, statistics: TaskStatistics, weights: Tensor) -> _Parts:
+    def _scores(self, statistics: TaskStatistics, weights: Tensor) -> GroupScores:
+        """Return the scores of all channels in running order."""
         scale = weights * self.normalise(statistics)
-        per_task = per_task_importance(statistics, scale)
+        per_task = statistics.mean_squares(scale)
         importance = self.aggregate(per_task)
         n_tasks = len(statistics.tasks)
         if self.conflict_weight == 0 or n_tasks == 1:
-            return _Parts(scale, per_task, importance, None)
+            return GroupScores(importance, per_task)
         above = torch.triu_indices(n_tasks, n_tasks, offset=1)
         pairs = self.conflict(statistics, scale, importance)[above[0], above[1]]
-        return _Parts(scale, per_task, importance - self.conflict_weight * pairs.sum(0), pairs)
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Parts:
-    """What the score is put together from.
-
-    Attributes:
-        scale: Factor of each task's effects. Shape ``[T]``.
-        per_task: Importance for each task. Shape ``[T, C]``.
-        total: The score. Shape ``[C]``.
-        pairs: Penalty by pair of tasks, ``None`` without one. Shape ``[T (T - 1) / 2, C]``.
-    """
-
-    scale: Tensor
-    per_task: Tensor
-    total: Tensor
-    pairs: Tensor | None
-
-
-def per_task_importance(statistics: TaskStatistics, scale: Tensor) -> Tensor:
-    """Return each task's mean squared effect. Shape ``[T, C]``."""
-    squares = statistics.products.diagonal(dim1=0, dim2=1).T  # [T, C]
-    labelled = statistics.n_labelled.diagonal().clamp_min(1)
-    return squares * (scale.square() / labelled)[:, None]
+        return GroupScores(importance - self.conflict_weight * pairs.sum(0), per_task, pairs)
 
 
 def loss_increases(statistics: TaskStatistics) -> Tensor | None:
@@ -129,7 +104,7 @@ def loss_increases(statistics: TaskStatistics) -> Tensor | None:
 
     ``None`` where a loss is 0 and its effects are not. Shape ``[T, C]``.
     """
-    squares = per_task_importance(statistics, torch.ones(len(statistics.tasks)))
+    squares = statistics.mean_squares(torch.ones(len(statistics.tasks)))
     loss = statistics.mean_loss[:, None]
     if bool(((loss == 0) & (squares > 0)).any()):
         return None

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.criteria_by_name import criterion
 from taskprune.importance.effects import TaskStatistics, collect
-from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupScores
 
 
+@criterion
 @dataclass(frozen=True)
 class TaylorImportance:
     r"""Squared effect on the summed loss, :math:`E_b[(\sum_t \omega_t s_{b,t,c})^2]`.
@@ -42,5 +44,5 @@ class TaylorImportance:
             return running / statistics.n_batches
 
         statistics = collect(model, ChannelIndex(groups), evidence, total=total)
-        scores = statistics.index.split(total(statistics))
-        return ChannelScores.of_all_tasks("taylor", scores, statistics.n_batches)
+        scores = statistics.index.split(GroupScores.blind(total(statistics)))
+        return ChannelScores("taylor", BLIND, scores, statistics.n_batches)

@@ -19,7 +19,7 @@ from taskprune.errors import InputError
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import for_each_batch, run_forward
 from taskprune.importance.distributed import summed
-from taskprune.importance.scores import ChannelScores, Evidence
+from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupScores
 from taskprune.restore.borrow import borrowed
 from taskprune.restore.lending import lent
 
@@ -92,9 +92,11 @@ class TorchPruningImportance:
             found = {
                 group.name: self.criterion(torch_pruning_group(modules, group)) for group in groups
             }
-        total = _with_unscored_last(found, groups)
-        return ChannelScores.of_all_tasks(
-            f"torch_pruning.{type(self.criterion).__name__}", total, n_batches
+        return ChannelScores(
+            f"torch_pruning.{type(self.criterion).__name__}",
+            BLIND,
+            _with_unscored_last(found, groups),
+            n_batches,
         )
 
     def _mean_gradients(
@@ -210,7 +212,7 @@ def _set_gradients(model: nn.Module, gradients: dict[str, Tensor]) -> None:
 
 def _with_unscored_last(
     found: dict[str, Tensor | None], groups: CouplingGroups
-) -> dict[str, Tensor]:
+) -> dict[str, GroupScores]:
     scored = {
         name: scores.detach().double().cpu()
         for name, scores in found.items()
@@ -225,8 +227,10 @@ def _with_unscored_last(
     last = highest + abs(highest) + 1.0
     return {
         # Reductions over flattened layers come out longer; only the first n_channels are in use.
-        group.name: scored[group.name][: group.n_channels]
-        if group.name in scored
-        else torch.full((group.n_channels,), last, dtype=torch.float64)
+        group.name: GroupScores.blind(
+            scored[group.name][: group.n_channels]
+            if group.name in scored
+            else torch.full((group.n_channels,), last, dtype=torch.float64)
+        )
         for group in groups
     }
