@@ -10,12 +10,14 @@ from taskprune.importance.criteria.altermoma import AlterMomaImportance, differe
 from taskprune.importance.criteria.cosprune import CosPruneImportance
 from taskprune.importance.criteria.crossprune import CrossPruneImportance, distortion
 from taskprune.importance.criteria.magnitude import MagnitudeImportance
+from taskprune.importance.criteria.output_change import OutputChangeImportance
 from taskprune.importance.criteria.random import RandomImportance
 from taskprune.importance.criteria.task_taylor import TaskTaylorImportance
 from taskprune.importance.criteria.taylor import TaylorImportance
 from taskprune.importance.criteria_by_name import importance_by_name, importance_names
 from taskprune.importance.normalisation import as_they_are, by_mean_loss, by_stake
 from taskprune.importance.owners import output_owners
+from taskprune.importance.projections import output_tasks
 from taskprune.importance.scores import ChannelScores, Evidence, GroupScores, Importance
 from taskprune.importance.scoring import score
 
@@ -35,6 +37,7 @@ __all__ = [
     "Importance",
     "MagnitudeImportance",
     "Modality",
+    "OutputChangeImportance",
     "RandomImportance",
     "TaskTaylorImportance",
     "TaylorImportance",
@@ -50,6 +53,7 @@ __all__ = [
     "importance_names",
     "modality_of_groups",
     "output_owners",
+    "output_tasks",
     "score",
 ]
 

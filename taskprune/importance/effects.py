@@ -69,6 +69,12 @@ class TaskStatistics:
         return squares * (scale.square() / labelled)[:, None]
 
 
+def device_for_sums(parameters: Mapping[str, Tensor]) -> torch.device:
+    """Return where sums are kept: some accelerators have no float64, there on the host."""
+    first = next(iter(parameters.values()), torch.zeros(()))
+    return first.device if first.device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
 def signed_effects(
     found: TaskGradients, weights: Mapping[str, Tensor], index: ChannelIndex, device: torch.device
 ) -> Tensor:
@@ -154,9 +160,7 @@ class _Sums:
     ) -> None:
         self.stakes = stakes
         self.index, self.tasks, self.parameters = index, tuple(tasks), parameters
-        first = next(iter(parameters.values()), torch.zeros(()))
-        # Some accelerators have no float64; there the sums are kept on the host.
-        self.device = first.device if first.device.type in ("cpu", "cuda") else torch.device("cpu")
+        self.device = device_for_sums(parameters)
         shape = (len(tasks), len(tasks))
         self.labelled = torch.zeros(shape, dtype=torch.float64)
         self.loss = torch.zeros(len(tasks), dtype=torch.float64)

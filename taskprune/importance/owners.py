@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.inputs import TaskBatch
 from taskprune.calling.outputs import flatten_outputs, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.errors import LossError
@@ -101,6 +102,9 @@ def _found(
     if all(paths is not None for paths in declared.values()):
         # Whether they exist is checked by the trace, which knows the outputs without labels.
         return {name: paths for name, paths in declared.items() if paths is not None}
+    if isinstance(batch, TaskBatch):  # holds labels of one task only
+        tasks = {name: task for name, task in tasks.items() if name == batch.task}
+        batch = batch.batch
     with lent(batch), differentiable(model):
         outputs = run_forward(model, batch, forward, where=where)
         flat = flatten_outputs(outputs)

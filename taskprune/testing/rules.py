@@ -27,6 +27,7 @@ from taskprune.errors import (
 )
 from taskprune.graph import trace
 from taskprune.plan.plan import build_plan
+from taskprune.restore.modes import modes_given_back
 from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite import apply_and_verify, apply_plan
 from taskprune.rewrite.surgery import duplicate
@@ -254,13 +255,8 @@ def _modes(net: nn.Module, shapes: tuple[tuple[int, ...], ...], seed: int) -> li
 
 def _trained(net: nn.Module, x: Any) -> Any:
     """Run in training mode; as a `forward=`, whatever mode the caller has set."""
-    before = [(module, module.training) for module in net.modules()]
-    net.train()
-    try:
-        return call_inputs(net, x)
-    finally:
-        for module, training in before:
-            module.training = training
+    with modes_given_back(net):
+        return call_inputs(net.train(), x)
 
 
 # -- one net ---------------------------------------------------------------------------------------

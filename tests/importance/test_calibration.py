@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -236,3 +237,43 @@ def test_only_as_many_batches_as_asked_for_are_drawn() -> None:
     )
     assert found.n_batches == len(drawn) == 2
     assert done == [1, 2]
+
+
+def test_tensors_inside_the_forward_can_be_watched() -> None:
+    net, data = two_task_net(), batches(2)
+    watch = Inputs("second.0")
+    found: list[Tensor | None] = []
+    for_each_batch(
+        net,
+        {},
+        Evidence(two_tasks(), data),
+        lambda batch: found.extend(own.watched[0] for own in batch),
+        watch=watch,
+    )
+    assert len(found) == 4
+    x = torch.relu(net.eval().norm(net.stem(data[0][0])))
+    x = (x + net.square(x)).detach().requires_grad_()
+    outputs = {"first": net.first(x.mean((2, 3))), "second": net.second(x)}
+    for gradient, loss in zip(found, (first_loss, second_loss), strict=False):
+        (expected,) = torch.autograd.grad(loss(outputs, data[0]), x)
+        assert gradient is not None
+        torch.testing.assert_close(gradient, expected)
+
+
+class Inputs:
+    """Keeps what a layer reads in one forward."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.tensors: list[Tensor] = []
+
+    @contextmanager
+    def recording(self, model: nn.Module) -> Iterator[None]:
+        self.tensors = []
+        handle = model.get_submodule(self.path).register_forward_pre_hook(
+            lambda _module, args: self.tensors.append(args[0])
+        )
+        try:
+            yield
+        finally:
+            handle.remove()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hand_made import TRUNK, batches, two_task_groups, two_task_net, two_tasks
 from torch import Tensor, nn
 
+import taskprune
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
 from taskprune.importance import (
@@ -23,6 +25,7 @@ from taskprune.importance import (
     importance_names,
     score,
 )
+from taskprune.importance.criteria_by_name import built_in_names
 
 NET = two_task_net()
 GROUPS = two_task_groups(NET)
@@ -254,3 +257,11 @@ def test_cosprune_is_one_for_equal_and_minus_one_for_opposite_tasks() -> None:
         torch.testing.assert_close(
             found[TRUNK].total, torch.full((8,), cosine, dtype=torch.float64), rtol=1e-5, atol=0
         )
+
+
+def test_the_engine_imports_no_criterion() -> None:
+    engine = Path(taskprune.importance.__file__).parent
+    for file in engine.glob("*.py"):
+        if file.name != "__init__.py":  # what users import by its own name
+            assert "importance.criteria." not in file.read_text(), file.name
+    assert {*built_in_names()} < {file.stem for file in (engine / "criteria").glob("*.py")}
