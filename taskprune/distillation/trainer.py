@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.task import Task, check_tasks
@@ -23,27 +24,20 @@ from taskprune.distillation.buffers import BufferSlots
 from taskprune.distillation.channel_axes import watched_axes
 from taskprune.distillation.default_taps import NothingSharedError, default_taps
 from taskprune.distillation.history import StepRecord
-from taskprune.distillation.identity import identity, known_models
+from taskprune.distillation.identity import known_models
 from taskprune.distillation.loop import train
-from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss
-from taskprune.distillation.losses.feature_layout import (
-    channel_rows,
-    check_positions,
-    compares_channels,
-    compares_positions,
-)
 from taskprune.distillation.objective import StudentObjective
 from taskprune.distillation.probing import probing
+from taskprune.distillation.recording import FeatureRecorder, tapped
 from taskprune.distillation.regularisation import make_regularisers
 from taskprune.distillation.roles import Role, declared_roles
+from taskprune.distillation.run import Run
 from taskprune.distillation.settings import DistillSettings, checked_settings
 from taskprune.distillation.sharding import check_shardable, requested_sharding, shard
-from taskprune.distillation.stepper import Run
-from taskprune.distillation.taps import FeatureRecorder, Tap, TapSelector, resolve_taps, tapped
+from taskprune.distillation.taps import Tap, TapSelector, resolve_taps
 from taskprune.errors import InputError
-from taskprune.files.places import make_folder
-from taskprune.restore.autocast import without_cached_casts
-from taskprune.restore.rng import preserved_rng
+from taskprune.files import make_folder
+from taskprune.restore import evaluating, preserved_rng
 
 _log = logging.getLogger("taskprune")
 
@@ -56,11 +50,14 @@ class DistillResult:
         student: The student that was handed in, trained.
         history: One record per optimizer step, also of steps before the run was resumed.
         taps: The features that were compared.
+        step: After which the student had the weights that it has now: the last, or with
+            ``keep_best`` the best, which may be 0, the student as it came.
     """
 
     student: nn.Module
     history: tuple[StepRecord, ...]
     taps: tuple[Tap, ...]
+    step: int
 
 
 def distill(
@@ -93,6 +90,16 @@ def distill(
     student's parameters, gradients and AdamW's state are sharded over the processes instead: a
     copy is trained and its weights are given to the student at the end, or at a ``TrainingError``;
     after any other exception the student is as it was. Callbacks then get the sharded copy.
+
+    After pruning, a gentle recipe takes small steps with batch normalisation frozen and ends with
+    the best weights it saw, the ones it began with included::
+
+        DistillSettings(
+            steps=300,
+            learning_rate=1e-4,
+            frozen_batchnorm=True,
+            keep_best=Validation(tasks, held_out, every=50),
+        )
 
     Args:
         student: The model to train.
@@ -132,8 +139,6 @@ def distill(
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         stack.enter_context(preserved_generators(data))
-        # Casts of a surrounding autocast would stay those of the first step's weights.
-        stack.enter_context(without_cached_casts())
         accelerator = stack.enter_context(accelerated(settings))
         n_steps = settings.n_steps(data, n_processes=accelerator.num_processes)
         checksums = stack.enter_context(known_models(student, teacher, directory, accelerator))
@@ -142,34 +147,30 @@ def distill(
         seed_generators(settings.seed)
         teacher = stack.enter_context(_frozen(teacher, accelerator.device))
         example = _example(data, accelerator.device)
+        ask_student = probing(forward, "student", accelerator.autocast)
+        ask_teacher = probing(forward, "teacher", accelerator.autocast)
         sharding = requested_sharding(accelerator)
-        trained = student if sharding is None else deepcopy(student)
-        trained.to(accelerator.device)
+        trained = (student if sharding is None else deepcopy(student)).to(accelerator.device)
         if sharding is not None:
-            in_training = probing(forward, "student", accelerator.autocast)
-            check_shardable(trained, sharding, settings, in_training, example)
-        of_teacher = probing(forward, "teacher", accelerator.autocast)
-        chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=of_teacher)
+            check_shardable(trained, sharding, settings, ask_student, example)
+        chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=ask_teacher)
         teacher_recorder = stack.enter_context(tapped(teacher, chosen, side="teacher"))
         recorder = stack.enter_context(tapped(trained, chosen, side="student"))
-        alignments, feature_losses = _comparisons(
-            (trained, recorder),
-            (teacher, teacher_recorder),
-            example=example,
-            channel_map=channel_map or {},
-            forwards=(probing(forward, "student", accelerator.autocast), of_teacher),
-            settings=settings,
+        alignments = _alignments(
+            _Probe(trained, recorder, lambda: ask_student(trained, example)),
+            _Probe(teacher, teacher_recorder, lambda: ask_teacher(teacher, example)),
+            channel_map or {},
         )
         objective = StudentObjective(
             trained,
             alignments,
             recorder=recorder,
             forward=forward,
-            feature_losses=feature_losses,
+            feature_loss=settings.feature_loss,
             regularisers=make_regularisers(settings.regularisers, trained, n_steps),
         )
         if sharding is not None:
-            shard(objective, trained, sharding, accelerator)
+            shard(objective, trained, sharding, accelerator, example)
         run = Run(
             objective=objective,
             teacher=teacher,
@@ -179,18 +180,11 @@ def distill(
             forward=forward,
             settings=settings,
             n_steps=n_steps,
-            identity=identity(
-                objective,
-                alignments,
-                tasks=tasks,
-                settings=settings,
-                n_steps=n_steps,
-                checksums=checksums,
-            ),
+            checksums=checksums,
             original=None if sharding is None else student,
         )
-        history = train(run, accelerator)
-    return DistillResult(student, history, chosen)
+        history, step = train(run, accelerator)
+    return DistillResult(student, history, chosen, step)
 
 
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:
@@ -223,35 +217,22 @@ def _take_own_buffers(student: nn.Module, teacher: nn.Module) -> None:
 @contextmanager
 def _borrowed(student: nn.Module) -> Iterator[None]:
     """Give the student back on its device, with its training flags and without gradients."""
-    modes = {module: module.training for module in student.modules()}
     device = next(student.parameters()).device
-    try:
-        yield
-    finally:
-        student.zero_grad(set_to_none=True)
-        student.to(device)
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(student):
+        try:
+            yield
+        finally:
+            student.zero_grad(set_to_none=True)
+            student.to(device)
 
 
 @contextmanager
 def _frozen(teacher: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """Provide the teacher in eval mode on a device; a copy, if it lives on another."""
-    if any(tensor.device != device for tensor in _tensors(teacher)):
-        yield deepcopy(teacher).to(device).eval()
-        return
-    modes = {module: module.training for module in teacher.modules()}
-    teacher.eval()
-    try:
+    if any(tensor.device != device for tensor in chain(teacher.parameters(), teacher.buffers())):
+        teacher = deepcopy(teacher).to(device)
+    with evaluating(teacher):
         yield teacher
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
 
 
 def _example(data: Iterable[Any], device: torch.device) -> Any:
@@ -280,40 +261,32 @@ def _taps(
     return resolve_taps(teacher, taps, student=student)
 
 
-def _comparisons(
-    student: tuple[nn.Module, FeatureRecorder],
-    teacher: tuple[nn.Module, FeatureRecorder],
-    *,
-    example: Any,
-    channel_map: Mapping[str, Sequence[int]],
-    forwards: tuple[Forward, Forward],
-    settings: DistillSettings,
-) -> tuple[list[Alignment], list[FeatureLoss]]:
-    """Run both models once, in eval mode, and see how their features fit together."""
-    model, recorder = student
-    if not recorder.taps:
-        return [], []
-    model.eval()
-    with torch.no_grad(), watched_axes(model) as axes, watched_axes(teacher[0]) as teacher_axes:
-        _, seen = recorder.run(lambda: forwards[0](model, example))
-        _, wanted = teacher[1].run(lambda: forwards[1](teacher[0], example))
-    alignments = [
-        make_alignment(
-            tap,
-            seen[tap.label],
-            wanted[tap.label],
-            keep=channel_map.get(tap.module) if tap.path_in("student") == tap.module else None,
-            compares_channels=compares_channels(settings.feature_loss),
-            axes=(axes.of(seen[tap.label]), teacher_axes.of(wanted[tap.label])),
-        )
-        for tap in recorder.taps
-    ]
-    loss = settings.feature_loss
-    with torch.no_grad():
-        targets = {a.label: a(seen[a.label], wanted[a.label])[1] for a in alignments}
-    if compares_positions(loss):
-        for label, target in targets.items():
-            check_positions(channel_rows(target), f"Tap `{label}`: ")
-    if not isinstance(loss, FittedFeatureLoss):
-        return alignments, [loss] * len(alignments)
-    return alignments, [loss.for_feature(target) for target in targets.values()]
+@dataclass(frozen=True)
+class _Probe:
+    """A model in eval mode, what reads its taps, and how it is run once."""
+
+    model: nn.Module
+    recorder: FeatureRecorder
+    run: Callable[[], Any]
+
+
+@torch.no_grad()
+def _alignments(
+    student: _Probe, teacher: _Probe, channel_map: Mapping[str, Sequence[int]]
+) -> list[Alignment]:
+    """Run both models once and see how their features fit together."""
+    taps = student.recorder.taps
+    if not taps:
+        return []
+    with watched_axes(student.model) as axes, watched_axes(teacher.model) as teacher_axes:
+        _, seen = student.recorder.run(student.run)
+        _, wanted = teacher.recorder.run(teacher.run)
+    alignments = []
+    for tap in taps:
+        mine, theirs = seen[tap.label], wanted[tap.label]
+        is_mapped = tap.path_in("student") == tap.module
+        keep = channel_map.get(tap.module) if is_mapped else None
+        own_axes = (axes.of(mine), teacher_axes.of(theirs))
+        alignments.append(make_alignment(tap, mine, theirs, keep=keep, axes=own_axes))
+        alignments[-1](mine, theirs)  # what cannot be compared is said before training
+    return alignments
