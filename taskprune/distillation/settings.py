@@ -32,6 +32,16 @@ OutputLoss: TypeAlias = Callable[[Any, Any], Tensor]
 class DistillSettings:
     """Settings of :func:`taskprune.distillation.distill`.
 
+    A gentle recipe after pruning takes small steps with batch normalisation frozen, and ends with
+    the best weights it saw, the ones it began with included::
+
+        DistillSettings(
+            steps=300,
+            learning_rate=1e-4,
+            frozen_batchnorm=True,
+            keep_best=Validation(tasks, held_out, every=50),
+        )
+
     Attributes:
         steps: Optimizer steps to make.
         epochs: Passes through the data instead of ``steps``; the data must have a length. With
