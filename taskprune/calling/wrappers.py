@@ -59,6 +59,16 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     return model, tuple(notes)
 
 
+def without_wrappers(model: nn.Module) -> nn.Module:
+    """Return the model inside, whose modules have the user's own paths, for a look at them only.
+
+    Hooks on its submodules run in whatever way the wrapper calls it.
+    """
+    while (known := _wrapper(model)) is not None:
+        model = getattr(model, known[0])
+    return model
+
+
 def bare(model: nn.Module) -> nn.Module:
     """Return the model of :func:`unwrap` alone."""
     return unwrap(model)[0]

@@ -96,7 +96,6 @@ def make_alignment(
     teacher: Tensor,
     *,
     keep: Sequence[int] | None = None,
-    compares_channels: bool = True,
     axes: tuple[int | None, int | None] = (None, None),
 ) -> Alignment:
     """Work out how the two features of a tap are compared.
@@ -106,7 +105,6 @@ def make_alignment(
         student: An example of the student's feature.
         teacher: The teacher's feature on the same batch.
         keep: The teacher's channel of each student channel, if known.
-        compares_channels: ``False`` for losses that need no equal channels.
         axes: Axis of channels in student and teacher, where known from the modules and the tap
             does not say. ``None``: 1, or for three dims the last.
 
@@ -126,7 +124,7 @@ def make_alignment(
     n_student, n_teacher = student.shape[dim], teacher.shape[other]
     if keep is not None:
         _check_map(tap, keep, n_student, n_teacher)
-    if tap.adapter or (keep is None and n_student != n_teacher and compares_channels):
+    if tap.adapter or (keep is None and n_student != n_teacher):
         adapter = make_adapter(n_student, n_teacher, keep=keep).to(student.device)
         return Alignment(tap.label, dim, adapter=adapter, teacher_channel_dim=other)
     is_identity = keep is None or list(keep) == list(range(n_teacher))

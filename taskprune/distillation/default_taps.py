@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.outputs import flatten_outputs, matching_paths
 from taskprune.calling.task import Task
-from taskprune.distillation.channel_axes import ChannelAxes
-from taskprune.distillation.taps import Tap, unwrapped
+from taskprune.calling.wrappers import without_wrappers
+from taskprune.distillation.channel_axes import ChannelAxes, watched_axes
+from taskprune.distillation.taps import Tap
 from taskprune.errors import InputError
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore import evaluating, preserved_rng
 
 
 class NothingSharedError(InputError):
@@ -62,30 +64,30 @@ def default_taps(
     Raises:
         InputError: No output is differentiable, or no feature is shared by all tasks.
     """
-    modes = {module: module.training for module in model.modules()}
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
     try:
         for parameter in frozen:  # a frozen teacher has no graph to follow
             parameter.requires_grad_(True)
-        model.eval()
-        with preserved_rng(), torch.enable_grad(), _recorded(model) as (seen, axes):
+        with (
+            evaluating(model),
+            preserved_rng(),
+            torch.enable_grad(),
+            watched_axes(model) as axes,
+            _recorded(model) as seen,
+        ):
             outputs = flatten_outputs(forward(model, batch))
             owned = _owned({p: o for p, o in outputs.items() if o.requires_grad}, tasks or {})
             shared = _features(_shared(seen, owned), axes)
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, mode in modes.items():
-            module.training = mode
     if not shared:
         whose = f"tasks {list(owned)}" if tasks else f"{len(owned)} differentiable outputs"
         raise NothingSharedError(
             f"No module output of the model is shared by all of its {whose}, so there is no "
             "automatic choice of taps. Name them: `taps=['backbone.*']`."
         )
-    n_calls: dict[str, int] = {}
-    for output in seen:
-        n_calls[output.module] = n_calls.get(output.module, 0) + 1
+    n_calls = Counter(output.module for output in seen)
     return tuple(
         Tap(
             found.module,
@@ -130,23 +132,20 @@ def _last_of_each_resolution(
 
 
 @contextmanager
-def _recorded(model: nn.Module) -> Iterator[tuple[list[_Output], ChannelAxes]]:
+def _recorded(model: nn.Module) -> Iterator[list[_Output]]:
     seen: list[_Output] = []
-    calls: dict[str, int] = {}
-    axes = ChannelAxes()
+    calls: Counter[str] = Counter()
     with ExitStack() as stack:
-        for name, module in unwrapped(model).named_modules():
+        for name, module in without_wrappers(model).named_modules():
             if name:
-                handle = module.register_forward_hook(_hook(name, seen, calls, axes))
-                stack.callback(handle.remove)
-        yield seen, axes
+                stack.callback(module.register_forward_hook(_hook(name, seen, calls)).remove)
+        yield seen
 
 
-def _hook(name: str, seen: list[_Output], calls: dict[str, int], axes: ChannelAxes) -> Any:
-    def record(module: nn.Module, _args: Any, output: Any) -> None:
-        call = calls.get(name, 0)
-        calls[name] = call + 1
-        axes.see(module, output)
+def _hook(name: str, seen: list[_Output], calls: Counter[str]) -> Any:
+    def record(_module: nn.Module, _args: Any, output: Any) -> None:
+        call = calls[name]
+        calls[name] += 1
         if isinstance(output, Tensor) and output.requires_grad and 2 <= output.dim() <= 5:
             seen.append(_Output(name, call, output))
 

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from torch import nn
 
-from taskprune.distillation.run_checkpoint import not_written, replacing
+from taskprune.distillation.writing import replacing, writing
 from taskprune.errors import CheckpointError
 
 
@@ -27,7 +27,6 @@ class StepRecord:
         features: Unweighted feature loss per tap.
         outputs: Loss per output loss.
         gradient_norm: Before clipping.
-        weights: Of the tasks, where they are learnt.
         measured: What callbacks returned after this step.
     """
 
@@ -39,7 +38,6 @@ class StepRecord:
     features: Mapping[str, float]
     outputs: Mapping[str, float]
     gradient_norm: float
-    weights: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -85,11 +83,8 @@ class HistoryLog:
             CheckpointError: The disk is full or the file cannot be written.
         """
         if self.path is not None and self._lines:
-            try:
-                with self.path.open("a", encoding="utf-8") as file:
-                    file.writelines(self._lines)
-            except OSError as error:
-                raise not_written(self.path, error) from error
+            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
+                file.writelines(self._lines)
             self._lines = []
 
 

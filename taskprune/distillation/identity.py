@@ -6,7 +6,7 @@ Everything here is the same in every process and is kept as JSON in the checkpoi
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from functools import partial
@@ -18,10 +18,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from taskprune.calling.task import Task
 from taskprune.distillation.alignment import Alignment
+from taskprune.distillation.run import Run
 from taskprune.distillation.run_checkpoint import FILE_NAME
-from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.shards import whole
 
 if TYPE_CHECKING:
@@ -29,52 +28,33 @@ if TYPE_CHECKING:
 
 _SIMPLE = (bool, int, float, complex, str, bytes, type(None))
 
+_MAY_CHANGE = {"steps", "epochs", "cpu", "directory", "checkpoint_every", "callbacks", "console"}
+"""Settings that may differ when a run goes on; its length in steps is known besides."""
+
 _left: WeakKeyDictionary[nn.Module, tuple[Path, int, int]] = WeakKeyDictionary()
 """Per student of an earlier call: its directory, and its checksums before and after that call."""
 
 
-def identity(
-    objective: nn.Module,
-    alignments: Sequence[Alignment],
-    *,
-    tasks: Mapping[str, Task],
-    settings: DistillSettings,
-    n_steps: int,
-    checksums: Mapping[str, int],
-) -> dict[str, Any]:
+def identity(run: Run) -> dict[str, Any]:
     """Return what must agree for a run to go on from another's checkpoint."""
+    objective, settings = run.objective, run.settings
     tensors = [*objective.named_parameters(), *objective.named_buffers()]
+    alignments = [module for module in objective.alignments if isinstance(module, Alignment)]
     return {
-        "n_steps": n_steps,
+        "n_steps": run.n_steps,
         "shapes": {name: list(tensor.shape) for name, tensor in tensors},
-        **checksums,
-        "tasks": {name: [task.weight, described(task.loss)] for name, task in tasks.items()},
+        **run.checksums,
+        "tasks": {name: [task.weight, described(task.loss)] for name, task in run.tasks.items()},
         "taps": [module.label for module in alignments],
         "channels": [
             None if module.keep is None else zlib.crc32(str(module.keep.tolist()).encode())
             for module in alignments
         ],
-        **_of_settings(settings),
-    }
-
-
-def _of_settings(settings: DistillSettings) -> dict[str, Any]:
-    rate = settings.learning_rate
-    return {
-        "learning_rate": described(rate) if callable(rate) else rate,
-        "warmup": settings.warmup,
-        "weight_decay": settings.weight_decay,
-        "gradient_clip": settings.gradient_clip,
-        "accumulation": settings.accumulation,
-        "ema_decay": settings.ema_decay,
-        "frozen_batchnorm": settings.frozen_batchnorm,
-        "feature_loss": described(settings.feature_loss),
-        "feature_weight": described(settings.feature_weights),
-        "output_losses": {name: described(loss) for name, loss in settings.output_losses.items()},
-        "weighting": described(settings.weighting),
-        "regularisers": [described(regulariser) for regulariser in settings.regularisers],
-        "mixed_precision": settings.mixed_precision,
-        "seed": settings.seed,
+        **{
+            field.name: described(getattr(settings, field.name))
+            for field in fields(settings)
+            if field.name not in _MAY_CHANGE
+        },
     }
 
 
@@ -147,11 +127,13 @@ def _described(value: Any, around: tuple[int, ...]) -> str:
         return f"{name} {_of_code(value, code, around)}" if "<" in name and code else name
     if isinstance(value, tuple):
         return f"({', '.join(_described(item, around) for item in value)})"
+    if isinstance(value, Mapping):
+        return f"{{{inner(value)}}}"
     if is_dataclass(value):
-        items = {field.name: getattr(value, field.name) for field in fields(value)}
-        return f"{type(value).__qualname__}({inner(items)})"
-    shown = repr(value)
-    return type(value).__qualname__ if " at 0x" in shown else shown
+        shown = {field.name: getattr(value, field.name) for field in fields(value) if field.repr}
+        return f"{type(value).__qualname__}({inner(shown)})"
+    text = repr(value)
+    return type(value).__qualname__ if " at 0x" in text else text
 
 
 def _of_code(function: Any, code: CodeType, around: tuple[int, ...]) -> str:

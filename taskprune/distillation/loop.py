@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator
-from contextlib import closing, nullcontext
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
 from taskprune.distillation.batches import Position, endless
-from taskprune.distillation.batchnorm import freeze_batchnorm
-from taskprune.distillation.early_stopping import Watch, check_figure
-from taskprune.distillation.ema import WeightAverage
+from taskprune.distillation.best_weights import BestWeights
 from taskprune.distillation.figures import called
 from taskprune.distillation.history import HistoryLog, StepRecord
+from taskprune.distillation.identity import identity
+from taskprune.distillation.kept_weights import WeightAverage
 from taskprune.distillation.progress import training_progress
+from taskprune.distillation.run import Run
 from taskprune.distillation.run_checkpoint import (
     FILE_NAME,
     RunParts,
-    RunState,
-    load_tensors,
-    read_state,
+    load_run,
     save_run,
 )
-from taskprune.distillation.settings import DistillSettings
-from taskprune.distillation.sharding import reshard
-from taskprune.distillation.stepper import Run, Stepper
+from taskprune.distillation.sharding import reshard_all
+from taskprune.distillation.stepper import Stepper
 from taskprune.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
@@ -41,32 +39,27 @@ _log = logging.getLogger("taskprune")
 HISTORY_NAME = "history.jsonl"
 
 
-def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
-    """Train to the end, from the start or from the run's checkpoint; return the history."""
+def train(run: Run, accelerator: Accelerator) -> tuple[tuple[StepRecord, ...], int]:
+    """Train to the end, from the start or from the run's checkpoint.
+
+    Returns:
+        The history, and the step whose weights the student has.
+    """
     settings = run.settings
-    check_figure(settings.early_stopping, settings.callbacks)
-    optimizer = _optimizer(run.objective, settings, run.n_steps)
-    # First of all, because wrapping for several processes gives the model new buffers.
-    prepared = _prepared(run, accelerator, optimizer)
-    average = None
-    if settings.ema_decay is not None:
-        average = WeightAverage(run.objective.student, settings.ema_decay)
-    parts = RunParts(run.objective, optimizer, average)
-    path = _checkpoint_path(settings)
-    state = _restored(path, parts, run)
-    stepper = Stepper(run, accelerator, parts, prepared)
-    stepper.load_loss_scale(state.loss_scale)
-    stepper.learnt = dict(state.learnt)
+    known = identity(run)
+    # Before all else, because wrapping for several processes gives the model new buffers.
+    model, optimizer, parts = _prepared(run, accelerator)
+    state = parts.state(0, Position(), known)
+    path = None if settings.directory is None else Path(settings.directory) / FILE_NAME
+    if path is not None and path.exists():
+        state = load_run(path, parts, known)
+    stepper = Stepper(run, accelerator, parts, (model, optimizer))
     is_main = accelerator.is_main_process
     log = HistoryLog(path.with_name(HISTORY_NAME) if path and is_main else None, step=state.step)
-
-    keeper = _Keeper(run, parts, stepper, log, path, is_main=is_main)
-    watch = Watch(settings.early_stopping, settings.callbacks, log.records)
+    keeper = _Keeper(run, parts, stepper, log, path, known, is_main=is_main)
     if is_main and state.step:
-        _log_what_is_left(state.step, run, is_over=watch.is_over)
-    run.objective.train()
-    if settings.frozen_batchnorm:
-        freeze_batchnorm(run.objective)
+        _log_what_is_left(state.step, run)
+    _begin(run, parts)
     position = state.position
     with (
         closing(_batches(run, accelerator, state.position)) as batches,
@@ -75,44 +68,94 @@ def train(run: Run, accelerator: Accelerator) -> tuple[StepRecord, ...]:
         ) as show,
     ):
         for step in range(state.step, run.n_steps):
-            if watch.is_over:
-                break
             try:
                 record, position = stepper.step(step, batches)
             except TrainingError:
                 keeper.keep_what_is_good(step, position, since=state.step)
                 raise
-            record = _measured(record, run, average)
+            record = _measured(record, run, parts)
             log.append(record)
-            watch.see(record)
             show(record)
-            is_last = record.step == run.n_steps or watch.is_over
-            is_due = is_last or record.step % settings.checkpoint_every == 0
+            is_due = record.step == run.n_steps or record.step % settings.checkpoint_every == 0
             if path is not None and is_due:
                 keeper.save(record.step, position)
                 accelerator.wait_for_everyone()
     log.flush()
-    watch.finish()
-    if average is not None:
-        average.copy_to_model()
+    return tuple(log.records), _end(run, parts)
+
+
+def _prepared(run: Run, accelerator: Accelerator) -> tuple[Any, Any, RunParts]:
+    """Return model and optimizer as Accelerate distributes them, and what has state."""
+    objective, settings = run.objective, run.settings
+    trained = [p for p in objective.parameters() if p.requires_grad]
+    decayed = {
+        "params": [p for p in trained if p.dim() > 1],
+        "weight_decay": settings.weight_decay,
+    }
+    rest = {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}
+    optimizer = AdamW([decayed, rest], lr=settings.learning_rates(run.n_steps)(0))
+    if run.original is None:
+        model, wrapped = accelerator.prepare(objective, optimizer)
+    else:  # sharded already: only the precision is left to set
+        model = accelerator.prepare_model(objective, evaluation_mode=True)
+        wrapped = accelerator.prepare_optimizer(optimizer)
+    average = best = None
+    if settings.ema_decay is not None:
+        average = WeightAverage(objective.student, settings.ema_decay)
+    if settings.keep_best is not None:
+        best = BestWeights(objective.student, settings.keep_best)
+    return model, wrapped, RunParts(objective, optimizer, accelerator.scaler, average, best)
+
+
+def _begin(run: Run, parts: RunParts) -> None:
+    """Put the student into training mode, and measure it where its best weights are to be kept."""
+    run.objective.train()
+    if run.settings.frozen_batchnorm:
+        for module in run.objective.modules():
+            if isinstance(module, _BatchNorm) and module.running_mean is not None:
+                module.eval()  # it uses its statistics, and leaves them as they are
+    if parts.best is not None and parts.best.standing is None:
+        with _lent_student(run, parts.average):
+            parts.best.begin(run.teacher, run.objective.student)
+
+
+def _end(run: Run, parts: RunParts) -> int:
+    """Give the student the weights that it ends with; return the step that they are of."""
+    step = run.n_steps
+    if parts.best is not None:
+        step = parts.best.give_best()
+    elif parts.average is not None:
+        parts.average.give()
     run.give_back()
-    return tuple(log.records)
+    return step
 
 
-def _measured(record: StepRecord, run: Run, average: WeightAverage | None) -> StepRecord:
+def _measured(record: StepRecord, run: Run, parts: RunParts) -> StepRecord:
     """Call the callbacks, on the weights that the run would end with, and record their figures."""
-    if not run.settings.callbacks:
+    student, best = run.objective.student, parts.best
+    is_due = best is not None and best.is_due(record.step, run.n_steps)
+    if not (run.settings.callbacks or is_due):
         return record
-    student = run.objective.student
+    with _lent_student(run, parts.average):
+        for callback in run.settings.callbacks:
+            figures = called(callback, record, student)
+            record = replace(record, measured={**record.measured, **figures})
+        if best is not None and is_due:
+            figures = best.validation.measured(student)
+            record = replace(record, measured={**record.measured, **figures})
+            best.see(record.step, figures)
+    return record
+
+
+@contextmanager
+def _lent_student(run: Run, average: WeightAverage | None) -> Iterator[None]:
+    """Give the student, while others look at it, the weights that the run would end with."""
     with average.in_model() if average else nullcontext():
         try:
-            for callback in run.settings.callbacks:
-                figures = called(callback, record, student)
-                record = replace(record, measured={**record.measured, **figures})
+            yield
         finally:
             if run.original is not None:
-                reshard(student)
-    return record
+                reshard_all(run.objective.student)
 
 
 @dataclass(frozen=True)
@@ -124,6 +167,7 @@ class _Keeper:
     stepper: Stepper
     log: HistoryLog
     path: Path | None
+    identity: Mapping[str, Any]
     is_main: bool
 
     def save(self, step: int, position: Position) -> None:
@@ -131,9 +175,7 @@ class _Keeper:
         if self.path is None or not (self.is_main or self.run.original is not None):
             return
         self.log.flush()
-        state = RunState(
-            step, position, self.run.identity, self.stepper.loss_scale(), self.stepper.learnt
-        )
+        state = self.parts.state(step, position, self.identity)
         save_run(self.path, self.parts, state, writes=self.is_main)
 
     def keep_what_is_good(self, step: int, position: Position, *, since: int) -> None:
@@ -145,51 +187,12 @@ class _Keeper:
         self.run.give_back()
 
 
-def _checkpoint_path(settings: DistillSettings) -> Path | None:
-    if settings.directory is None:
-        return None
-    return Path(settings.directory) / FILE_NAME
-
-
-def _restored(path: Path | None, parts: RunParts, run: Run) -> RunState:
-    """Give the parts their state of the run's checkpoint, if there is one."""
-    if path is None or not path.exists():
-        return RunState(0, Position(), run.identity)
-    state = read_state(path, run.identity)
-    load_tensors(path, parts)
-    return state
-
-
-def _log_what_is_left(step: int, run: Run, *, is_over: bool) -> None:
+def _log_what_is_left(step: int, run: Run) -> None:
     folder = run.settings.directory
-    if is_over or step >= run.n_steps:
+    if step >= run.n_steps:
         _log.info("already finished at step %d in %s", step, folder)
     else:
         _log.info("going on from step %d of %d in %s", step, run.n_steps, folder)
-
-
-def _optimizer(objective: nn.Module, settings: DistillSettings, n_steps: int) -> AdamW:
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    return AdamW(
-        [
-            {
-                "params": [p for p in trained if p.dim() > 1],
-                "weight_decay": settings.weight_decay,
-            },
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
-        ],
-        lr=settings.learning_rates(n_steps)(0),
-    )
-
-
-def _prepared(run: Run, accelerator: Accelerator, optimizer: AdamW) -> tuple[Any, Any]:
-    """Return model and optimizer as Accelerate distributes them and sets their precision."""
-    if run.original is None:
-        model, wrapped = accelerator.prepare(run.objective, optimizer)
-        return model, wrapped
-    # Sharded already: only the precision is left to set.
-    model = accelerator.prepare_model(run.objective, evaluation_mode=True)
-    return model, accelerator.prepare_optimizer(optimizer)
 
 
 def _batches(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,15 +14,14 @@ from taskprune.calling.task import Task
 from taskprune.distillation.alignment import Alignment
 from taskprune.distillation.losses import FeatureLoss
 from taskprune.distillation.losses.feature_layout import at_least_float32
+from taskprune.distillation.recording import FeatureRecorder
 from taskprune.distillation.regularisation import StudentRegulariser
 from taskprune.distillation.settings import OutputLoss
-from taskprune.distillation.taps import FeatureRecorder
-from taskprune.distillation.weighting import DISTILLATION
 from taskprune.errors import LossError
 
 
 class StudentObjective(nn.Module):
-    """The student with its alignments and fitted feature losses as one module.
+    """The student with its alignments as one module.
 
     One module, because distributed training and autocast take hold of a module's ``forward``:
     adapters then are synchronised like the student's own parameters, and the user's ``forward``
@@ -36,7 +35,7 @@ class StudentObjective(nn.Module):
         *,
         recorder: FeatureRecorder,
         forward: Forward,
-        feature_losses: Sequence[FeatureLoss],
+        feature_loss: FeatureLoss,
         regularisers: Sequence[StudentRegulariser] = (),
     ) -> None:
         super().__init__()
@@ -44,10 +43,9 @@ class StudentObjective(nn.Module):
         self.alignments = nn.ModuleList(alignments)
         self._recorder = recorder
         self._call = forward
-        self._feature_losses = tuple(feature_losses)
-        # Those with parameters are trained and saved like the adapters.
-        self.fitted = nn.ModuleList(x for x in feature_losses if isinstance(x, nn.Module))
+        self._feature_loss = feature_loss
         self._regularisers = tuple(regularisers)
+        # As modules, so that their buffers are saved with the run.
         self.acting = nn.ModuleList(x for x in regularisers if isinstance(x, nn.Module))
 
     def forward(
@@ -62,12 +60,11 @@ class StudentObjective(nn.Module):
             return self._call(self.student, batch), {}
         outputs, features = self._recorder.run(lambda: self._call(self.student, batch))
         losses: dict[str, Tensor] = {}
-        for module, feature_loss in zip(self.alignments, self._feature_losses, strict=True):
+        for module in self.alignments:
             assert isinstance(module, Alignment)
             teacher = teacher_features[module.label]
             with torch.autocast(device_type=teacher.device.type, enabled=False):
-                student, target = module(features[module.label], teacher)
-                loss = feature_loss(student, target)
+                loss = self._feature_loss(*module(features[module.label], teacher))
             losses[module.label] = _scalar(f"the feature loss of tap `{module.label}`", loss)
         return outputs, losses
 
@@ -82,67 +79,29 @@ class BatchLosses:
     """The losses on one batch, still on the device.
 
     Attributes:
-        tasks: Per task that has labels in the batch.
-        features: Per tap.
-        outputs: Per output loss.
-        task_weights: Per task.
-        feature_weight: Of all feature losses.
-        distillation_weight: Of all feature and output losses.
-        gradient_norms: Per task and for ``"distillation"``, where they are measured.
+        by_kind: Unweighted: ``"task"`` losses of tasks that have labels in the batch, ``"feature"``
+            losses by tap and ``"output"`` losses by name.
+        total: ``sum_t weight_t task_t + gamma sum_l feature_l + sum_o output_o``, which is
+            minimised; ``None`` where there is no loss at all.
     """
 
-    tasks: Mapping[str, Tensor]
-    features: Mapping[str, Tensor]
-    outputs: Mapping[str, Tensor]
-    task_weights: Mapping[str, float]
-    feature_weight: float
-    distillation_weight: float = 1.0
-    gradient_norms: Mapping[str, Tensor] = field(default_factory=dict)
-
-    def total(self) -> Tensor | None:
-        """Return ``sum_t weight_t task_t + delta (gamma sum_l feature_l + sum_o output_o)``.
-
-        ``None`` where there is no loss at all.
-        """
-        terms = [self.task_weights[name] * loss for name, loss in self.tasks.items()]
-        of_features = self.distillation_weight * self.feature_weight
-        terms += [of_features * loss for loss in self.features.values()]
-        terms += [self.distillation_weight * loss for loss in self.outputs.values()]
-        return _sum(terms) if terms else None
-
-    def terms(self) -> dict[str, Tensor]:
-        """Return the unweighted terms whose weights can be learnt."""
-        followed = [*self.features.values(), *self.outputs.values()]
-        return dict(self.tasks) | ({DISTILLATION: _sum(followed)} if followed else {})
-
-    def with_gradient_norms(self, parameters: Sequence[Tensor]) -> BatchLosses:
-        """Return the losses with the norm of each term's gradient in these parameters."""
-        norms = {}
-        for name, loss in self.terms().items():
-            if not loss.requires_grad:
-                continue  # features of a frozen part
-            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-            squares = [at_least_float32(g).square().sum() for g in found if g is not None]
-            norms[name] = sum(squares, start=torch.zeros((), device=loss.device)).sqrt()
-        return replace(self, gradient_norms=norms)
-
-    def by_kind(self) -> dict[str, Mapping[str, Tensor]]:
-        """Return the unweighted losses by the word that names their kind."""
-        return {"task": self.tasks, "feature": self.features, "output": self.outputs}
+    by_kind: Mapping[str, Mapping[str, Tensor]]
+    total: Tensor | None
 
     def detached(self) -> BatchLosses:
         """Return the losses without the graph that led to them."""
-
-        def cut(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            return {name: loss.detach() for name, loss in losses.items()}
-
-        return replace(
-            self, tasks=cut(self.tasks), features=cut(self.features), outputs=cut(self.outputs)
-        )
+        cut = {
+            kind: {name: loss.detach() for name, loss in losses.items()}
+            for kind, losses in self.by_kind.items()
+        }
+        return BatchLosses(cut, None if self.total is None else self.total.detach())
 
 
-def _sum(losses: Sequence[Tensor]) -> Tensor:
-    scalars = [at_least_float32(loss).reshape(()) for loss in losses]
+def weighted_sum(terms: Sequence[tuple[float, Tensor]]) -> Tensor | None:
+    """Return the sum of ``weight * loss`` as a scalar in at least float32; ``None`` of nothing."""
+    if not terms:
+        return None
+    scalars = [at_least_float32(weight * loss).reshape(()) for weight, loss in terms]
     return sum(scalars[1:], start=scalars[0])
 
 

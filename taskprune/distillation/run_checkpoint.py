@@ -1,19 +1,19 @@
 """Save and load a training run: one safetensors file, replaced in one go.
 
-Tensors are the student's parameters and buffers, the alignments' (adapters), AdamW's state and the
-weight average. What is not a tensor (step, position in the data, loss scale, what the run is) is
-JSON in the file's header, so there is no second file that could be older or newer. Nothing is
-pickled. The learning rate is a function of the step, and every generator is set from the seed and
-the position (``batches.py``), so neither has state to save.
+Tensors are the student's parameters and buffers, the alignments' (adapters), AdamW's state, the
+weight average and the best weights. What is not a tensor (step, position in the data, loss scale,
+what the best weights were worth, what the run is) is JSON in the file's header, so there is no
+second file that could be older or newer. Nothing is pickled. The learning rate is a function of the
+step, and every generator is set from the seed and the position (``batches.py``), so neither has
+state to save.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from taskprune.distillation.batches import Position
-from taskprune.distillation.ema import WeightAverage
+from taskprune.distillation.best_weights import BestWeights, Standing
+from taskprune.distillation.kept_weights import WeightAverage
 from taskprune.distillation.shards import part_for, whole
+from taskprune.distillation.writing import replacing
 from taskprune.errors import CheckpointError
 
 FILE_NAME = "checkpoint.safetensors"
@@ -34,11 +36,27 @@ FORMAT = "taskprune.distillation/1"
 
 @dataclass(frozen=True)
 class RunParts:
-    """The objects whose state makes up a run, alive."""
+    """The objects whose state makes up a run, alive.
+
+    Attributes:
+        model: The student with its alignments.
+        optimizer: AdamW.
+        scaler: Float16's loss scaling, if used.
+        average: Of the student's weights, if there is one.
+        best: The student's best weights, if they are kept.
+    """
 
     model: nn.Module
     optimizer: Optimizer
+    scaler: Any
     average: WeightAverage | None
+    best: BestWeights | None
+
+    def state(self, step: int, position: Position, identity: Mapping[str, Any]) -> RunState:
+        """Return what is not a tensor."""
+        scale = None if self.scaler is None else dict(self.scaler.state_dict())
+        standing = None if self.best is None else self.best.standing
+        return RunState(step, position, identity, scale, standing)
 
 
 @dataclass(frozen=True)
@@ -50,14 +68,14 @@ class RunState:
         position: The first batch not used yet.
         identity: What the run is; must be equal for it to go on.
         loss_scale: State of float16's loss scaling, if used.
-        learnt: What the weighting of the losses has learnt.
+        best: What the best weights were worth, if they are kept.
     """
 
     step: int
     position: Position
     identity: Mapping[str, Any]
-    loss_scale: Mapping[str, Any] | None = None
-    learnt: Mapping[str, float] = field(default_factory=dict)
+    loss_scale: Mapping[str, Any] | None
+    best: Standing | None
 
 
 def save_run(path: Path, parts: RunParts, state: RunState, *, writes: bool = True) -> None:
@@ -69,15 +87,7 @@ def save_run(path: Path, parts: RunParts, state: RunState, *, writes: bool = Tru
     Raises:
         CheckpointError: The disk is full or the file cannot be written; the one before is kept.
     """
-    header = {
-        "format": FORMAT,
-        "step": state.step,
-        "epoch": state.position.epoch,
-        "batch": state.position.batch,
-        "identity": state.identity,
-        "loss_scale": state.loss_scale,
-        "learnt": state.learnt,
-    }
+    header = {"format": FORMAT, **asdict(state)}
     tensors = {}
     for name, tensor in _tensors(parts).items():
         gathered = whole(tensor.detach())
@@ -91,81 +101,19 @@ def save_run(path: Path, parts: RunParts, state: RunState, *, writes: bool = Tru
             os.fsync(file.fileno())
 
 
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Provide a name to write to, which takes the place of ``path`` once the block is through.
+def load_run(path: Path, parts: RunParts, identity: Mapping[str, Any]) -> RunState:
+    """Give the run's objects their saved state and return the rest.
 
-    Raises:
-        CheckpointError: Writing failed, for example on a full disk. What was at ``path`` stays, and
-            the unfinished file is removed.
-    """
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        # What is half there would take the very space that is missing.
-        temporary.unlink(missing_ok=True)
-        raise not_written(path, error) from error
-
-
-def not_written(path: Path, error: Exception) -> CheckpointError:
-    """Say that a file of the run could not be written, and that nothing saved before is lost."""
-    return CheckpointError(
-        f"`{path}` could not be written ({error}). What was saved there before is untouched: free "
-        "some space or mend the folder, and the same call goes on from it. The student in memory "
-        "keeps the weights of the last step."
-    )
-
-
-def read_state(path: Path, identity: Mapping[str, Any]) -> RunState:
-    """Read what is not a tensor and check that the checkpoint belongs to this run.
+    The objects are untouched where an error is raised.
 
     Raises:
         CheckpointError: The file is damaged, something else, or of another run.
     """
     with _opened(path) as file:
-        metadata = file.metadata() or {}
-    try:
-        header = json.loads(metadata["taskprune"])
-        if header["format"] != FORMAT:
-            raise CheckpointError(
-                f"`{path}` has the format {header['format']!r}. Expected {FORMAT!r}: delete it, or "
-                "read it with the version of taskprune that wrote it."
-            )
-        state = RunState(
-            step=header["step"],
-            position=Position(header["epoch"], header["batch"]),
-            identity=header["identity"],
-            loss_scale=header["loss_scale"],
-            learnt=header["learnt"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"`{path}` is no checkpoint of a distillation run. Choose another `directory`."
-        ) from error
-    expected = json.loads(json.dumps(identity))
-    different = [key for key in expected if state.identity.get(key) != expected[key]]
-    if different:
-        key = different[0]
-        was = _short(state.identity[key]) if key in state.identity else "not recorded"
-        raise CheckpointError(
-            f"`{path}` belongs to another run: `{key}` was {was} and now is "
-            f"{_short(expected[key])}. Choose another `directory`, or delete the file to start "
-            "anew."
-        )
-    return state
-
-
-def load_tensors(path: Path, parts: RunParts) -> None:
-    """Give the run's objects their saved state; they are untouched where an error is raised.
-
-    Raises:
-        CheckpointError: A tensor is missing or has another shape.
-    """
-    live = _tensors(parts)
-    with _opened(path) as file:
+        state = _state(path, file.metadata() or {})
+        _check_identity(path, state.identity, identity)
         saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    live = _tensors(parts)
     for name, tensor in live.items():
         if name not in saved or saved[name].shape != tensor.shape:
             found = tuple(saved[name].shape) if name in saved else "none"
@@ -178,6 +126,45 @@ def load_tensors(path: Path, parts: RunParts) -> None:
             if not name.startswith("optimizer/"):
                 tensor.copy_(part_for(saved[name], tensor))
     _load_optimizer(parts, saved)
+    if parts.scaler is not None and state.loss_scale is not None:
+        parts.scaler.load_state_dict(dict(state.loss_scale))
+    if parts.best is not None:
+        parts.best.standing = state.best
+    return state
+
+
+def _state(path: Path, metadata: Mapping[str, str]) -> RunState:
+    try:
+        header = json.loads(metadata["taskprune"])
+        if header["format"] != FORMAT:
+            raise CheckpointError(
+                f"`{path}` has the format {header['format']!r}. Expected {FORMAT!r}: delete it, or "
+                "read it with the version of taskprune that wrote it."
+            )
+        return RunState(
+            header["step"],
+            Position(**header["position"]),
+            header["identity"],
+            header["loss_scale"],
+            None if header["best"] is None else Standing(**header["best"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"`{path}` is no checkpoint of a distillation run. Choose another `directory`."
+        ) from error
+
+
+def _check_identity(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
+    expected = json.loads(json.dumps(identity))
+    different = [key for key in expected if found.get(key) != expected[key]]
+    if different:
+        key = different[0]
+        was = _short(found[key]) if key in found else "not recorded"
+        raise CheckpointError(
+            f"`{path}` belongs to another run: `{key}` was {was} and now is "
+            f"{_short(expected[key])}. Choose another `directory`, or delete the file to start "
+            "anew."
+        )
 
 
 def _tensors(parts: RunParts) -> dict[str, Tensor]:
@@ -188,9 +175,9 @@ def _tensors(parts: RunParts) -> dict[str, Tensor]:
             tensors[f"optimizer/{name}/{key}"] = value
     for name, buffer in parts.model.named_buffers():
         tensors[f"model/{name}"] = buffer
-    if parts.average is not None:
-        for name, tensor in parts.average.average.items():
-            tensors[f"average/{name}"] = tensor
+    for kind, kept in (("average", parts.average), ("best", parts.best)):
+        for name, tensor in kept.tensors.items() if kept is not None else ():
+            tensors[f"{kind}/{name}"] = tensor
     return tensors
 
 

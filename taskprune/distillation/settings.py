@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,16 +11,18 @@ from typing import Any, Literal, TypeAlias
 from rich.console import Console
 from torch import Tensor
 
-from taskprune.distillation.early_stopping import EarlyStopping
 from taskprune.distillation.history import Callback
-from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss, pkd
+from taskprune.distillation.losses import FeatureLoss, pkd
 from taskprune.distillation.regularisation import Regulariser
 from taskprune.distillation.settings_check import check_settings
-from taskprune.distillation.weight_schedule import Constant, Schedule, WarmupCosine
-from taskprune.distillation.weighting import Weighting
+from taskprune.distillation.validation import Validation
 from taskprune.errors import InputError
 
 DEFAULT_EPOCHS = 10
+
+Schedule: TypeAlias = Callable[[int], float]
+"""``step (from 0) -> value``. A function of the step alone, so there is nothing to save, as there
+would be with ``torch.optim.lr_scheduler``."""
 
 OutputLoss: TypeAlias = Callable[[Any, Any], Tensor]
 """``(student outputs, teacher outputs) -> scalar``, the student's from training mode."""
@@ -29,12 +32,22 @@ OutputLoss: TypeAlias = Callable[[Any, Any], Tensor]
 class DistillSettings:
     """Settings of :func:`taskprune.distillation.distill`.
 
+    A gentle recipe after pruning takes small steps with batch normalisation frozen, and ends with
+    the best weights it saw, the ones it began with included::
+
+        DistillSettings(
+            steps=300,
+            learning_rate=1e-4,
+            frozen_batchnorm=True,
+            keep_best=Validation(tasks, held_out, every=50),
+        )
+
     Attributes:
         steps: Optimizer steps to make.
         epochs: Passes through the data instead of ``steps``; the data must have a length. With
             neither, 10 epochs.
         learning_rate: Peak of AdamW's learning rate; linear warmup, then cosine to a hundredth. A
-            :data:`Schedule`, such as ``OneCycle``, takes the place of all that.
+            :data:`Schedule` takes the place of all that.
         warmup: Part of the steps spent rising to a `learning_rate` that is a number.
         weight_decay: Of tensors with two dims or more; biases and norms have none.
         gradient_clip: Largest gradient norm; ``math.inf`` clips nothing.
@@ -47,8 +60,6 @@ class DistillSettings:
             See "Batch normalisation after pruning" in ``docs/method.md`` for when that matters.
         feature_loss: Compares aligned features of a tap, see ``taskprune.distillation.losses``.
         feature_weight: Factor of the sum of feature losses; a :data:`Schedule` changes it by step.
-        weighting: Learns the weights of the losses: ``UncertaintyWeights`` those of the tasks,
-            ``GradNorm`` that of distillation too. ``None``: each keeps its ``Task.weight``.
         output_losses: Compare outputs as well, by name, each with weight 1; needs no labels.
         regularisers: Act on the student's weights after each optimizer step, such as a pull towards
             sparsity; their state is part of the checkpoint. See :class:`Regulariser`.
@@ -63,7 +74,11 @@ class DistillSettings:
         callbacks: Called after each step, in every process, with ``(StepRecord, student)``; figures
             they return join the history. With ``ema_decay`` the student has its averaged weights
             meanwhile, at the price of copying them, and changes of weights are lost.
-        early_stopping: Ends the run before its last step. ``None``: it never does.
+        keep_best: The student ends with the weights that this measured best: those with which the
+            task that lost most, as a part of the teacher's metric, had lost least. The weights
+            that the run begins with are among them (step 0), so no run ends below its start.
+            Measured every so many steps and after the last, beside ``callbacks``; figures join the
+            history. ``None``: the student ends with its last weights.
         console: Where progress is shown. ``None``: standard error, if that is a terminal.
     """
 
@@ -76,9 +91,8 @@ class DistillSettings:
     accumulation: int = 1
     ema_decay: float | None = None
     frozen_batchnorm: bool = False
-    feature_loss: FeatureLoss | FittedFeatureLoss = pkd
+    feature_loss: FeatureLoss = pkd
     feature_weight: float | Schedule = 1.0
-    weighting: Weighting | None = None
     output_losses: Mapping[str, OutputLoss] = field(default_factory=dict)
     regularisers: tuple[Regulariser, ...] = ()
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
@@ -87,7 +101,7 @@ class DistillSettings:
     directory: str | Path | None = None
     checkpoint_every: int = 500
     callbacks: tuple[Callback, ...] = ()
-    early_stopping: EarlyStopping | None = None
+    keep_best: Validation | None = None
     console: Console | None = None
 
     def __post_init__(self) -> None:
@@ -125,19 +139,22 @@ class DistillSettings:
         """Return the learning rate as a function of the step."""
         if callable(self.learning_rate):
             return self.learning_rate
-        return WarmupCosine(
-            self.learning_rate,
-            n_steps,
-            warmup=round(self.warmup * n_steps),
-            floor=self.learning_rate / 100,
-        )
+        peak, floor = self.learning_rate, self.learning_rate / 100
+        n_warmup = round(self.warmup * n_steps)
+
+        def rate(step: int) -> float:
+            if step < n_warmup:  # the first step moves already
+                return peak * (step + 1) / n_warmup
+            progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+            return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+        return rate
 
     @property
     def feature_weights(self) -> Schedule:
         """The weight of the feature losses as a function of the step."""
-        if callable(self.feature_weight):
-            return self.feature_weight
-        return Constant(self.feature_weight)
+        weight = self.feature_weight
+        return weight if callable(weight) else lambda _: weight
 
 
 def checked_settings(settings: object) -> DistillSettings:

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from taskprune.distillation.early_stopping import EarlyStopping
+from taskprune.distillation.validation import Validation
 from taskprune.errors import InputError
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -24,27 +24,16 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_count(value: Any) -> bool:
-    return _is_whole(value) and value >= 1
-
-
 def _is_function(value: object) -> bool:
     return callable(value) and not isinstance(value, type)
 
 
-def _has(*names: str) -> Callable[[Any], bool]:
-    """Return whether an object, not a class, has these attributes."""
-    return lambda value: not isinstance(value, type) and all(hasattr(value, name) for name in names)
-
-
-def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
+def _are(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, tuple | list) and all(map(holds, value))
 
 
-def _are_output_losses(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str) and _is_function(loss) for name, loss in value.items()
-    )
+def _instance(kind: type, expected: str) -> Rule:
+    return lambda value: isinstance(value, kind), expected
 
 
 def _or_none(rule: Rule) -> Rule:
@@ -52,8 +41,7 @@ def _or_none(rule: Rule) -> Rule:
     return lambda value: value is None or holds(value), f"{expected}, or None"
 
 
-_COUNT: Rule = (_is_count, "a whole number of at least 1")
-_FLAG: Rule = (lambda value: isinstance(value, bool), "True or False")
+_COUNT: Rule = (lambda x: _is_whole(x) and x >= 1, "a whole number of at least 1")
 
 RULES: Mapping[str, Rule] = {
     "steps": _or_none(_COUNT),
@@ -70,40 +58,33 @@ RULES: Mapping[str, Rule] = {
     ),
     "accumulation": _COUNT,
     "ema_decay": _or_none((lambda x: _is_number(x) and 0 < x < 1, "a number between 0 and 1")),
-    "frozen_batchnorm": _FLAG,
-    "feature_loss": (
-        lambda x: _is_function(x) or _has("for_feature")(x),
-        "a function (student, teacher) -> scalar such as `mse`, or an object such as `MGD()`",
-    ),
+    "frozen_batchnorm": _instance(bool, "True or False"),
+    "feature_loss": (_is_function, "a function (student, teacher) -> scalar such as `mse`"),
     "feature_weight": (
         lambda x: _is_function(x) or (_is_number(x) and 0 <= x < math.inf),
         "a number of at least 0, or a function of the step",
     ),
-    "weighting": _or_none((_has("weight", "updated"), "an object such as `UncertaintyWeights()`")),
     "output_losses": (
-        _are_output_losses,
+        lambda x: (
+            isinstance(x, Mapping) and all(isinstance(n, str) and _is_function(x[n]) for n in x)
+        ),
         "a dict of functions (student outputs, teacher outputs) -> scalar by name ({} for none)",
     ),
     "regularisers": (
-        _all(_has("for_student")),
+        _are(lambda x: hasattr(x, "for_student") and not isinstance(x, type)),
         "a tuple of objects with `for_student`, such as `(MyRegulariser(...),)`",
     ),
     "mixed_precision": (lambda x: x in ("no", "fp16", "bf16"), "'no', 'fp16' or 'bf16'"),
-    "cpu": _FLAG,
+    "cpu": _instance(bool, "True or False"),
     "seed": (lambda x: _is_whole(x) and x >= 0, "a whole number of at least 0"),
     "directory": _or_none((lambda x: isinstance(x, str | os.PathLike), "a path")),
     "checkpoint_every": _COUNT,
     "callbacks": (
-        _all(_is_function),
+        _are(_is_function),
         "a tuple of functions (StepRecord, student) -> figures or None, such as `(callback,)`",
     ),
-    "early_stopping": _or_none(
-        (
-            lambda x: isinstance(x, EarlyStopping),
-            "a rule such as `EarlyStopping('validation/lane', patience=5)`",
-        )
-    ),
-    "console": _or_none((lambda x: isinstance(x, Console), "a `rich.console.Console`")),
+    "keep_best": _or_none(_instance(Validation, "a `Validation(tasks, held_out, every=50)`")),
+    "console": _or_none(_instance(Console, "a `rich.console.Console`")),
 }
 
 

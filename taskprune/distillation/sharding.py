@@ -27,6 +27,8 @@ from taskprune.distillation.buffers import take_from_main
 from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.shards import is_sharded
 from taskprune.errors import InputError
+from taskprune.restore import evaluating
+from taskprune.restore.lending import lent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -105,11 +107,6 @@ def _obstacles(
         yield "ignored modules", "Set `fsdp_ignored_modules` to none."
     if settings.mixed_precision == "fp16":
         yield "float16's loss scaling", "Choose `mixed_precision='bf16'`."
-    if settings.weighting is not None and settings.weighting.shared is not None:
-        yield (
-            f"{type(settings.weighting).__name__}, which measures gradients in whole parameters",
-            "`UncertaintyWeights` needs no gradients.",
-        )
     if settings.regularisers:
         kinds = ", ".join(type(one).__name__ for one in settings.regularisers)
         yield f"regularisers, which act on whole weights, and has {kinds}", "Leave them out."
@@ -121,10 +118,13 @@ def _obstacles(
         yield f"parameters of several types, and has {', '.join(types)}", "Convert the student."
 
 
-def shard(objective: nn.Module, student: nn.Module, plugin: Any, accelerator: Accelerator) -> None:
+def shard(
+    objective: nn.Module, student: nn.Module, plugin: Any, accelerator: Accelerator, example: Any
+) -> None:
     """Shard the objective and its student, in place, from the main process's values.
 
-    The student is a unit of its own, so that callbacks can call it.
+    The student is a unit of its own, so that callbacks can call it. FSDP takes the first module
+    that runs for the root, so the objective runs once, on the example.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -140,16 +140,19 @@ def shard(objective: nn.Module, student: nn.Module, plugin: Any, accelerator: Ac
     sharded: Any = fully_shard(objective, mesh=mesh, reshard_after_forward=reshard)
     # A batch without labels of a task leaves that task's head without gradients.
     sharded.set_reduce_scatter_unused_params(True)
+    with evaluating(objective), torch.no_grad(), lent(example):
+        objective(example, {})
+    reshard_all(objective)
 
 
-def reshard(student: nn.Module) -> None:
+def reshard_all(model: nn.Module) -> None:
     """Drop gathered parameters; FSDP may keep them after a forward pass without a backward one.
 
     They would outlive a change of the shards, and a checkpoint would take them for the shards.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    for module in student.modules():
+    for module in model.modules():
         if isinstance(module, FSDPModule):
             unit: Any = module
             unit.reshard()

@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from copy import deepcopy
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare
-from taskprune.distillation.accelerator import accelerated
-from taskprune.distillation.alignment import Alignment, make_alignment
-from taskprune.distillation.batches import check_data, preserved_generators, seed_generators
-from taskprune.distillation.buffers import BufferSlots
-from taskprune.distillation.channel_axes import watched_axes
-from taskprune.distillation.default_taps import NothingSharedError, default_taps
+from taskprune.distillation.batches import check_data
 from taskprune.distillation.history import StepRecord
-from taskprune.distillation.identity import identity, known_models
 from taskprune.distillation.loop import train
-from taskprune.distillation.losses import FeatureLoss, FittedFeatureLoss
-from taskprune.distillation.losses.feature_layout import (
-    channel_rows,
-    check_positions,
-    compares_channels,
-    compares_positions,
-)
-from taskprune.distillation.objective import StudentObjective
-from taskprune.distillation.probing import probing
-from taskprune.distillation.regularisation import make_regularisers
-from taskprune.distillation.roles import Role, declared_roles
+from taskprune.distillation.preparation import prepared
 from taskprune.distillation.settings import DistillSettings, checked_settings
-from taskprune.distillation.sharding import check_shardable, requested_sharding, shard
-from taskprune.distillation.stepper import Run
-from taskprune.distillation.taps import FeatureRecorder, Tap, TapSelector, resolve_taps, tapped
+from taskprune.distillation.taps import Tap, TapSelector
 from taskprune.errors import InputError
-from taskprune.files.places import make_folder
-from taskprune.restore.autocast import without_cached_casts
-from taskprune.restore.rng import preserved_rng
-
-_log = logging.getLogger("taskprune")
 
 
 @dataclass(frozen=True)
@@ -56,11 +28,14 @@ class DistillResult:
         student: The student that was handed in, trained.
         history: One record per optimizer step, also of steps before the run was resumed.
         taps: The features that were compared.
+        step: After which the student had the weights that it has now: the last, or with
+            ``keep_best`` the best, which may be 0, the student as it came.
     """
 
     student: nn.Module
     history: tuple[StepRecord, ...]
     taps: tuple[Tap, ...]
+    step: int
 
 
 def distill(
@@ -126,71 +101,10 @@ def distill(
     check_data(data)
     student, teacher = bare(student), bare(teacher)
     _check_models(student, teacher)
-    directory = None if settings.directory is None else Path(settings.directory)
-    if directory is not None:
-        make_folder(directory, option="`DistillSettings.directory`")
-    with ExitStack() as stack:
-        stack.enter_context(preserved_rng())
-        stack.enter_context(preserved_generators(data))
-        # Casts of a surrounding autocast would stay those of the first step's weights.
-        stack.enter_context(without_cached_casts())
-        accelerator = stack.enter_context(accelerated(settings))
-        n_steps = settings.n_steps(data, n_processes=accelerator.num_processes)
-        checksums = stack.enter_context(known_models(student, teacher, directory, accelerator))
-        stack.enter_context(_borrowed(student))
-        _take_own_buffers(student, teacher)
-        seed_generators(settings.seed)
-        teacher = stack.enter_context(_frozen(teacher, accelerator.device))
-        example = _example(data, accelerator.device)
-        sharding = requested_sharding(accelerator)
-        trained = student if sharding is None else deepcopy(student)
-        trained.to(accelerator.device)
-        if sharding is not None:
-            in_training = probing(forward, "student", accelerator.autocast)
-            check_shardable(trained, sharding, settings, in_training, example)
-        of_teacher = probing(forward, "teacher", accelerator.autocast)
-        chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=of_teacher)
-        teacher_recorder = stack.enter_context(tapped(teacher, chosen, side="teacher"))
-        recorder = stack.enter_context(tapped(trained, chosen, side="student"))
-        alignments, feature_losses = _comparisons(
-            (trained, recorder),
-            (teacher, teacher_recorder),
-            example=example,
-            channel_map=channel_map or {},
-            forwards=(probing(forward, "student", accelerator.autocast), of_teacher),
-            settings=settings,
-        )
-        objective = StudentObjective(
-            trained,
-            alignments,
-            recorder=recorder,
-            forward=forward,
-            feature_losses=feature_losses,
-            regularisers=make_regularisers(settings.regularisers, trained, n_steps),
-        )
-        if sharding is not None:
-            shard(objective, trained, sharding, accelerator)
-        run = Run(
-            objective=objective,
-            teacher=teacher,
-            teacher_recorder=teacher_recorder,
-            tasks=tasks,
-            data=data,
-            forward=forward,
-            settings=settings,
-            n_steps=n_steps,
-            identity=identity(
-                objective,
-                alignments,
-                tasks=tasks,
-                settings=settings,
-                n_steps=n_steps,
-                checksums=checksums,
-            ),
-            original=None if sharding is None else student,
-        )
-        history = train(run, accelerator)
-    return DistillResult(student, history, chosen)
+    arguments = (tasks, data, settings, channel_map or {}, taps, forward)
+    with prepared(student, teacher, *arguments) as (run, accelerator):
+        history, step = train(run, accelerator)
+    return DistillResult(student, history, run.teacher_recorder.taps, step)
 
 
 def _check_models(student: nn.Module, teacher: nn.Module) -> None:
@@ -206,114 +120,3 @@ def _check_models(student: nn.Module, teacher: nn.Module) -> None:
                 f"Student and teacher share the memory of `{name}`: training one would change the "
                 "other. Hand in copies, `copy.deepcopy(model)`."
             )
-
-
-def _take_own_buffers(student: nn.Module, teacher: nn.Module) -> None:
-    """Give the student copies of the buffers that it shares with its teacher.
-
-    Unlike shared parameters they need no refusal: models of one kind may well share a constant.
-    """
-    pointers = {buffer.data_ptr() for buffer in teacher.buffers() if buffer.numel()}
-    slots = BufferSlots(student)
-    present = slots.named()
-    own = {id(b): b.clone() if b.data_ptr() in pointers else b for b in present.values()}
-    slots.bind({name: own[id(buffer)] for name, buffer in present.items()})
-
-
-@contextmanager
-def _borrowed(student: nn.Module) -> Iterator[None]:
-    """Give the student back on its device, with its training flags and without gradients."""
-    modes = {module: module.training for module in student.modules()}
-    device = next(student.parameters()).device
-    try:
-        yield
-    finally:
-        student.zero_grad(set_to_none=True)
-        student.to(device)
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
-def _frozen(teacher: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Provide the teacher in eval mode on a device; a copy, if it lives on another."""
-    if any(tensor.device != device for tensor in _tensors(teacher)):
-        yield deepcopy(teacher).to(device).eval()
-        return
-    modes = {module: module.training for module in teacher.modules()}
-    teacher.eval()
-    try:
-        yield teacher
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def _tensors(model: nn.Module) -> Iterator[Tensor]:
-    yield from model.parameters()
-    yield from model.buffers()
-
-
-def _example(data: Iterable[Any], device: torch.device) -> Any:
-    from accelerate.utils import send_to_device
-
-    for batch in data:
-        return send_to_device(batch, device)
-    raise InputError("`data` holds no batch. Expected at least one.")
-
-
-def _taps(
-    teacher: nn.Module,
-    student: nn.Module,
-    example: Any,
-    taps: TapSelector | Sequence[TapSelector] | None,
-    *,
-    tasks: Mapping[str, Task],
-    forward: Forward,
-) -> tuple[Tap, ...]:
-    if taps is None:
-        taps = [Role(name) for name in declared_roles(teacher)]
-        try:
-            taps = taps or default_taps(teacher, example, forward=forward, tasks=tasks)
-        except NothingSharedError as error:
-            _log.warning("%s The student is trained without features.", error)
-    return resolve_taps(teacher, taps, student=student)
-
-
-def _comparisons(
-    student: tuple[nn.Module, FeatureRecorder],
-    teacher: tuple[nn.Module, FeatureRecorder],
-    *,
-    example: Any,
-    channel_map: Mapping[str, Sequence[int]],
-    forwards: tuple[Forward, Forward],
-    settings: DistillSettings,
-) -> tuple[list[Alignment], list[FeatureLoss]]:
-    """Run both models once, in eval mode, and see how their features fit together."""
-    model, recorder = student
-    if not recorder.taps:
-        return [], []
-    model.eval()
-    with torch.no_grad(), watched_axes(model) as axes, watched_axes(teacher[0]) as teacher_axes:
-        _, seen = recorder.run(lambda: forwards[0](model, example))
-        _, wanted = teacher[1].run(lambda: forwards[1](teacher[0], example))
-    alignments = [
-        make_alignment(
-            tap,
-            seen[tap.label],
-            wanted[tap.label],
-            keep=channel_map.get(tap.module) if tap.path_in("student") == tap.module else None,
-            compares_channels=compares_channels(settings.feature_loss),
-            axes=(axes.of(seen[tap.label]), teacher_axes.of(wanted[tap.label])),
-        )
-        for tap in recorder.taps
-    ]
-    loss = settings.feature_loss
-    with torch.no_grad():
-        targets = {a.label: a(seen[a.label], wanted[a.label])[1] for a in alignments}
-    if compares_positions(loss):
-        for label, target in targets.items():
-            check_positions(channel_rows(target), f"Tap `{label}`: ")
-    if not isinstance(loss, FittedFeatureLoss):
-        return alignments, [loss] * len(alignments)
-    return alignments, [loss.for_feature(target) for target in targets.values()]

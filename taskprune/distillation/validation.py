@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from taskprune.calling.task import Task, check_validation, no_validation_batch
 from taskprune.distillation.figures import as_figure
 from taskprune.distillation.history import StepRecord
 from taskprune.errors import InputError
+from taskprune.restore import evaluating
 from taskprune.restore.lending import lent
 
 
@@ -33,7 +34,7 @@ class Validation:
     """
 
     tasks: Mapping[str, Task]
-    data: Iterable[Any]
+    data: Iterable[Any] = field(repr=False)
     every: int
     forward: Forward = call_batch
 
@@ -45,21 +46,14 @@ class Validation:
             )
         check_validation(self.data, "in each measurement")
 
-    @property
-    def figures(self) -> tuple[str, ...]:
-        """The names of what it measures."""
-        return tuple(_figure(name) for name, task in self.tasks.items() if task.metric is not None)
-
     def __call__(self, record: StepRecord, student: nn.Module) -> dict[str, float]:
-        """Measure, if it is time; the student's training flags are given back."""
-        if record.step % self.every:
-            return {}
-        measured = measure(student, self.tasks, self.data, forward=self.forward)
-        return {_figure(name): value for name, value in measured.items()}
+        """Measure, if it is time."""
+        return {} if record.step % self.every else self.measured(student)
 
-
-def _figure(task: str) -> str:
-    return f"validation/{task}"
+    def measured(self, model: nn.Module) -> dict[str, float]:
+        """Return the figures of a model, whose training flags are given back."""
+        found = measure(model, self.tasks, self.data, forward=self.forward)
+        return {f"validation/{name}": value for name, value in found.items()}
 
 
 def measure(
@@ -88,23 +82,17 @@ def measure(
     if not metrics:
         return {}
     device = next(model.parameters()).device
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        for metric in metrics.values():
-            metric.reset()
-        is_empty = True
-        with torch.no_grad():
-            for stored in data:
-                is_empty = False
-                batch = send_to_device(stored, device)
-                with lent(batch):  # to a model that may write to it; the next time comes
-                    outputs = forward(model, batch)
-                    for metric in metrics.values():
-                        metric.update(outputs, batch)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    for metric in metrics.values():
+        metric.reset()
+    is_empty = True
+    with evaluating(model), torch.no_grad():
+        for stored in data:
+            is_empty = False
+            batch = send_to_device(stored, device)
+            with lent(batch):  # to a model that may write to it; the next time comes
+                outputs = forward(model, batch)
+                for metric in metrics.values():
+                    metric.update(outputs, batch)
     if is_empty:  # what metrics say of nothing is no measurement, and zero is no loss of quality
         raise no_validation_batch()
     return {

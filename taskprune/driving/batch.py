@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Batch = TypeVar("Batch", bound=Any)
+
+
+def on_device(batch: Batch, device: torch.device | str) -> Batch:
+    """Return a batch on another device: a dataclass of tensors, tuples of them and ``None``."""
+
+    def moved(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.to(device)
+        return None if value is None else tuple(v.to(device) for v in value)
+
+    moves = {field.name: moved(getattr(batch, field.name)) for field in fields(batch)}
+    return replace(batch, **moves)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +47,4 @@ class DrivingBatch:
 
     def to(self, device: torch.device | str) -> DrivingBatch:
         """Return the batch on another device."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device)
-            return None if value is None else tuple(v.to(device) for v in value)
-
-        return DrivingBatch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+        return on_device(self, device)

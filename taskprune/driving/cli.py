@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sized
 from pathlib import Path
@@ -13,6 +12,7 @@ import typer
 from rich.console import Console
 from torch.utils.data import Dataset
 
+from taskprune.driving import options
 from taskprune.driving.data import (
     BDD100K,
     Augment,
@@ -22,21 +22,19 @@ from taskprune.driving.data import (
     write_bdd100k,
 )
 from taskprune.driving.data.sample import DrivingSample
-from taskprune.driving.evaluation import evaluate, metrics_table
+from taskprune.driving.evaluation import evaluate, report
 from taskprune.driving.fusion.commands import app as fusion_app
 from taskprune.driving.nets import PanopticDrivingNet, build_net
+from taskprune.driving.options import EMBEDDED, N_VALIDATION
 from taskprune.driving.teacher import load_teacher
 from taskprune.driving.training import TrainSettings, train
 from taskprune.driving.training.team import launched_team
 from taskprune.errors import InputError
 from taskprune.files import make_folder, make_folder_of
-from taskprune.restore import flushed_denormals
 from taskprune.terminal import plain_errors
 
-EMBEDDED = "embedded"
 N_EMBEDDED = 1_000_000
 """Scenes to train on: in practice no scene is seen twice."""
-N_VALIDATION = 160
 VALIDATION_SEED = 10_000
 """Scenes of this seed are never trained on."""
 
@@ -52,27 +50,24 @@ Data = Annotated[
     str, typer.Option(help=f"'{EMBEDDED}' scenes, or the root of data in BDD100K's layout.")
 ]
 Size = Annotated[str, typer.Option(help="Width x height of the images, multiples of 32.")]
-Out = Annotated[Path, typer.Option(help="Folder to write to.")]
 
 
 @app.command("train")
 def train_command(  # noqa: PLR0913 - one argument an option
-    out: Out,
+    out: options.Out,
     data: Data = EMBEDDED,
     scale: Annotated[str, typer.Option(help="Size of a fresh net: n, s or l.")] = "n",
-    init: Annotated[
-        str | None, typer.Option(help="Start from 'teacher' (bundled) or a file instead.")
-    ] = None,
+    init: options.Init = None,
     size: Size = "320x192",
-    steps: Annotated[int | None, typer.Option(help="Length of the run, in steps.")] = None,
+    steps: options.Steps = None,
     epochs: Annotated[float | None, typer.Option(help="Or in passes over the data.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Or by the clock.")] = None,
+    minutes: options.Minutes = None,
     batch_size: Annotated[int, typer.Option(help="Images a step and process.")] = 8,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 1e-3,
+    lr: options.LearningRate = 1e-3,
     bfloat16: Annotated[bool, typer.Option(help="Convolutions in bfloat16.")] = False,
     workers: Annotated[int, typer.Option(help="Processes that prepare images.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of weights, order and augmentation.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    resume: options.Resume = False,
 ) -> None:
     """Train a net; under ``torchrun`` with several processes."""
     with plain_errors(), launched_team() as team:
@@ -106,13 +101,11 @@ def train_command(  # noqa: PLR0913 - one argument an option
 
 @app.command("evaluate")
 def evaluate_command(
-    weights: Annotated[
-        Path | None, typer.Option(help="File of a trained net. Default: the bundled teacher.")
-    ] = None,
+    weights: options.Weights = None,
     data: Data = EMBEDDED,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
+    split: options.Split = "val",
     size: Size = "320x192",
-    out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.")] = None,
+    out: options.MetricsFile = None,
 ) -> None:
     """Measure a net on labelled images that it was not trained on."""
     with plain_errors():
@@ -124,16 +117,13 @@ def evaluate_command(
             else BDD100K(data, split, size=_parsed(size))
         )
         net = load_teacher(weights)
-        with flushed_denormals():
-            metrics = evaluate(net, loader(dataset, batch_size=16, shuffle=False, seed=0))
-        Console().print(metrics_table(metrics, title=f"{len(dataset)} images of {data}"))
-        if out is not None:
-            out.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        batches = loader(dataset, batch_size=16, shuffle=False, seed=0)
+        report(lambda: evaluate(net, batches), title=f"{len(dataset)} images of {data}", out=out)
 
 
 @app.command("scenes")
 def scenes_command(
-    out: Out,
+    out: options.Out,
     n: Annotated[int, typer.Option("-n", help="Number of scenes.")] = 20,
     split: Annotated[str, typer.Option(help="Split to write them as.")] = "train",
     size: Size = "320x192",

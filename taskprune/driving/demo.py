@@ -21,7 +21,17 @@ from rich.table import Table
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-import taskprune
+from taskprune import (
+    Budget,
+    DistillSettings,
+    PruneResult,
+    Safety,
+    distill,
+    load_checkpoint,
+    prune,
+    save_checkpoint,
+)
+from taskprune.calling import flatten_outputs
 from taskprune.cost import LatencyReport, measure_latency
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.data import BDD100K, Cached, RoadScenes, loader, standard_augment
@@ -32,7 +42,6 @@ from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.teacher import TEACHER_SIZE, fit_teacher, load_teacher
 from taskprune.errors import InputError, MissingDependencyError
 from taskprune.files import make_folder
-from taskprune.graph import flatten_outputs
 from taskprune.restore import evaluating
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -80,7 +89,7 @@ class DemoSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        taskprune.Budget.from_ratio(self.ratio)
+        Budget.from_ratio(self.ratio)
         for name, least in (("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(
@@ -110,7 +119,7 @@ class DemoResult:
     """
 
     metrics: Mapping[str, Metrics]
-    prune: taskprune.PruneResult
+    prune: PruneResult
     latency: Mapping[str, LatencyReport]
     checkpoint_error: float
 
@@ -136,27 +145,27 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     console.print(metric_table(metrics))
 
     console.rule(f"2 · prune {settings.ratio:.1%} of the parameters")
-    result = taskprune.prune(
+    result = prune(
         teacher,
         tasks,
         settings.ratio,
         data=data.calibration,
         forward=forward,
-        safety=taskprune.Safety(round_to=ROUND_TO),
+        safety=Safety(round_to=ROUND_TO),
     )
     console.print(result.report)
     metrics["pruned"] = _measured(result.model, data, "pruned net", console)
     console.print(metric_table(metrics))
 
     console.rule("3 · distil")
-    student = taskprune.distill(
+    student = distill(
         result.model,
         teacher=teacher,
         tasks=tasks,
         data=data.training,
         plan=result.plan,
         forward=forward,
-        settings=taskprune.DistillSettings(steps=settings.steps, seed=settings.seed),
+        settings=DistillSettings(steps=settings.steps, seed=settings.seed),
     )
     metrics["distilled"] = _measured(student, data, "distilled net", console)
 
@@ -168,9 +177,9 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
             {"teacher": teacher, "student": student}, (sample.images[:1],), repeats=LATENCY_REPEATS
         )
     console.print(size_table(result, latency))
-    taskprune.save_checkpoint(settings.out / "student.safetensors", student, result.plan)
+    save_checkpoint(settings.out / "student.safetensors", student, result.plan)
     original = PanopticDrivingNet(teacher.config, num_classes=teacher.detection.num_classes)
-    reloaded = taskprune.load_checkpoint(settings.out / "student.safetensors", original)
+    reloaded = load_checkpoint(settings.out / "student.safetensors", original)
     checkpoint_error = _difference(student, reloaded, sample)
     side_by_side({"teacher": teacher, "student": student}, sample, settings.out / "predictions.png")
     demo = DemoResult(metrics, result, latency, checkpoint_error)
@@ -279,7 +288,7 @@ def metric_table(metrics: Mapping[str, Metrics]) -> Table:
     return table
 
 
-def size_table(result: taskprune.PruneResult, latency: Mapping[str, LatencyReport]) -> Table:
+def size_table(result: PruneResult, latency: Mapping[str, LatencyReport]) -> Table:
     """Parameters, multiply-adds and measured latency of teacher and student."""
     table = Table(title="Size and speed (batch 1, one thread, both in turn)", title_justify="left")
     for heading in ("", "parameters", "multiply-adds", "latency, median (quartiles)"):

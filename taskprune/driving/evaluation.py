@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from taskprune import Metric
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.metrics import DetectionMetric, DrivableMetric, LaneMetric
-from taskprune.restore import evaluating
+from taskprune.restore import evaluating, flushed_denormals
 
 
 class SummaryMetric(Metric, Protocol):
@@ -79,3 +82,20 @@ def metrics_table(metrics: Mapping[str, Mapping[str, float]], *, title: str) -> 
         cells = "  ".join(f"{name} {100 * value:.1f}" for name, value in values.items())
         table.add_row(task, cells)
     return table
+
+
+def report(
+    measured: Callable[[], Mapping[str, Mapping[str, float]]], *, title: str, out: Path | None
+) -> None:
+    """Measure, show the metrics in a terminal and write them to a JSON file, if there is to be one.
+
+    Args:
+        measured: Returns every metric of each task.
+        title: Of the table.
+        out: The file; its folder exists.
+    """
+    with flushed_denormals():
+        metrics = measured()
+    Console().print(metrics_table(metrics, title=title))
+    if out is not None:
+        out.write_text(json.dumps(metrics, indent=2), encoding="utf-8")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 
-from taskprune.driving.bundled import bundled_card, bundled_file
+from taskprune.driving.bundled import bundled_card, load_or_bundled
 from taskprune.driving.data import BDD100K, Cached, loader, standard_augment
 from taskprune.driving.evaluation import evaluate
 from taskprune.driving.netfile import load_net, save_net
@@ -36,10 +35,7 @@ def load_teacher(weights: Path | str | None = None) -> PanopticDrivingNet:
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
     """
-    if weights is not None:
-        return load_net(Path(weights))
-    with resources.as_file(bundled_file("teacher_n.safetensors")) as path:
-        return load_net(path)
+    return load_or_bundled(load_net, weights, "teacher_n.safetensors")
 
 
 def teacher_card() -> dict[str, Any]:

@@ -79,6 +79,32 @@ def make_tasks() -> dict[str, Task]:
     return {"near": Task(near_loss), "far": Task(far_loss, weight=0.5)}
 
 
+class MinusLoss:
+    """Minus the loss of a task: higher is better."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    def reset(self) -> None:
+        self.values: list[float] = []
+
+    def update(self, outputs: Any, batch: Any, /) -> None:
+        loss = self.task.loss(outputs, batch)
+        assert loss is not None
+        self.values.append(-float(loss))
+
+    def compute(self) -> float:
+        return sum(self.values) / len(self.values)
+
+
+def watched() -> dict[str, Task]:
+    """Return the tasks with a metric each."""
+    return {
+        name: Task(task.loss, weight=task.weight, metric=MinusLoss(task))
+        for name, task in make_tasks().items()
+    }
+
+
 class Scenes(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Random images, augmented with the global generator like many data sets."""
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_toys import Scenes, make_net, make_tasks, state
+from distill_toys import Scenes, make_batches, make_net, make_tasks, state
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
-from taskprune.distillation import DistillSettings, StepRecord, distill, mse
+from taskprune.calling.task import Task
+from taskprune.distillation import DistillSettings, StepRecord, Validation, distill, mse
 from taskprune.distillation.history import Callback
 
 
@@ -55,6 +56,39 @@ def train(
     return student
 
 
+class Disagreeing:
+    """A metric that rises in one process and falls in the other."""
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def reset(self) -> None:
+        self.value += 1.0 if os.environ["RANK"] == "0" else -1.0
+
+    def update(self, outputs: Any, batch: Any, /) -> None:
+        pass
+
+    def compute(self) -> float:
+        return self.value
+
+
+def best() -> nn.Module:
+    """Train with norms, and keep what the processes do not agree on."""
+    student = make_net(1, norm=True)
+    tasks = {name: Task(task.loss, metric=Disagreeing()) for name, task in make_tasks().items()}
+    distill(
+        student,
+        make_net(0, norm=True),
+        tasks=tasks,
+        data=DataLoader(Scenes(12, augment=False), batch_size=2),
+        taps=["stage"],
+        settings=DistillSettings(
+            steps=4, cpu=True, keep_best=Validation(tasks, make_batches(1), every=1)
+        ),
+    )
+    return student
+
+
 def gradients(*, batch_size: int) -> dict[str, Tensor]:
     """Return what reaches the optimizer in the first step, in the order of its parameters."""
     seen: list[Tensor] = []
@@ -78,6 +112,7 @@ if __name__ == "__main__":
     save_file(gradients(batch_size=2), folder / f"gradients_{rank}.safetensors")
     save_file(state(train(batch_size=2, shuffle=False)), folder / f"split_{rank}.safetensors")
     save_file(state(train(batch_size=2, shuffle=True)), folder / f"whole_{rank}.safetensors")
+    save_file(state(best()), folder / f"best_{rank}.safetensors")
     try:
         train(interrupt, batch_size=2, shuffle=True, directory=folder / "run")
     except Interrupted:

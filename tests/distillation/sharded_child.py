@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_toys import Scenes, TwoTaskNet, make_net, make_tasks, state
+from distill_toys import Scenes, TwoTaskNet, make_batches, make_net, make_tasks, state, watched
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
@@ -78,7 +78,7 @@ def train(
         taps=["stem", "stage"],
         settings=DistillSettings(
             steps=4,
-            learning_rate=1e-2,
+            learning_rate=settings.pop("learning_rate", 1e-2),
             weight_decay=0.1,
             feature_loss=mse,  # a mean over samples, so that halves of a batch add up
             cpu=True,
@@ -93,6 +93,16 @@ def everything(batch_size: int, **settings: Any) -> TwoTaskNet:
     """Train with all that touches gradients and weights."""
     return train(
         batch_size=batch_size, accumulation=2, gradient_clip=0.3, ema_decay=0.9, **settings
+    )[0]
+
+
+def best(batch_size: int) -> TwoTaskNet:
+    """Train until it breaks and keep the best weights, those of a running average."""
+    return train(
+        batch_size=batch_size,
+        ema_decay=0.5,
+        learning_rate=lambda step: 1e-2 if step < 2 else 1.0,
+        keep_best=Validation(watched(), make_batches(2), every=1),
     )[0]
 
 
@@ -148,6 +158,7 @@ if __name__ == "__main__":
         metric.update(averaged.eval()(held_out[0][0]), None)
     torch.testing.assert_close(records[-1].measured["validation/near"], metric.compute())
     keep("averaged", train(batch_size=2, norm=True, ema_decay=0.9)[0])
+    keep("best", best(2))
     del os.environ["FSDP_RESHARD_AFTER_FORWARD"]
 
     kept: dict[str, Any] = {"directory": folder / "run", "checkpoint_every": 2}

@@ -13,7 +13,7 @@ from distill_toys import Batch, TwoTaskNet, make_batches, randomise, same_state,
 from torch import Tensor
 
 from taskprune.distillation.buffers import BufferSlots
-from taskprune.distillation.ema import WeightAverage
+from taskprune.distillation.kept_weights import WeightAverage
 from taskprune.errors import TrainingError
 
 
@@ -67,12 +67,12 @@ def test_the_running_average_follows_the_buffer_that_is_there_now() -> None:
     net = make(1)
     average = WeightAverage(net, decay=0.5)
     net.mean = torch.full((3,), 11.0)
-    start = average.average["mean"].clone()
+    start = average.tensors["mean"].clone()
     average.update(1)
-    torch.testing.assert_close(average.average["mean"], start + (11.0 - start) * 9 / 11)
+    torch.testing.assert_close(average.tensors["mean"], start + (11.0 - start) * 9 / 11)
     net.mean = torch.zeros(3)
-    average.copy_to_model()
-    assert torch.equal(net.mean, average.average["mean"])
+    average.give()
+    assert torch.equal(net.mean, average.tensors["mean"])
 
 
 def test_slots_see_what_is_there_now() -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -10,13 +9,11 @@ import torch
 from distill_toys import same_state, state
 from distributed_child import gradients, train
 from launched_processes import child_environment, needs_processes, run_in_processes
-from learnt_weights_child import by_uncertainty
 from safetensors.torch import load_file
 from torch import Tensor
 
 CHILD = Path(__file__).with_name("distributed_child.py")
 NAN_CHILD = Path(__file__).with_name("nan_child.py")
-WEIGHTS_CHILD = Path(__file__).with_name("learnt_weights_child.py")
 
 
 @pytest.mark.slow
@@ -27,9 +24,10 @@ def test_two_processes_train_one_student(tmp_path: Path) -> None:
     def saved(name: str, rank: int) -> dict[str, Tensor]:
         return load_file(tmp_path / f"{name}_{rank}.safetensors")
 
-    for name in ("split", "whole", "resumed"):
+    for name in ("split", "whole", "resumed", "best"):
         assert same_state(saved(name, 0), saved(name, 1))
     assert same_state(saved("resumed", 0), saved("whole", 0))
+    assert saved("best", 0)["stage.1.num_batches_tracked"] == 4  # the main process decides
     whole = gradients(batch_size=4)
     for rank in (0, 1):
         split = saved("gradients", rank)
@@ -75,27 +73,3 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_at_the_same_weights(
     assert said[0] == f"Process 1 stopped, and with it all others. {said[1]}"
     first, second = (load_file(tmp_path / f"student_{rank}.safetensors") for rank in (0, 1))
     assert same_state(first, second)
-
-
-@pytest.mark.slow
-@needs_processes
-def test_learnt_weights_and_running_statistics_are_the_same_in_all_processes(
-    tmp_path: Path,
-) -> None:
-    run_in_processes(WEIGHTS_CHILD, tmp_path)
-    saved = {}
-    for name in ("gradnorm", "uncertainty"):
-        weights = [json.loads((tmp_path / f"{name}_{rank}.json").read_text()) for rank in (0, 1)]
-        assert weights[0] == weights[1]
-        assert weights[0][-1] != weights[0][0]
-        students = [load_file(tmp_path / f"{name}_{rank}.safetensors") for rank in (0, 1)]
-        assert same_state(*students)
-        saved[name] = weights[0], students[0]
-    assert "stage.1.running_mean" in saved["gradnorm"][1]
-
-    student, alone = by_uncertainty(batch_size=4)
-    weights, tensors = saved["uncertainty"]
-    for mine, theirs in zip(alone, weights, strict=True):
-        assert mine == pytest.approx(theirs, rel=1e-6)
-    for name, tensor in state(student).items():
-        torch.testing.assert_close(tensors[name], tensor, atol=1e-6, rtol=1e-5)

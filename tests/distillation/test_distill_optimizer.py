@@ -13,12 +13,11 @@ from distill_toys import (
 from torch import Tensor, nn
 
 from taskprune.distillation import StepRecord
-from taskprune.distillation.ema import WeightAverage
-from taskprune.distillation.weight_schedule import WarmupCosine
+from taskprune.distillation.kept_weights import WeightAverage
 
 
 def test_the_learning_rate_rises_and_falls() -> None:
-    rate = WarmupCosine(1.0, steps=100, warmup=10, floor=0.01)
+    rate = settings(learning_rate=1.0, warmup=0.1).learning_rates(100)
     assert [rate(0), rate(4), rate(9), rate(10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
     assert rate(55) == pytest.approx(0.505)
     assert 0.01 < rate(99) < 0.011
@@ -73,9 +72,9 @@ def test_a_weight_average_follows_its_formula() -> None:
         decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * net.far.weight.detach()
         average.update(step)
-    torch.testing.assert_close(average.average["far.weight"], expected)
-    average.copy_to_model()
-    assert torch.equal(net.far.weight, average.average["far.weight"])
+    torch.testing.assert_close(average.tensors["far.weight"], expected)
+    average.give()
+    assert torch.equal(net.far.weight, average.tensors["far.weight"])
 
 
 def test_the_student_ends_with_the_average() -> None:

@@ -20,7 +20,7 @@ from distill_toys import (
 )
 
 import taskprune
-from taskprune.distillation import MGD, DistillSettings, UncertaintyWeights
+from taskprune.distillation import DistillSettings, Validation
 from taskprune.distillation.settings_check import RULES
 from taskprune.errors import (
     InputError,
@@ -89,10 +89,8 @@ def test_settings_out_of_range_are_refused(changes: Mapping[str, Any]) -> None:
         ("checkpoint_every", None, "a whole number of at least 1"),
         ("frozen_batchnorm", "yes", "True or False"),
         ("feature_loss", "mse", "such as `mse`"),
-        ("feature_loss", MGD, r"Found the class `MGD`; make an object of it, `MGD\(\.\.\.\)`"),
+        ("feature_loss", dict, r"Found the class `dict`; make an object of it, `dict\(\.\.\.\)`"),
         ("feature_weight", None, "a number of at least 0"),
-        ("weighting", "uncertainty", r"such as `UncertaintyWeights\(\)`"),
-        ("weighting", UncertaintyWeights, "Found the class"),
         ("output_losses", None, "a dict of functions"),
         ("output_losses", {"near": 1}, "a dict of functions"),
         ("regularisers", "sparse", "with `for_student`"),
@@ -100,7 +98,8 @@ def test_settings_out_of_range_are_refused(changes: Mapping[str, Any]) -> None:
         ("seed", 0.5, "a whole number of at least 0"),
         ("directory", 5, "a path, or None"),
         ("callbacks", print, r"such as `\(callback,\)`"),
-        ("early_stopping", "validation/near", "such as `EarlyStopping"),
+        ("keep_best", Validation, "Found the class `Validation`"),
+        ("keep_best", True, r"a `Validation\(tasks"),
         ("console", "stderr", "Console`, or None"),
     ],
     ids=lambda value: str(value),

@@ -9,11 +9,11 @@ import torch
 from distill_toys import make_batches, make_net, same_state, state
 from launched_processes import run_in_processes
 from safetensors.torch import load_file
-from sharded_child import everything, without_labels
+from sharded_child import best, everything, without_labels
 from torch import Tensor, nn
 
 from taskprune.calling.forward import call_batch
-from taskprune.distillation import DistillSettings, GradNorm
+from taskprune.distillation import DistillSettings
 from taskprune.distillation.sharding import check_shardable
 from taskprune.errors import InputError
 
@@ -46,11 +46,19 @@ def test_a_sharded_student_is_trained_as_on_one_process(
     def saved(name: str, rank: int) -> dict[str, Tensor]:
         return load_file(tmp_path / f"{name}_{rank}.safetensors")
 
-    for name in ("everything", "without labels", "labels in one process", "normed", "resumed"):
+    for name in (
+        "everything",
+        "without labels",
+        "labels in one process",
+        "normed",
+        "best",
+        "resumed",
+    ):
         assert same_state(saved(name, 0), saved(name, 1))
     assert same_state(saved("averaged and watched", 0), saved("averaged", 0))
     assert_same(saved("everything", 0), state(everything(4, directory=tmp_path / "alone")))
     assert_same(saved("without labels", 0), state(without_labels(4)))
+    assert_same(saved("best", 0), state(best(4)))
     assert_same(saved("labels in one process", 0), saved("data-parallel", 0))
     assert same_state(saved("resumed", 0), saved("everything", 0))
     checkpoints = [load_file(tmp_path / f"{n}/checkpoint.safetensors") for n in ("run", "alone")]
@@ -96,7 +104,6 @@ class Scaled(nn.Module):
         ({"plugin": plugin(activation_checkpointing=True)}, "activation checkpointing"),
         ({"plugin": plugin(ignored_modules=["x"])}, "ignored modules"),
         ({"settings": DistillSettings(mixed_precision="fp16")}, "float16's loss scaling"),
-        ({"settings": DistillSettings(weighting=GradNorm("stem"))}, "GradNorm"),
         ({"settings": DistillSettings(regularisers=(Regular(),))}, "regularisers.*has Regular"),
         ({"student": Scaled()}, "scalar parameters, and has `scale`"),
         ({"student": nn.Sequential(make_net(0), nn.Linear(1, 1).double())}, "several types"),

@@ -18,7 +18,7 @@ from resume_child import train
 from torch import Tensor, nn
 
 from taskprune.calling.task import Task
-from taskprune.distillation import OnOutputs, StepRecord, cwd, mse
+from taskprune.distillation import OnOutputs, StepRecord, mse, pkd
 from taskprune.distillation.identity import checksum, described
 from taskprune.errors import CheckpointError
 
@@ -44,7 +44,7 @@ def other_loss(outputs: Any, batch: Any) -> Tensor:
         ({"teacher": make_net(7)}, "teacher_checksum"),
         ({"tasks": make_tasks() | {"near": Task(other_loss)}}, "tasks"),
         ({"settings": {"feature_weight": lambda _: 50.0}}, "feature_weight"),
-        ({"settings": {"feature_loss": lambda a, b: cwd(a, b)}}, "feature_loss"),
+        ({"settings": {"feature_loss": lambda a, b: pkd(a, b)}}, "feature_loss"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -106,7 +106,7 @@ def with_default(a: Tensor, b: Tensor, factor: float = 1.0) -> Tensor:
 
 def test_functions_without_a_name_are_known_by_what_they_do() -> None:
     assert described(scaled(2.0)) == described(scaled(2.0)) != described(scaled(3.0))
-    assert described(lambda a, b: mse(a, b)) != described(lambda a, b: cwd(a, b))
+    assert described(lambda a, b: mse(a, b)) != described(lambda a, b: pkd(a, b))
     assert described(lambda i: i + 1.0) != described(lambda i: i + 2.0)
     assert described(lambda i, by=1: i * by) != described(lambda i, by=2: i * by)
     assert described(partial(with_default, factor=2.0)) != described(partial(with_default))

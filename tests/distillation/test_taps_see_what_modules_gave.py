@@ -8,7 +8,7 @@ from distill_run import run, settings
 from distill_toys import make_net
 from torch import Tensor, nn
 
-from taskprune.distillation import Tap, ofd, tapped
+from taskprune.distillation import Tap, mse, tapped
 from taskprune.errors import InputError
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -90,12 +90,12 @@ def test_a_change_that_comes_later_is_refused_by_name() -> None:
         handle.remove()
 
 
-def test_ofd_sees_the_negative_values_before_an_activation_in_place() -> None:
+def test_losses_see_the_negative_values_before_an_activation_in_place() -> None:
     lowest: list[tuple[float, float]] = []
 
     def spy(student: Tensor, teacher: Tensor) -> Tensor:
         lowest.append((float(student.detach().min()), float(teacher.min())))
-        return ofd(student, teacher)
+        return mse(student, teacher)
 
     teacher, student = make_net(0, norm=True), make_net(1, norm=True)
     run(student, teacher, taps=["stage.1"], settings=settings(feature_loss=spy))

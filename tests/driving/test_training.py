@@ -20,7 +20,6 @@ from taskprune.driving.data.sample import DrivingSample
 from taskprune.driving.netfile import load_net
 from taskprune.driving.nets import PanopticDrivingNet
 from taskprune.driving.training import TrainSettings, train
-from taskprune.driving.training.average import MovingAverage
 from taskprune.driving.training.stream import Drawn, Shuffled
 from taskprune.driving.training.team import Team
 from taskprune.errors import CheckpointError, InputError, TrainingError
@@ -237,22 +236,6 @@ def test_augmentation_belongs_to_the_draw() -> None:
     data = Drawn(Samples(), seed=0, augment=darkened)
     assert torch.equal(data[0, 3].image, data[0, 3].image)
     assert not torch.equal(data[0, 3].image, data[0, 4].image)
-
-
-def test_average_forgets_its_start_and_follows_the_weights() -> None:
-    net = tiny_net()
-    average = MovingAverage(net, decay=0.9)
-    with torch.no_grad():
-        for value in net.parameters():
-            value.add_(1.0)
-    gaps = []
-    for _ in range(60):
-        average.update(net)
-        pairs = zip(average.net.parameters(), net.parameters(), strict=True)
-        gaps.append(max(float((a - b).detach().abs().max()) for a, b in pairs))
-    assert gaps[0] == pytest.approx(0.1, rel=1e-4)  # decay 1/10 at the first update
-    assert gaps == sorted(gaps, reverse=True)
-    assert gaps[-1] < 1e-2
 
 
 def test_two_processes_keep_the_same_parameters(tmp_path: Path) -> None:

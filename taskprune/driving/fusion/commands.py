@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -12,7 +11,8 @@ import typer
 from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
-from taskprune.driving.evaluation import metrics_table
+from taskprune.driving import options
+from taskprune.driving.evaluation import report
 from taskprune.driving.fusion.frame import FusionBatch, FusionFrame
 from taskprune.driving.fusion.grid import BevGrid
 from taskprune.driving.fusion.kitti import KittiObjects
@@ -27,13 +27,11 @@ from taskprune.driving.fusion.recipe import (
 from taskprune.driving.fusion.scenes import SIZE, TwoSensorScenes
 from taskprune.driving.fusion.sensors import Degradation
 from taskprune.driving.fusion.teacher import load_fusion_teacher
+from taskprune.driving.options import EMBEDDED, N_VALIDATION
 from taskprune.driving.training import train
 from taskprune.files import make_folder_of
-from taskprune.restore import flushed_denormals
 from taskprune.terminal import plain_errors
 
-EMBEDDED = "embedded"
-N_VALIDATION = 160
 BATCH = 8
 
 app = typer.Typer(help="The camera-LiDAR net.", no_args_is_help=True)
@@ -45,19 +43,17 @@ Data = Annotated[
 
 @app.command("train")
 def train_command(  # noqa: PLR0913 - one argument an option
-    out: Annotated[Path, typer.Option(help="Folder to write to.")],
+    out: options.Out,
     data: Data = EMBEDDED,
     scale: Annotated[str, typer.Option(help="Size of a fresh net: n or l.")] = "n",
-    init: Annotated[
-        str | None, typer.Option(help="Start from 'teacher' (bundled) or a file instead.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="Length of the run, in steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Or by the clock.")] = None,
+    init: options.Init = None,
+    steps: options.Steps = None,
+    minutes: options.Minutes = None,
     batch_size: Annotated[int, typer.Option(help="Frames a step.")] = RECIPE.batch_size,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = RECIPE.lr,
+    lr: options.LearningRate = RECIPE.lr,
     workers: Annotated[int, typer.Option(help="Processes that prepare frames.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of weights, scenes and order.")] = 0,
-    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    resume: options.Resume = False,
 ) -> None:
     """Train a net; without --steps and --minutes by the recipe of the bundled one."""
     with plain_errors():
@@ -92,14 +88,12 @@ def train_command(  # noqa: PLR0913 - one argument an option
 
 @app.command("evaluate")
 def evaluate_command(
-    weights: Annotated[
-        Path | None, typer.Option(help="File of a trained net. Default: the bundled teacher.")
-    ] = None,
+    weights: options.Weights = None,
     data: Data = EMBEDDED,
-    split: Annotated[str, typer.Option(help="Split of the data set.")] = "val",
+    split: options.Split = "val",
     camera: Annotated[float, typer.Option(help="How degraded the made-up camera is, 0 to 1.")] = 0,
     lidar: Annotated[float, typer.Option(help="How degraded the made-up LiDAR is.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="JSON file for the metrics.")] = None,
+    out: options.MetricsFile = None,
 ) -> None:
     """Measure a net on labelled frames that it was not trained on."""
     with plain_errors():
@@ -108,11 +102,9 @@ def evaluate_command(
         net = load_fusion_teacher(weights)
         grid = net.config.grid
         frames = _validation(data, split, grid, Degradation(camera=camera, lidar=lidar))
-        with flushed_denormals():
-            metrics = judge(net, _batches(frames, grid), grid=grid)
-        Console().print(metrics_table(metrics, title=f"{len(frames)} frames of {data}"))
-        if out is not None:
-            out.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        batches = _batches(frames, grid)
+        title = f"{len(frames)} frames of {data}"
+        report(lambda: judge(net, batches, grid=grid), title=title, out=out)
 
 
 def _initial(init: str | None, scale: str) -> FusionNet:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from taskprune.driving.batch import on_device
 from taskprune.driving.fusion.grid import BevGrid
 from taskprune.errors import InputError
 
@@ -74,13 +74,7 @@ class FusionBatch:
 
     def to(self, device: torch.device | str) -> FusionBatch:
         """Return the batch on another device."""
-
-        def moved(value: Any) -> Any:
-            if isinstance(value, Tensor):
-                return value.to(device)
-            return None if value is None else tuple(v.to(device) for v in value)
-
-        return FusionBatch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
+        return on_device(self, device)
 
 
 FAR_AWAY = -1e4

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from taskprune.driving.bundled import bundled_card, bundled_file
+from taskprune.driving.bundled import bundled_card, load_or_bundled
 from taskprune.driving.fusion.net import FusionNet
 from taskprune.driving.fusion.netfile import load_fusion_net
 
@@ -21,10 +20,7 @@ def load_fusion_teacher(weights: Path | str | None = None) -> FusionNet:
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
     """
-    if weights is not None:
-        return load_fusion_net(Path(weights))
-    with resources.as_file(bundled_file("fusion_n.safetensors")) as path:
-        return load_fusion_net(path)
+    return load_or_bundled(load_fusion_net, weights, "fusion_n.safetensors")
 
 
 def fusion_teacher_card() -> dict[str, Any]:

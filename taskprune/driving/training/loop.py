@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from taskprune import Task
-from taskprune.driving.training.average import MovingAverage
+from taskprune.distillation import WeightAverage
 from taskprune.driving.training.kind import PANOPTIC, NetKind
 from taskprune.driving.training.settings import TrainSettings
 from taskprune.driving.training.state import Run, load_run, save_run
@@ -46,7 +46,7 @@ def train(  # noqa: PLR0913 - the run's parts
     resume: bool = False,
     console: Console | None = None,
 ) -> Net:
-    """Train a net on its tasks and return the moving average of its weights.
+    """Train a net on its tasks; it ends with the moving average of its weights.
 
     AdamW on the sum of the task losses. Writes ``last.safetensors`` (to resume from),
     ``net.safetensors`` (the result) and ``log.jsonl`` into `out`. On the CPU a run that was killed
@@ -64,7 +64,7 @@ def train(  # noqa: PLR0913 - the run's parts
         console: Where to show progress.
 
     Returns:
-        The averaged net, in eval mode.
+        The net, in eval mode.
 
     Raises:
         InputError: The folder cannot be made or written to.
@@ -75,7 +75,7 @@ def train(  # noqa: PLR0913 - the run's parts
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     team = Team()
     team.start_alike(net)
-    average = MovingAverage(net, decay=settings.average_decay)
+    average = WeightAverage(net, settings.average_decay)
     run = Run(net, average, _optimizer(net, settings), settings)
     if resume and (out / CHECKPOINT).exists():
         load_run(run, out / CHECKPOINT)
@@ -95,8 +95,8 @@ def train(  # noqa: PLR0913 - the run's parts
         watch.running(run.step) if watch else nullcontext(),
     ):
         _go_through(run, batches, kind=kind, team=team, watch=watch, out=out, validation=validation)
-    net.eval()
-    return average.net
+    average.give()
+    return net.eval()
 
 
 def _go_through(
@@ -125,9 +125,11 @@ def _go_through(
         is_over = progress >= 1
         if is_over or run.step % settings.save_every == 0:
             save_run(run, out / CHECKPOINT)
-            kind.save(run.average.net, out / NET)
+            with run.average.in_model():
+                kind.save(run.net, out / NET)
         if validation is not None and (is_over or run.step % settings.validate_every == 0):
-            watch.validated(run.step, kind.evaluate(run.average.net, validation))
+            with run.average.in_model():
+                watch.validated(run.step, kind.evaluate(run.net, validation))
 
 
 def _step(
@@ -156,7 +158,7 @@ def _step(
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     run.optimizer.step()
-    run.average.update(run.net)
+    run.average.update(run.step)
     run.step += 1
     return {name: float(loss.detach()) for name, loss in losses.items()}, norm
 

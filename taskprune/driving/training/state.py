@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
+from taskprune.distillation import WeightAverage
 from taskprune.driving.netfile import load_weights, read_tensors, write_tensors
-from taskprune.driving.training.average import MovingAverage
 from taskprune.driving.training.settings import TrainSettings
 from taskprune.errors import CheckpointError
 
@@ -34,7 +32,7 @@ class Run:
     """
 
     net: nn.Module
-    average: MovingAverage[Any]
+    average: WeightAverage
     optimizer: Optimizer
     settings: TrainSettings
     step: int = 0
@@ -44,14 +42,13 @@ class Run:
 def save_run(run: Run, path: Path) -> None:
     """Write the run; a kill at any moment leaves a whole file."""
     tensors = {f"net.{name}": value for name, value in run.net.state_dict().items()}
-    tensors |= {f"average.{name}": v for name, v in run.average.net.state_dict().items()}
+    tensors |= {f"average.{name}": value for name, value in run.average.tensors.items()}
     for name, parameter in run.net.named_parameters():
         for key, value in run.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer.{key}.{name}"] = value
     counters = {
         "step": run.step,
         "elapsed_s": run.elapsed_s,
-        "updates": run.average.updates,
         "settings": asdict(run.settings),
     }
     write_tensors(path, tensors, metadata={"format": FORMAT, "run": json.dumps(counters)})
@@ -80,8 +77,10 @@ def load_run(run: Run, path: Path) -> None:
             f"asked for { ({k: wanted[k] for k in changed}) }. Repeat the first command, or start "
             "anew in another folder."
         )
-    for part, module in (("net", run.net), ("average", run.average.net)):
-        load_weights(module, _below(tensors, f"{part}."), source=path)
+    weights = {n.removeprefix("net."): t for n, t in tensors.items() if n.startswith("net.")}
+    load_weights(run.net, weights, source=path)
+    for name, average in run.average.tensors.items():
+        average.copy_(tensors[f"average.{name}"])
     for name, parameter in run.net.named_parameters():
         if f"optimizer.step.{name}" not in tensors:
             continue
@@ -91,8 +90,3 @@ def load_run(run: Run, path: Path) -> None:
             state[key] = torch.empty_like(parameter).copy_(tensors[f"optimizer.{key}.{name}"])
         run.optimizer.state[parameter] = state
     run.step, run.elapsed_s = counters["step"], counters["elapsed_s"]
-    run.average.updates = counters["updates"]
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,204 @@
+"""Borrow both models, see how their features fit together, and make a run of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from taskprune.calling.forward import Forward
+from taskprune.calling.task import Task
+from taskprune.distillation.accelerator import accelerated
+from taskprune.distillation.alignment import Alignment, make_alignment
+from taskprune.distillation.batches import preserved_generators, seed_generators
+from taskprune.distillation.buffers import BufferSlots
+from taskprune.distillation.channel_axes import watched_axes
+from taskprune.distillation.default_taps import NothingSharedError, default_taps
+from taskprune.distillation.identity import known_models
+from taskprune.distillation.objective import StudentObjective
+from taskprune.distillation.probing import probing
+from taskprune.distillation.recording import FeatureRecorder, tapped
+from taskprune.distillation.regularisation import make_regularisers
+from taskprune.distillation.roles import Role, declared_roles
+from taskprune.distillation.run import Run
+from taskprune.distillation.settings import DistillSettings
+from taskprune.distillation.sharding import check_shardable, requested_sharding, shard
+from taskprune.distillation.taps import Tap, TapSelector, resolve_taps
+from taskprune.errors import InputError
+from taskprune.files import make_folder
+from taskprune.restore import evaluating, preserved_rng
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_log = logging.getLogger("taskprune")
+
+
+@contextmanager
+def prepared(
+    student: nn.Module,
+    teacher: nn.Module,
+    tasks: Mapping[str, Task],
+    data: Iterable[Any],
+    settings: DistillSettings,
+    channel_map: Mapping[str, Sequence[int]],
+    taps: TapSelector | Sequence[TapSelector] | None,
+    forward: Forward,
+) -> Iterator[tuple[Run, Accelerator]]:
+    """Provide what is to be trained, and on what; all that was borrowed is given back afterwards.
+
+    The arguments are those of :func:`taskprune.distillation.distill`, the models without wrappers.
+
+    Raises:
+        InputError: The arguments do not fit each other.
+        MissingDependencyError: Accelerate is not installed.
+    """
+    directory = None if settings.directory is None else Path(settings.directory)
+    if directory is not None:
+        make_folder(directory, option="`DistillSettings.directory`")
+    with ExitStack() as stack:
+        stack.enter_context(preserved_rng())
+        stack.enter_context(preserved_generators(data))
+        accelerator = stack.enter_context(accelerated(settings))
+        n_steps = settings.n_steps(data, n_processes=accelerator.num_processes)
+        checksums = stack.enter_context(known_models(student, teacher, directory, accelerator))
+        stack.enter_context(_borrowed(student))
+        _take_own_buffers(student, teacher)
+        seed_generators(settings.seed)
+        teacher = stack.enter_context(_frozen(teacher, accelerator.device))
+        example = _example(data, accelerator.device)
+        ask_student = probing(forward, "student", accelerator.autocast)
+        ask_teacher = probing(forward, "teacher", accelerator.autocast)
+        sharding = requested_sharding(accelerator)
+        trained = (student if sharding is None else deepcopy(student)).to(accelerator.device)
+        if sharding is not None:
+            check_shardable(trained, sharding, settings, ask_student, example)
+        chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=ask_teacher)
+        teacher_recorder = stack.enter_context(tapped(teacher, chosen, side="teacher"))
+        recorder = stack.enter_context(tapped(trained, chosen, side="student"))
+        alignments = _alignments(
+            _Probe(trained, recorder, lambda: ask_student(trained, example)),
+            _Probe(teacher, teacher_recorder, lambda: ask_teacher(teacher, example)),
+            channel_map,
+        )
+        objective = StudentObjective(
+            trained,
+            alignments,
+            recorder=recorder,
+            forward=forward,
+            feature_loss=settings.feature_loss,
+            regularisers=make_regularisers(settings.regularisers, trained, n_steps),
+        )
+        if sharding is not None:
+            shard(objective, trained, sharding, accelerator, example)
+        run = Run(
+            objective=objective,
+            teacher=teacher,
+            teacher_recorder=teacher_recorder,
+            tasks=tasks,
+            data=data,
+            forward=forward,
+            settings=settings,
+            n_steps=n_steps,
+            checksums=checksums,
+            original=None if sharding is None else student,
+        )
+        yield run, accelerator
+
+
+def _take_own_buffers(student: nn.Module, teacher: nn.Module) -> None:
+    """Give the student copies of the buffers that it shares with its teacher.
+
+    Unlike shared parameters they need no refusal: models of one kind may well share a constant.
+    """
+    pointers = {buffer.data_ptr() for buffer in teacher.buffers() if buffer.numel()}
+    slots = BufferSlots(student)
+    present = slots.named()
+    own = {id(b): b.clone() if b.data_ptr() in pointers else b for b in present.values()}
+    slots.bind({name: own[id(buffer)] for name, buffer in present.items()})
+
+
+@contextmanager
+def _borrowed(student: nn.Module) -> Iterator[None]:
+    """Give the student back on its device, with its training flags and without gradients."""
+    device = next(student.parameters()).device
+    with evaluating(student):
+        try:
+            yield
+        finally:
+            student.zero_grad(set_to_none=True)
+            student.to(device)
+
+
+@contextmanager
+def _frozen(teacher: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Provide the teacher in eval mode on a device; a copy, if it lives on another."""
+    if any(tensor.device != device for tensor in chain(teacher.parameters(), teacher.buffers())):
+        teacher = deepcopy(teacher).to(device)
+    with evaluating(teacher):
+        yield teacher
+
+
+def _example(data: Iterable[Any], device: torch.device) -> Any:
+    from accelerate.utils import send_to_device
+
+    for batch in data:
+        return send_to_device(batch, device)
+    raise InputError("`data` holds no batch. Expected at least one.")
+
+
+def _taps(
+    teacher: nn.Module,
+    student: nn.Module,
+    example: Any,
+    taps: TapSelector | Sequence[TapSelector] | None,
+    *,
+    tasks: Mapping[str, Task],
+    forward: Forward,
+) -> tuple[Tap, ...]:
+    if taps is None:
+        taps = [Role(name) for name in declared_roles(teacher)]
+        try:
+            taps = taps or default_taps(teacher, example, forward=forward, tasks=tasks)
+        except NothingSharedError as error:
+            _log.warning("%s The student is trained without features.", error)
+    return resolve_taps(teacher, taps, student=student)
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """A model in eval mode, what reads its taps, and how it is run once."""
+
+    model: nn.Module
+    recorder: FeatureRecorder
+    run: Callable[[], Any]
+
+
+@torch.no_grad()
+def _alignments(
+    student: _Probe, teacher: _Probe, channel_map: Mapping[str, Sequence[int]]
+) -> list[Alignment]:
+    """Run both models once and see how their features fit together."""
+    taps = student.recorder.taps
+    if not taps:
+        return []
+    with watched_axes(student.model) as axes, watched_axes(teacher.model) as teacher_axes:
+        _, seen = student.recorder.run(student.run)
+        _, wanted = teacher.recorder.run(teacher.run)
+    alignments = []
+    for tap in taps:
+        mine, theirs = seen[tap.label], wanted[tap.label]
+        is_mapped = tap.path_in("student") == tap.module
+        keep = channel_map.get(tap.module) if is_mapped else None
+        own_axes = (axes.of(mine), teacher_axes.of(theirs))
+        alignments.append(make_alignment(tap, mine, theirs, keep=keep, axes=own_axes))
+        alignments[-1](mine, theirs)  # what cannot be compared is said before training
+    return alignments
