@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -27,6 +28,7 @@ from taskprune.graph import ModelGraph, trace
 from taskprune.importance import ChannelScores, Importance, output_owners, score
 from taskprune.importance.criteria_by_name import checked_criterion
 from taskprune.importance.owners import owners_from_batches
+from taskprune.importance.projections import output_tasks
 from taskprune.importance.scoring import check_values
 from taskprune.plan.plan import PruningPlan
 from taskprune.restore.rng import preserved_rng
@@ -46,7 +48,7 @@ class Job:
     """What is asked for; the same in every step.
 
     Attributes:
-        tasks: The tasks by name.
+        tasks: The tasks by name; none where every output is to be one.
         budget: What may remain at the end.
         data: Calibration batches, or a loader for each task; gone through once in every step.
         example_inputs: What to trace, time and verify on; ``None`` for the first batch.
@@ -88,6 +90,7 @@ class Examined:
     Attributes:
         model: The model; it is as it was.
         inputs: What it ran on.
+        tasks: The tasks by name: those asked for, or one for each output.
         graph: Its traced passes.
         groups: Which channels live or die together.
         scores: What they are worth to each task.
@@ -95,6 +98,7 @@ class Examined:
 
     model: nn.Module
     inputs: ModelInputs
+    tasks: Mapping[str, Task]
     graph: ModelGraph
     groups: CouplingGroups
     scores: ChannelScores
@@ -123,7 +127,8 @@ def examine(job: Job, model: nn.Module, say: Say) -> Examined:
         job.data, job.example_inputs, job.tasks, forward=job.forward, n_batches=settings.n_batches
     )
     say("tracing the model")
-    owners, inputs = _owners(job, model, inputs)
+    tasks, inputs = _tasks(job, model, inputs)
+    owners, inputs = _owners(job, tasks, model, inputs)
     graph = trace(model, inputs.example, forward=inputs.on_example, tasks=owners, modes="all")
     say("finding which channels belong together")
     groups = couple(graph, protect=settings.protect, strict=settings.strict)
@@ -133,7 +138,7 @@ def examine(job: Job, model: nn.Module, say: Say) -> Examined:
     scores = score(
         model,
         groups,
-        job.tasks,
+        tasks,
         inputs.batches,
         importance=job.importance,
         forward=inputs.forward,
@@ -141,7 +146,7 @@ def examine(job: Job, model: nn.Module, say: Say) -> Examined:
         calibrate=settings.calibrate,
         progress=lambda done: say(f"scoring every channel, {inputs.count(done)}"),
     )
-    return Examined(model, inputs, graph, groups, scores)
+    return Examined(model, inputs, tasks, graph, groups, scores)
 
 
 def choose(job: Job, found: Examined, context: StepContext, say: Say) -> PruningPlan:
@@ -180,17 +185,29 @@ def choose(job: Job, found: Examined, context: StepContext, say: Say) -> Pruning
     return solved()
 
 
-def _owners(
+def _tasks(
     job: Job, model: nn.Module, inputs: ModelInputs
+) -> tuple[Mapping[str, Task], ModelInputs]:
+    """Return the tasks, and the inputs with no batch lost; without tasks every output is one."""
+    if job.tasks or inputs.batches is None:
+        return job.tasks, inputs
+    batches = iter(inputs.batches)
+    first = next(batches)
+    tasks = output_tasks(model, first, forward=inputs.forward)
+    return tasks, replace(inputs, batches=chain([first], batches))
+
+
+def _owners(
+    job: Job, tasks: Mapping[str, Task], model: nn.Module, inputs: ModelInputs
 ) -> tuple[dict[str, tuple[str, ...]], ModelInputs]:
     """Return the outputs of each task, and the inputs with no batch lost in finding them."""
     if inputs.batches is None:
-        found = output_owners(model, job.tasks, inputs.example, forward=inputs.on_example)
+        found = output_owners(model, tasks, inputs.example, forward=inputs.on_example)
         return found, inputs
     if not inputs.task_examples:
         found, batches = owners_from_batches(
             model,
-            job.tasks,
+            tasks,
             inputs.batches,
             forward=inputs.forward,
             n_batches=job.settings.n_batches,
@@ -198,5 +215,5 @@ def _owners(
         return found, replace(inputs, batches=batches)
     owners: dict[str, tuple[str, ...]] = {}
     for name, batch in inputs.task_examples.items():
-        owners |= output_owners(model, {name: job.tasks[name]}, batch, forward=inputs.forward)
-    return {name: owners[name] for name in job.tasks}, inputs
+        owners |= output_owners(model, {name: tasks[name]}, batch, forward=inputs.forward)
+    return {name: owners[name] for name in tasks}, inputs

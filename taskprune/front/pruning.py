@@ -40,7 +40,7 @@ TRAINED = (
 
 def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how is in `settings`
     model: nn.Module,
-    tasks: Mapping[str, Task] | None,
+    tasks: Mapping[str, Task] | None = None,
     ratio: float | None = None,
     *,
     data: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
@@ -48,7 +48,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
     example_inputs: Any = None,
     forward: Forward | None = None,
     budget: Budget | None = None,
-    importance: str | Importance = "task_taylor",
+    importance: str | Importance | None = None,
     safety: Safety | None = None,
     settings: PruneSettings | None = None,
 ) -> PruneResult:
@@ -63,7 +63,9 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel`` is taken out, and
             comes back bare: wrap the result again. On the meta device it is planned for with
             ``importance="random"`` or any criterion that looks at no weights.
-        tasks: The model's tasks by name, or ``None`` with a data-free criterion.
+        tasks: The model's tasks by name. ``None``: every output of the model is a task, and what
+            channels are worth is how much the outputs change without them; `data` then needs no
+            labels.
         ratio: Fraction of the parameters to remove. Never less goes, and more by at most 0.5 %, or
             by a part of one channel where the model has none so small. Give this or `budget`.
         data: Calibration batches, for example a ``DataLoader``; gone through once. A few hundred
@@ -83,7 +85,8 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             activations. Latency is predicted from operators that are timed on the model's device
             with the example; what was timed once is read from disk (``$TASKPRUNE_CACHE``).
         importance: Name of a criterion, or any callable that scores channels, such as one of
-            Torch-Pruning's through ``TorchPruningImportance``.
+            Torch-Pruning's through ``TorchPruningImportance``. Default: ``"task_taylor"``, and
+            ``"output_change"`` without tasks.
         safety: Limits that hold whatever the scores say. Default: ``Safety()``.
         settings: How to go about it: steps, what happens between them, protected modules,
             calibration, verification. Default: ``PruneSettings()``.
@@ -103,7 +106,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         data=data,
         example_inputs=example_inputs,
         forward=forward,
-        importance=importance,
+        importance=importance or ("output_change" if tasks is None else "task_taylor"),
         safety=checked_safety(safety),
         settings=_checked_settings(settings),
     )

@@ -191,3 +191,13 @@ def test_an_example_beside_the_data_is_what_the_model_will_run_on() -> None:
     assert result.groups.batch_size == 1
     macs = result.plan.costs["macs"]
     assert macs == tuple(measure_macs(net, example) for net in (two_task_net(), result.model))
+
+
+def test_without_tasks_every_output_is_one() -> None:
+    images_alone = [batch[0] for batch in batches(4)]
+    result = taskprune.prune(two_task_net(), None, 0.3, data=images_alone)
+    assert result.scores.criterion == "output_change"
+    assert [line.task for line in result.report.tasks] == ["kind", "map"]
+    assert result.report.removed("params") >= 0.3
+    again = taskprune.prune(two_task_net(), ratio=0.3, data=iter(images_alone))
+    assert again.plan == result.plan

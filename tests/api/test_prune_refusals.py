@@ -199,8 +199,13 @@ def test_an_output_that_does_not_exist_lists_those_that_do() -> None:
 
 
 def test_a_gradient_criterion_without_tasks_says_what_to_do() -> None:
-    message = refusal(InputError, None, None, example_inputs=images(2))
+    message = refusal(InputError, None, None, example_inputs=images(2), importance="task_taylor")
     assert_says(message, "needs the tasks' losses", "importance='magnitude'")
+
+
+def test_pruning_without_tasks_and_without_data_says_what_to_do() -> None:
+    message = refusal(InputError, None, None, example_inputs=images(2))
+    assert_says(message, "looks at outputs", "pass `data=`", "importance='magnitude'")
 
 
 def test_outputs_can_only_be_found_from_data() -> None:

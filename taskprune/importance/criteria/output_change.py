@@ -111,7 +111,8 @@ class OutputChangeImportance:
                 return tasks, chain([first], batches)
             raise InputError(
                 "This criterion looks at outputs. Expected at least one calibration batch. Found "
-                "none: pass `data=`; it needs no labels."
+                "none: pass `data=`, which needs no labels, or choose a criterion that looks at "
+                "weights alone, such as importance='magnitude'."
             )
         if None in owners.values():
             owners, batches = owners_from_batches(
