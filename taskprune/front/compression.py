@@ -183,6 +183,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
         forward=forward,
         importance=importance,
         safety=checked_safety(safety),
+        compensate=True,
         settings=PruneSettings(steps=steps, n_batches=n_batches),
     )
     model = bare(model)

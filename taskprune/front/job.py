@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import torch
@@ -39,6 +39,9 @@ from taskprune.solver.safety import Safety
 from taskprune.solver.step_context import StepContext
 from taskprune.terminal.stages import stages
 
+Batches: TypeAlias = Iterable[Any] | Mapping[str, Iterable[Any]]
+"""Batches, or a loader for each task by its name."""
+
 Say: TypeAlias = Callable[[str], None]
 """Announces the next stage to whoever looks."""
 
@@ -55,17 +58,24 @@ class Job:
         forward: ``(model, batch) -> outputs``; ``None`` for the convention.
         importance: The criterion or its name.
         safety: Limits of all steps together.
+        compensate: Whether what stays is re-weighted to say what goes said, where there is data.
         settings: How to go about it.
     """
 
     tasks: Mapping[str, Task]
     budget: Budget
-    data: Iterable[Any] | Mapping[str, Iterable[Any]] | None
+    data: Batches | None
     example_inputs: Any = None
     forward: Forward | None = None
     importance: str | Importance = "task_taylor"
     safety: Safety = field(default_factory=Safety)
+    compensate: bool = False
     settings: PruneSettings = field(default_factory=PruneSettings)
+
+    @property
+    def compensates(self) -> bool:
+        """Whether there is what it takes to compensate."""
+        return self.compensate and self.data is not None
 
     def check(self, model: nn.Module) -> None:
         """Check all that needs no run of the model, before minutes of work.
@@ -83,6 +93,29 @@ class Job:
         duplicate(model)
 
 
+BATCHES_KEPT = 32
+"""How many batches are kept at most for what needs them again after scoring."""
+
+
+class Remembered:
+    """Batches to be gone through once, of which the first are kept."""
+
+    def __init__(self, batches: Iterable[Any]) -> None:
+        self._seen: list[Any] = []
+        self._rest = iter(batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._rest:
+            if len(self._seen) < BATCHES_KEPT:
+                self._seen.append(batch)
+            yield batch
+
+    def kept(self, n_batches: int | None) -> list[Any]:
+        """Return the first batches that were gone through; where none were, those of the data."""
+        most = min(n_batches or BATCHES_KEPT, BATCHES_KEPT)
+        return self._seen or list(islice(self._rest, most))
+
+
 @dataclass(frozen=True, eq=False)
 class Examined:
     """What a model consists of, and what each of its channels is worth.
@@ -94,6 +127,8 @@ class Examined:
         graph: Its traced passes.
         groups: Which channels live or die together.
         scores: What they are worth to each task.
+        kept: Batches that it was scored on, or those of each task's own loader; ``None`` without
+            data.
     """
 
     model: nn.Module
@@ -102,6 +137,7 @@ class Examined:
     graph: ModelGraph
     groups: CouplingGroups
     scores: ChannelScores
+    kept: Batches | None
 
 
 @contextmanager
@@ -135,18 +171,20 @@ def examine(job: Job, model: nn.Module, say: Say) -> Examined:
     if settings.modalities is not None or job.budget.modalities:
         groups = labelled(groups, None if settings.modalities == "inputs" else settings.modalities)
     say("scoring every channel")
+    batches = _remembered(inputs.batches)
     scores = score(
         model,
         groups,
         tasks,
-        inputs.batches,
+        batches,
         importance=job.importance,
         forward=inputs.forward,
         n_batches=settings.n_batches,
         calibrate=settings.calibrate,
         progress=lambda done: say(f"scoring every channel, {inputs.count(done)}"),
     )
-    return Examined(model, inputs, tasks, graph, groups, scores)
+    kept = _kept(batches, settings.n_batches)
+    return Examined(model, inputs, tasks, graph, groups, scores, kept)
 
 
 def choose(job: Job, found: Examined, context: StepContext, say: Say) -> PruningPlan:
@@ -183,6 +221,26 @@ def choose(job: Job, found: Examined, context: StepContext, say: Say) -> Pruning
         costs["latency_ns"] = recalibrated(first, found.model, plan, example, forward=call)
         say("choosing channels")
     return solved()
+
+
+def _remembered(
+    batches: Batches | None,
+) -> Remembered | Mapping[str, Remembered] | None:
+    if batches is None:
+        return None
+    if isinstance(batches, Mapping):
+        return {task: Remembered(own) for task, own in batches.items()}
+    return Remembered(batches)
+
+
+def _kept(
+    batches: Remembered | Mapping[str, Remembered] | None, n_batches: int | None
+) -> Batches | None:
+    if batches is None:
+        return None
+    if isinstance(batches, Mapping):
+        return {task: own.kept(n_batches) for task, own in batches.items()}
+    return batches.kept(n_batches)
 
 
 def _tasks(

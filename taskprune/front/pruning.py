@@ -26,6 +26,7 @@ from taskprune.front.steps import Step, in_steps
 from taskprune.importance import Importance
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.report.making import make_report, unowned_outputs
+from taskprune.report.record import CompensationReport
 from taskprune.restore.modes import modes_given_back
 from taskprune.rewrite import VerificationReport, apply_and_verify
 from taskprune.rewrite.descriptions import describe
@@ -35,6 +36,11 @@ from taskprune.solver.safety import Safety
 TRAINED = (
     "Trained between steps: each step was verified against the model it started from, not the "
     "result against the original, whose weights it no longer shares."
+)
+
+COMPENSATED = (
+    "Re-weighted after every step: each step was verified against the re-weighted model it started "
+    "from, not the result against the original, whose weights it no longer shares."
 )
 
 
@@ -50,6 +56,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
     budget: Budget | None = None,
     importance: str | Importance | None = None,
     safety: Safety | None = None,
+    compensate: bool = True,
     settings: PruneSettings | None = None,
 ) -> PruneResult:
     """Make a model smaller without any of its tasks paying for it.
@@ -88,6 +95,9 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             Torch-Pruning's through ``TorchPruningImportance``. Default: ``"task_taylor"``, and
             ``"output_change"`` without tasks.
         safety: Limits that hold whatever the scores say. Default: ``Safety()``.
+        compensate: Re-weight what stays so that it says what the removed channels said: least
+            squares on the calibration batches, without training (:mod:`taskprune.compensation`).
+            Without `data` there is nothing to do it with.
         settings: How to go about it: steps, what happens between them, protected modules,
             calibration, verification. Default: ``PruneSettings()``.
 
@@ -108,6 +118,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         forward=forward,
         importance=importance or ("output_change" if tasks is None else "task_taylor"),
         safety=checked_safety(safety),
+        compensate=compensate,
         settings=_checked_settings(settings),
     )
     return _pruned(job, model, validation, notes)
@@ -126,7 +137,7 @@ def _pruned(
         notes += unwatched(job.tasks)
     guard.start(model)
     trains = settings.between_steps is not None
-    at_once = settings.verify and (trains or settings.steps == 1)
+    at_once = settings.verify and (trains or job.compensates or settings.steps == 1)
     first, last = None, None
     for step in in_steps(job, model, looks_ahead=True, verify=at_once):
         first = first or step
@@ -137,7 +148,7 @@ def _pruned(
             break
         last = step
     assert first is not None  # there is at least one step
-    done = _Done(job, model, first, last, notes + ((TRAINED,) if last and trains else ()))
+    done = _Done(job, model, first, last, notes + _changed(job, last))
     return done.result(guard)
 
 
@@ -185,8 +196,15 @@ class _Done:
             tolerances=guard.tolerances,
             steps=tuple(guard.lines) if watched else (),
             broken=guard.broken,
+            compensation=self._compensation(),
         )
         return PruneResult(smaller, plan, report, found.groups, found.scores)
+
+    def _compensation(self) -> CompensationReport | None:
+        if self.last is None or self.last.compensation is None:
+            return None
+        done = self.last.compensation
+        return CompensationReport(done.losses, done.readers)
 
     def _nothing(self) -> PruningPlan:
         """Return the plan that removes nothing."""
@@ -196,7 +214,8 @@ class _Done:
     def _smaller(self, plan: PruningPlan) -> tuple[nn.Module, VerificationReport | None]:
         """Return the result, made from the original unless its weights are no longer those."""
         settings = self.job.settings
-        if self.last and (settings.between_steps is not None or self.last is self.first):
+        changed = settings.between_steps is not None or self.job.compensates
+        if self.last and (changed or self.last is self.first):
             return self.last.model, self.last.verification
         found = self.first.found
         return apply_and_verify(
@@ -236,6 +255,15 @@ def checked_safety(safety: Safety | None) -> Safety:
     if safety is not None and not isinstance(safety, Safety):
         raise InputError(f"`safety` must be a `Safety(...)`. Found {safety!r}.")
     return safety or Safety()
+
+
+def _changed(job: Job, last: Step | None) -> tuple[str, ...]:
+    """Say what the result was verified against where its weights are not the original's."""
+    if last is None:
+        return ()
+    if job.settings.between_steps is not None:
+        return (TRAINED,)
+    return (COMPENSATED,) if job.compensates and job.settings.steps > 1 else ()
 
 
 def _checked_settings(settings: PruneSettings | None) -> PruneSettings:

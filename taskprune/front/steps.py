@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
-from taskprune.front.job import Examined, Job, at_work, choose, examine
+from taskprune.compensation import CompensationResult, compensate
+from taskprune.front.job import Examined, Job, Say, at_work, choose, examine
 from taskprune.plan.composition import compose
 from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite import VerificationReport, apply_and_verify
@@ -26,8 +27,9 @@ class Step:
         own: What this step takes from it.
         plan: What leads from the original to here.
         model: What is left.
-        verification: How this step's model compares with the one before; ``None`` where it was not
-            compared.
+        verification: How this step's model compares with the masked one before it, re-weighted if
+            it was; ``None`` where it was not compared.
+        compensation: What re-weighting the readers of removed channels did; ``None`` without it.
     """
 
     number: int
@@ -36,6 +38,7 @@ class Step:
     plan: PruningPlan
     model: nn.Module
     verification: VerificationReport | None
+    compensation: CompensationResult | None
 
 
 def in_steps(job: Job, model: nn.Module, *, looks_ahead: bool, verify: bool) -> Iterator[Step]:
@@ -63,18 +66,10 @@ def in_steps(job: Job, model: nn.Module, *, looks_ahead: bool, verify: bool) -> 
         with at_work(title) as say:
             found = examine(job, current, say)
             own = choose(job, found, context, say)
-            say("rewriting and verifying" if verify else "rewriting")
-            current, verification = apply_and_verify(
-                current,
-                own,
-                example_inputs=found.inputs.example,
-                forward=found.inputs.on_example,
-                groups=found.groups,
-                verify=verify,
-            )
+            current, verification, compensation = _carried_out(job, found, own, say, verify)
         original = original or {name: before for name, (before, _) in own.costs.items()}
         plan = own if plan is None else compose(plan, own)
-        yield Step(number, found, own, plan, current, verification)
+        yield Step(number, found, own, plan, current, verification, compensation)
         spent.update(predicted_loss(found.scores, own.drop))
         context = StepContext(
             step=number + 1,
@@ -84,3 +79,34 @@ def in_steps(job: Job, model: nn.Module, *, looks_ahead: bool, verify: bool) -> 
             kept={d.name: (d.n_channels, d.n_kept) for d in plan.groups},
             spent=dict(spent),
         )
+
+
+def _carried_out(
+    job: Job, found: Examined, own: PruningPlan, say: Say, verify: bool
+) -> tuple[nn.Module, VerificationReport | None, CompensationResult | None]:
+    """Return what a plan leaves of an examined model, re-weighted where the job asks for it."""
+    original, compensation = found.model, None
+    if job.compensates:
+        say("letting what stays say what goes said")
+        assert found.kept is not None
+        compensation = compensate(
+            found.model,
+            own,
+            found.kept,
+            tasks=job.tasks or None,
+            forward=found.inputs.forward,
+        )
+        if not verify:
+            return compensation.model, None, compensation
+        # What is cut must be the original but for the new weights: checked like any other.
+        original, own = compensation.original(found.model, own), replace(own, replacements=())
+    say("rewriting and verifying" if verify else "rewriting")
+    smaller, verification = apply_and_verify(
+        original,
+        own,
+        example_inputs=found.inputs.example,
+        forward=found.inputs.on_example,
+        groups=found.groups,
+        verify=verify,
+    )
+    return smaller, verification, compensation

@@ -12,6 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from taskprune.calling.tolerances import BrokenTolerance
+from taskprune.compensation import ReaderReport
 from taskprune.cost.names import amount, cost_label
 from taskprune.deployment.latency import LatencyComparison
 from taskprune.importance.conflict_report import (
@@ -111,6 +112,25 @@ class StepLine:
     undone: bool
 
 
+@dataclass(frozen=True, slots=True)
+class CompensationReport:
+    """What re-weighting the readers of removed channels was worth in the last step.
+
+    Attributes:
+        losses: ``{task: (as sliced, re-weighted)}`` on the calibration data; without labels the
+            squared distance of an output from the original's, in units of its variance.
+        readers: A record per parameter that reads removed channels.
+    """
+
+    losses: Mapping[str, tuple[float, float]]
+    readers: tuple[ReaderReport, ...]
+
+    def __str__(self) -> str:
+        kept = sum(not reader.undone for reader in self.readers)
+        undone = len(self.readers) - kept
+        return f"{kept} readers of removed channels were re-weighted, {undone} left as sliced"
+
+
 @dataclass(frozen=True)
 class PruneReport:
     """All figures of a run.
@@ -136,6 +156,7 @@ class PruneReport:
         broken: Tasks that lost more than their tolerance in the last step, which was undone.
         latency: Predicted and measured, where the budget bounds it.
         modalities: A line per modality and one for the fusion; empty where none were declared.
+        compensation: What re-weighting was worth; ``None`` where nothing was re-weighted.
     """
 
     budget: str
@@ -157,6 +178,7 @@ class PruneReport:
     broken: tuple[BrokenTolerance, ...] = ()
     latency: LatencyComparison | None = None
     modalities: tuple[ModalityLine, ...] = ()
+    compensation: CompensationReport | None = None
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""
@@ -171,6 +193,8 @@ class PruneReport:
         yield from (cost_table(self), task_table(self))
         if self.modalities:
             yield modality_table(self.modalities)
+        if self.compensation is not None:
+            yield compensation_table(self.compensation)
         if self.steps:
             yield step_table(self)
         yield from (f"Stopped at step {broken.step}: {broken}." for broken in self.broken)
@@ -224,6 +248,17 @@ def task_table(report: PruneReport) -> Table:
             str(line.dropped),
             f"{line.importance_removed:.2%}",
         )
+    return table
+
+
+def compensation_table(report: CompensationReport) -> Table:
+    """Each task's loss on the calibration data, as sliced and re-weighted."""
+    table = Table(title="Compensated", title_justify="left", caption=f"{report}.")
+    for heading in ("task", "loss as sliced", "re-weighted", ""):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    for task, (sliced, now) in report.losses.items():
+        change = f"{now / sliced - 1:+.1%}" if sliced else ""
+        table.add_row(task, f"{sliced:.4g}", f"{now:.4g}", change)
     return table
 
 
