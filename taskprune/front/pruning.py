@@ -28,7 +28,6 @@ from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.report.making import make_report, unowned_outputs
 from taskprune.restore.modes import modes_given_back
 from taskprune.rewrite import VerificationReport, apply_and_verify
-from taskprune.rewrite.descriptions import describe
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
 
@@ -163,7 +162,6 @@ class _Done:
                 example, call = found.inputs.example, found.inputs.on_example
                 latency = compare_latency(self.model, smaller, plan, example, forward=call)
         notes = (*self.notes, *found.graph.notes, *unowned_outputs(found.graph))
-        notes += describe(self.model, plan).notes()
         if job.settings.verify and (name := without_values(self.model)):
             notes += (
                 f"Not verified: `{name}` is on the meta device and has no values to compare.",
