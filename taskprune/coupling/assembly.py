@@ -26,6 +26,8 @@ from taskprune.coupling.module_outputs import module_outputs
 from taskprune.coupling.partition import Partition
 from taskprune.coupling.provenance import Assignment
 from taskprune.coupling.sites import operator_sites
+from taskprune.coupling.standard_sizes import standard_sizes
+from taskprune.coupling.stored_integers import stored_integers
 from taskprune.graph.input_reach import follow_inputs
 from taskprune.graph.reach import tasks_reached
 
@@ -68,7 +70,8 @@ def assemble(analysis: Analysis, solution: Partition, assignment: Assignment) ->
         for tap in module_outputs(analysis, classes)
     ]
     work = [(w, [classes.units_form(u) for u in w.units]) for w in _simplified(analysis, classes)]
-    attributes = {a: f for a, f in assignment.forms.items() if not f.is_constant}
+    stored = {**assignment.forms, **standard_sizes(analysis, classes, assignment)}
+    attributes = {a: f for a, f in stored.items() if not f.is_constant}
     forms = [*attributes.values(), *(form for _, own in work for form in own)]
     signature = _signatures(len(classes.frozen), [*tensors, *taps], forms)
     first = _first_positions(tensors, len(classes.frozen))
@@ -91,6 +94,18 @@ def assemble(analysis: Analysis, solution: Partition, assignment: Assignment) ->
                 for a in sorted(attributes, key=lambda a: (a.module, str(a.path)))
             )
             if form.coefficients
+        ),
+        integers=tuple(
+            stored_integers(
+                graph,
+                (
+                    (entries.name, entries.dim, len(entries.labels))
+                    for entries in (*tensors, *taps)
+                    if not classes.frozen[entries.labels].all()
+                ),
+                followed=attributes,
+                read=assignment.forms,
+            )
         ),
         macs=tuple(
             MacsTerm(

@@ -17,6 +17,7 @@ from taskprune.coupling.partition import FactorPolicy, prefer_outer
 from taskprune.coupling.provenance import add_constant_sizes, settle
 from taskprune.coupling.registry import find_rule
 from taskprune.coupling.rules.attention import keep_default_scale
+from taskprune.coupling.rules.normalization import follow_rms_norm
 from taskprune.coupling.splitting import freed_layers, locked_layers, split_layers
 from taskprune.coupling.standard_sizes import add_standard_sizes
 from taskprune.coupling.unit_table import Column, UnitTable
@@ -26,6 +27,9 @@ from taskprune.graph.records import ModelGraph, TensorValue
 from taskprune.restore.garbage import collection_paused
 
 Protected = str | type[nn.Module]
+
+_CALLS = {"scaled_dot_product_attention": keep_default_scale, "rms_norm": follow_rms_norm}
+"""What holds of functions whatever operators torch takes them apart into."""
 
 
 @collection_paused()
@@ -118,13 +122,13 @@ def _enter_tensor(analysis: Analysis, value: TensorValue, *, is_used: bool) -> N
 
 def _run_rules(analysis: Analysis, *, strict: bool) -> None:
     macs_of = analysis.graph.modes[0] if analysis.graph.modes else "eval"
-    attention_calls: set[int] = set()
+    begun: set[int] = set()
     for operation in analysis.graph.operations:
         ctx = RuleContext(analysis, operation)
         call = operation.call
-        if call.function == "scaled_dot_product_attention" and id(call) not in attention_calls:
-            attention_calls.add(id(call))
-            keep_default_scale(ctx)
+        if call.function in _CALLS and id(call) not in begun:
+            begun.add(id(call))
+            _CALLS[call.function](ctx)
         n_work = len(analysis.work)
         rule = find_rule(operation.target)
         if rule is None:

@@ -222,7 +222,9 @@ def _tensors(values: Iterable[Any]) -> Iterator[TensorForm]:
 
 @dataclass(frozen=True, slots=True)
 class AttributeForm:
-    """An integer that a module stores and its forward reads, as a function of the kept counts.
+    """An integer that a module stores and that follows, as a function of the kept counts.
+
+    The forward computes with it, or it is one by which a standard layer tells its sizes.
 
     Attributes:
         module: Path of the module (empty string for the root).
@@ -233,6 +235,26 @@ class AttributeForm:
     module: str
     path: tuple[str | int, ...]
     value: LinearForm
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInteger:
+    """An integer that a module stores, that equals a size which can shrink, and that stays.
+
+    Attributes:
+        module: Path of the module (empty string for the root).
+        path: Attribute name, then keys or positions inside containers.
+        value: What it says.
+        sizes: The dims of that length below the modules that hold it: of parameters and buffers by
+            name, of outputs by the module's path.
+        is_read: Whether recorded code computes with it, and is right with it as it is.
+    """
+
+    module: str
+    path: tuple[str | int, ...]
+    value: int
+    sizes: tuple[tuple[str, int], ...]
+    is_read: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,6 +269,7 @@ class CouplingGroups:
         shapes: Shape of each distinct parameter and buffer by its first name.
         parameter_names: Those of ``shapes`` that are parameters.
         attributes: Integers to update in modules.
+        integers: Integers of modules that may come to differ from a size that they equal.
         macs: Cost of one forward pass on the traced example inputs, whole batch.
         sites: Every operator call of that pass that takes time or memory, in order.
         activation_sizes: Full size of the indexed dim of each activation,
@@ -265,6 +288,7 @@ class CouplingGroups:
     shapes: Mapping[str, tuple[int, ...]]
     parameter_names: frozenset[str]
     attributes: tuple[AttributeForm, ...] = ()
+    integers: tuple[StoredInteger, ...] = ()
     macs: tuple[MacsTerm, ...] = ()
     sites: tuple[OperatorSite, ...] = ()
     activation_sizes: Mapping[tuple[str, int], int] = field(default_factory=dict)

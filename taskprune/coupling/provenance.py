@@ -59,7 +59,7 @@ def add_constant_sizes(analysis: Analysis) -> None:
             )
             where = FreezeReason("attribute", detail, "", guard.module, guard.source)
             # A comparison is one of the difference with zero.
-            length = _current_value(analysis, expr) if guard.right is None else 0
+            length = current_value(analysis, expr) if guard.right is None else 0
             constraint = Constraint(expr, untracked(length), where, guard.relation)
             analysis.units.constraints.append(constraint)
 
@@ -74,7 +74,7 @@ def _sizes(values: tuple[object, ...]) -> Iterator[Size]:
             yield from _sizes((value.start, value.stop, value.step))
 
 
-def _current_value(analysis: Analysis, expr: SizeExpr) -> int:
+def current_value(analysis: Analysis, expr: SizeExpr) -> int:
     """Return the value of a size in the unpruned model."""
     if isinstance(expr, Constant):
         return expr.value
@@ -82,7 +82,7 @@ def _current_value(analysis: Analysis, expr: SizeExpr) -> int:
         return analysis.graph.values[expr.value].shape[expr.dim]
     if isinstance(expr, AttributeOf):
         return analysis.graph.attributes[expr.module, expr.path]
-    left, right = _current_value(analysis, expr.left), _current_value(analysis, expr.right)
+    left, right = current_value(analysis, expr.left), current_value(analysis, expr.right)
     operations = {"+": left + right, "-": left - right, "*": left * right}
     if expr.operator in operations:
         return operations[expr.operator]
@@ -301,7 +301,7 @@ def _equated(analysis: Analysis, expr: SizeExpr, size: int, assignment: Assignme
         return analysis.state(expr.value).axes[expr.dim]
     if isinstance(expr, Computed) and expr.operator == "//" and isinstance(expr.left, DimOf):
         axis = analysis.state(expr.left.value).axes[expr.left.dim]
-        divisor = _current_value(analysis, expr.right)
+        divisor = current_value(analysis, expr.right)
         if isinstance(expr.right, Constant) and divisor * size == axis_size(axis):
             return axis
     # Dims whose sizes the code computes alike from the same attributes shrink alike.
@@ -327,7 +327,7 @@ def _alike(analysis: Analysis, a: SizeExpr, b: SizeExpr, shared: SizeExpr) -> bo
         shared not in (a, b)
         and isinstance(a, plain)
         and isinstance(b, plain)
-        and _current_value(analysis, a) == _current_value(analysis, b)
+        and current_value(analysis, a) == current_value(analysis, b)
     )
 
 

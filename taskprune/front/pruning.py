@@ -29,7 +29,6 @@ from taskprune.report.making import make_report, unowned_outputs
 from taskprune.report.record import CompensationReport
 from taskprune.restore.modes import modes_given_back
 from taskprune.rewrite import VerificationReport, apply_and_verify
-from taskprune.rewrite.descriptions import describe
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
 
@@ -174,7 +173,6 @@ class _Done:
                 example, call = found.inputs.example, found.inputs.on_example
                 latency = compare_latency(self.model, smaller, plan, example, forward=call)
         notes = (*self.notes, *found.graph.notes, *unowned_outputs(found.graph))
-        notes += describe(self.model, plan).notes()
         if job.settings.verify and (name := without_values(self.model)):
             notes += (
                 f"Not verified: `{name}` is on the meta device and has no values to compare.",

@@ -2,74 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from enum import Enum
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
 from taskprune.graph.sizes import AttributeOf, SizeObserver, TracedInt
 
+Place: TypeAlias = tuple[str, tuple[str | int, ...]]
+"""A module's path, and the attribute name, then keys or positions inside containers."""
+
 _OWN_STATE = frozenset(vars(nn.Module()))
 """Attributes that every module has: registries of parameters, hooks and the like."""
 
 
-def trace_attributes(
-    model: nn.Module, observer: SizeObserver
-) -> dict[tuple[str, tuple[str | int, ...]], int]:
-    """Replace the integers that modules store by traced ones; return them by place.
+class TracedAttributes:
+    """Replaces the integers that modules store by traced ones, and knows where it found them.
 
-    Reaches into tuples, lists, dicts and configurations. To be called under :func:`borrowed`, which
+    Reaches into tuples, lists, dicts and configurations. To be made under :func:`borrowed`, which
     undoes it.
+
+    Attributes:
+        values: The integers by module path and path inside of the module.
+        shared: Further modules that hold a container, by where it was found first.
     """
-    found: dict[tuple[str, tuple[str | int, ...]], int] = {}
-    copied: dict[int, Any] = {}  # a container that several modules share stays shared
-    for module_path, module in model.named_modules():
 
-        def traced(value: Any, path: tuple[str | int, ...], where: str = module_path) -> Any:
-            if type(value) is int:
-                found[where, path] = value
-                return TracedInt(value, AttributeOf(where, path), observer)
-            return value
+    def __init__(self, model: nn.Module, observer: SizeObserver) -> None:
+        self.values: dict[Place, int] = {}
+        self.shared: dict[Place, tuple[str, ...]] = {}
+        self._observer = observer
+        self._copied: dict[int, tuple[Any, Place]] = {}  # a shared container stays shared
+        for module_path, module in model.named_modules():
+            for name, value in list(vars(module).items()):
+                if name not in _OWN_STATE:
+                    vars(module)[name] = self._traced(value, module_path, (name,))
 
-        for name, value in list(vars(module).items()):
-            if name not in _OWN_STATE:
-                vars(module)[name] = _mapped(value, (name,), traced, copied)
-    return found
-
-
-def _mapped(
-    value: Any,
-    path: tuple[str | int, ...],
-    function: Callable[[Any, tuple[str | int, ...]], Any],
-    copied: dict[int, Any],
-) -> Any:
-    """Rebuild plain containers with ``function`` applied to what they hold."""
-    if id(value) in copied:
-        return copied[id(value)]
-    if type(value) is tuple:
-        items = [_mapped(v, (*path, i), function, copied) for i, v in enumerate(value)]
-        return tuple(items)
-    if type(value) is list:
-        result: list[Any] = []
-        copied[id(value)] = result
-        result.extend(_mapped(v, (*path, i), function, copied) for i, v in enumerate(value))
-        return result
-    if type(value) is dict:
-        mapping: dict[Any, Any] = {}
-        copied[id(value)] = mapping
-        for key, v in value.items():
-            inner = (*path, key) if isinstance(key, str | int) else None
-            mapping[key] = _mapped(v, inner, function, copied) if inner else v
-        return mapping
-    if is_configuration(value):
-        configuration = object.__new__(type(value))
-        copied[id(value)] = configuration
-        for name, v in vars(value).items():
-            vars(configuration)[name] = _mapped(v, (*path, name), function, copied)
-        return configuration
-    return function(value, path)
+    def _traced(self, value: Any, module: str, path: tuple[str | int, ...]) -> Any:
+        """Return an integer with its origin, and plain containers rebuilt with such inside."""
+        if type(value) is int:
+            self.values[module, path] = value
+            return TracedInt(value, AttributeOf(module, path), self._observer)
+        if type(value) is tuple:
+            return tuple(self._traced(v, module, (*path, i)) for i, v in enumerate(value))
+        if id(value) in self._copied:
+            copy, first = self._copied[id(value)]
+            self.shared[first] = (*self.shared.get(first, ()), module)
+            return copy
+        if type(value) is list:
+            items: list[Any] = []
+            self._copied[id(value)] = items, (module, path)
+            items.extend(self._traced(v, module, (*path, i)) for i, v in enumerate(value))
+            return items
+        if type(value) is dict:
+            mapping: dict[Any, Any] = {}
+            self._copied[id(value)] = mapping, (module, path)
+            for key, v in value.items():
+                is_path = isinstance(key, str | int)
+                mapping[key] = self._traced(v, module, (*path, key)) if is_path else v
+            return mapping
+        if is_configuration(value):
+            configuration = object.__new__(type(value))
+            self._copied[id(value)] = configuration, (module, path)
+            for name, v in vars(value).items():
+                vars(configuration)[name] = self._traced(v, module, (*path, name))
+            return configuration
+        return value
 
 
 _NO_CONFIGURATIONS = frozenset({"torch", "builtins", "functools", "types", "enum", "collections"})

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 
+from taskprune.graph.attributes import Place
 from taskprune.graph.sizes import Relation, SizeExpr
 from taskprune.replace import ModuleReplacement
 from taskprune.restore.modes import Mode
@@ -171,6 +172,9 @@ class ModelGraph:
         parameters: Value number of each distinct parameter by its first name.
         buffers: Value number of each distinct buffer by its first name.
         attributes: The integers stored in modules.
+        shared_attributes: Further modules that hold a container of such integers, by the place
+            where it was found first.
+        tied: First name of each further name of a parameter or buffer.
         modules: Class of each module by path (the root has the empty path).
         tasks: Output paths of each task, empty for a task that declared none.
         modes: The recorded passes.
@@ -190,7 +194,7 @@ class ModelGraph:
     module_outputs: tuple[ModuleOutput, ...]
     parameters: Mapping[str, int]
     buffers: Mapping[str, int]
-    attributes: Mapping[tuple[str, tuple[str | int, ...]], int]
+    attributes: Mapping[Place, int]
     modules: Mapping[str, type[nn.Module]]
     tasks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     modes: tuple[Mode, ...] = ("eval",)
@@ -200,6 +204,8 @@ class ModelGraph:
     used_real_tensors: bool = False
     replacements: tuple[ModuleReplacement, ...] = ()
     inputs: tuple[GraphInput, ...] = ()
+    shared_attributes: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return (

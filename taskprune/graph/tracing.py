@@ -17,7 +17,7 @@ from taskprune.calling.outputs import flatten_outputs, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.errors import InputError, TaskPruneError, TraceError
-from taskprune.graph.attributes import trace_attributes
+from taskprune.graph.attributes import Place, TracedAttributes
 from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.recorder import Recorder
 from taskprune.graph.records import GraphOutput, ModelGraph, Ref
@@ -112,7 +112,8 @@ class _Session:
         self.recorder = Recorder(model)
         self.modes: list[Mode] = []
         self.notes: list[str] = []
-        self.attributes: dict[tuple[str, tuple[str | int, ...]], int] = {}
+        self.attributes: dict[Place, int] = {}
+        self.shared_attributes: dict[Place, tuple[str, ...]] = {}
         self.used_real_tensors = False
 
     def record(self, modes: TraceModes) -> None:
@@ -168,7 +169,8 @@ class _Session:
             set_mode_without_updates(self.model, mode)
             stack.enter_context(uncompiled(self.model))
             stack.enter_context(beside(self.model))
-            self.attributes = trace_attributes(self.model, recorder)
+            traced = TracedAttributes(self.model, recorder)
+            self.attributes, self.shared_attributes = traced.values, traced.shared
             stack.enter_context(torch.no_grad())
             stack.enter_context(recorder.watching_modules(self.model))
             if not real:
@@ -210,6 +212,8 @@ class _Session:
             parameters=recorder.parameters,
             buffers=recorder.buffers,
             attributes=self.attributes,
+            shared_attributes=self.shared_attributes,
+            tied=dict(_tied(self.model)),
             modules={**recorded, **(types or {})},
             tasks=resolve_paths(wanted, (output.path for output in recorder.outputs)),
             modes=tuple(self.modes),
@@ -219,6 +223,15 @@ class _Session:
             used_real_tensors=self.used_real_tensors,
             replacements=replacements,
         )
+
+
+def _tied(model: nn.Module) -> Iterator[tuple[str, str]]:
+    """Yield every further name of a parameter or buffer, with its first."""
+    for named in (model.named_parameters, model.named_buffers):
+        first: dict[int, str] = {}
+        for name, tensor in named(remove_duplicate=False):
+            if first.setdefault(id(tensor), name) != name:
+                yield name, first[id(tensor)]
 
 
 def _refs(arguments: Any) -> Iterator[int]:

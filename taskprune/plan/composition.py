@@ -9,7 +9,8 @@ import numpy as np
 
 from taskprune.cost.names import MEASURED
 from taskprune.errors import PlanMismatchError
-from taskprune.plan.plan import GroupDecision, KeptEntries, PruningPlan
+from taskprune.plan.decisions import GroupDecision, KeptEntries
+from taskprune.plan.plan import PruningPlan
 
 REGROUPED = " (regrouped)"
 """Ends the name of a group that only formed once a first plan was carried out.
@@ -38,12 +39,16 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
             f"shape {first.pruned_shapes.get(odd)}. Found {found.get(odd)}. Trace and solve again "
             "on the pruned model."
         )
-    attributes = {(a.module, a.path): a for a in (*first.attributes, *second.attributes)}
+    changed = {(a.module, a.path): a for a in first.attributes}
+    for later in second.attributes:
+        place = later.module, later.path
+        changed[place] = replace(later, before=changed.get(place, later).before)
+    stays = {(a.module, a.path): a for a in (*first.kept_attributes, *second.kept_attributes)}
     return PruningPlan(
         groups=_composed_groups(first.groups, second.groups),
         tensors=_composed_entries(first.tensors, second.tensors),
         activations=_composed_entries(first.activations, second.activations),
-        attributes=tuple(attributes.values()),
+        attributes=tuple(changed.values()),
         shapes=first.shapes,
         costs={
             name: (first.costs[name][0], after)
@@ -54,6 +59,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         replacements=tuple(dict.fromkeys((*first.replacements, *second.replacements))),
         frozen=second.frozen,
         rationale=(*first.rationale, *second.rationale),
+        kept_attributes=tuple(kept for place, kept in stays.items() if place not in changed),
     )
 
 

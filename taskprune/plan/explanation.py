@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from taskprune.cost.names import MEASURED, amount, cost_label, kind_of
 from taskprune.errors import InputError
+from taskprune.plan.decisions import AttributeChange, GroupDecision, KeptAttribute, notes_on
 from taskprune.plan.rationale import FrozenDecision, GroupRationale
-from taskprune.plan.tables import WIDTH, ranges_text
-
-if TYPE_CHECKING:
-    from taskprune.plan.plan import GroupDecision, PruningPlan
+from taskprune.plan.tables import plain_text, ranges_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +59,26 @@ class Explanation:
         tensors: Its parameters and buffers.
         groups: The prunable groups they belong to, those it makes first.
         frozen: The frozen groups they belong to.
+        attributes: Integers stored in its modules that change.
+        kept_attributes: Integers stored there that equal a size which changes, and that stay.
     """
 
     subject: str
     tensors: tuple[TensorLine, ...]
     groups: tuple[GroupLine, ...]
     frozen: tuple[FrozenDecision, ...]
+    attributes: tuple[AttributeChange, ...] = ()
+    kept_attributes: tuple[KeptAttribute, ...] = ()
 
     def to_json(self) -> str:
         """Return the explanation as indented JSON."""
         return json.dumps(asdict(self), indent=2)
 
     def __rich__(self) -> Group:
-        return Group(Text(f"{self.subject}", style="bold"), *self._sections())
+        return Group(Text(self.subject or "model", style="bold"), *self._sections())
 
     def __str__(self) -> str:
-        console = Console(width=WIDTH, color_system=None, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
+        return plain_text(self)
 
     def _sections(self) -> Iterator[Table | Text]:
         shapes = Table(show_header=False, box=None, pad_edge=False)
@@ -92,66 +90,72 @@ class Explanation:
             yield Text("\n".join(_told(group)))
         for frozen in self.frozen:
             yield Text("\n".join(_told_frozen(frozen)))
+        stored = (*map(str, self.attributes), *notes_on(self.kept_attributes))
+        if stored:
+            yield Text("\n".join(f"  {line}" for line in stored))
 
 
-def explain(plan: PruningPlan, subject: str) -> Explanation:
-    """Gather what ``plan`` does to a module, a tensor or a group, and why.
-
-    Args:
-        plan: The plan.
-        subject: Path of a module, name of a parameter or buffer, or name of a group.
+def explain(
+    subject: str,
+    *,
+    groups: Sequence[GroupDecision],
+    tensors: Sequence[TensorLine],
+    rationale: Sequence[GroupRationale],
+    frozen: Sequence[FrozenDecision],
+    attributes: Sequence[AttributeChange],
+    kept_attributes: Sequence[KeptAttribute],
+) -> Explanation:
+    """Gather what a plan with these parts does to a module, a tensor or a group, and why.
 
     Raises:
         InputError: The plan knows nothing of that name; suggests close ones.
     """
-    decisions = {decision.name: decision for decision in plan.groups}
-    frozen = {group.name: group for group in plan.frozen}
-    tensors = _tensors_of(plan.shapes, subject)
-    if tensors:
-        about = [d for d in plan.groups if tensors & {*d.made_by, *d.read_by}]
-        stays = [f for f in plan.frozen if tensors & set(f.members)]
-    elif subject in decisions:
-        about, stays = [decisions[subject]], []
-        tensors = {*about[0].made_by, *about[0].read_by}
-    elif subject in frozen:
-        about, stays = [], [frozen[subject]]
-        tensors = set(stays[0].members)
+    names = {line.name for line in tensors if _within(line.name, subject)}
+    holders = {*(a.module for a in attributes), *(a.module for a in kept_attributes)}
+    stored = {module for module in holders if _within(module, subject)}
+    if names or stored:
+        about = [d for d in groups if names & {*d.made_by, *d.read_by}]
+        stays = [f for f in frozen if names & set(f.members)]
     else:
-        raise InputError(_unknown(plan, subject))
-    lines = [_group_line(plan, decision, tensors) for decision in about]
-    after = plan.pruned_shapes
+        about = [d for d in groups if d.name == subject]
+        stays = [f for f in frozen if f.name == subject and not about]
+        names = {n for d in about for n in (*d.made_by, *d.read_by)}
+        names |= {n for f in stays for n in f.members}
+    if not (names or stored):
+        modules = {line.name.rpartition(".")[0] for line in tensors} - {""}
+        known = {*modules, *(line.name for line in tensors), *(d.name for d in groups)}
+        raise InputError(_unknown(subject, sorted(known)))
+    stored |= {name.rpartition(".")[0] for name in names}
+    lines = [_group_line(decision, names, rationale) for decision in about]
     return Explanation(
         subject=subject,
-        tensors=tuple(
-            TensorLine(name, tuple(shape), after[name])
-            for name, shape in plan.shapes.items()
-            if name in tensors
-        ),
+        tensors=tuple(line for line in tensors if line.name in names),
         groups=tuple(sorted(lines, key=lambda line: line.role != "makes")),
         frozen=tuple(stays),
+        attributes=tuple(a for a in attributes if a.module in stored),
+        kept_attributes=tuple(a for a in kept_attributes if a.module in stored),
     )
 
 
-def _tensors_of(names: Iterable[str], subject: str) -> set[str]:
-    prefix = f"{subject}."
-    return {name for name in names if name == subject or name.startswith(prefix)}
+def _within(name: str, subject: str) -> bool:
+    return not subject or name == subject or name.startswith(f"{subject}.")
 
 
-def _group_line(plan: PruningPlan, decision: GroupDecision, tensors: set[str]) -> GroupLine:
+def _group_line(
+    decision: GroupDecision, names: set[str], rationale: Iterable[GroupRationale]
+) -> GroupLine:
     return GroupLine(
         name=decision.name,
-        role="makes" if tensors & set(decision.made_by) else "reads",
+        role="makes" if names & set(decision.made_by) else "reads",
         n_channels=decision.n_channels,
         drop=decision.drop,
         tasks=decision.tasks,
-        rounds=tuple(r for r in plan.rationale if r.group == decision.name),
+        rounds=tuple(r for r in rationale if r.group == decision.name),
         modality=decision.modality,
     )
 
 
-def _unknown(plan: PruningPlan, subject: str) -> str:
-    modules = {name.rpartition(".")[0] for name in plan.shapes} - {""}
-    known = sorted({*modules, *plan.shapes, *(d.name for d in plan.groups)})
+def _unknown(subject: str, known: list[str]) -> str:
     close = difflib.get_close_matches(subject, known, n=3)
     hint = f" Did you mean {' or '.join(f'`{name}`' for name in close)}?" if close else ""
     return (

@@ -16,9 +16,16 @@ import numpy as np
 
 from taskprune.coupling.groups import CouplingGroups, IntArray, TensorSlice
 from taskprune.errors import InputError, PlanMismatchError
-from taskprune.plan.explanation import Explanation, explain
+from taskprune.plan.decisions import (
+    AttributeChange,
+    GroupDecision,
+    KeptAttribute,
+    KeptEntries,
+    notes_on,
+)
+from taskprune.plan.explanation import Explanation, TensorLine, explain
 from taskprune.plan.rationale import FrozenDecision, GroupRationale, Saving, TaskShare
-from taskprune.plan.tables import numbers_in, plan_summary, plan_table, plan_text, ranges_text
+from taskprune.plan.tables import numbers_in, plain_text, plan_summary, plan_table, ranges_text
 from taskprune.replace import ModuleReplacement
 
 if TYPE_CHECKING:
@@ -26,69 +33,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Version of the JSON layout."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeptEntries:
-    """Which entries stay along one dim of a tensor or of a module's output.
-
-    Attributes:
-        name: Parameter or buffer name, or the module's path for an activation.
-        dim: The axis.
-        size: Its length in the original model.
-        keep: Positions that stay, ascending, in original coordinates.
-    """
-
-    name: str
-    dim: int
-    size: int
-    keep: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        _check_ascending(self.keep, self.size, f"`keep` of `{self.name}`, dim {self.dim}")
-
-
-@dataclass(frozen=True, slots=True)
-class AttributeChange:
-    """A module's stored integer and the value it has after pruning."""
-
-    module: str
-    path: tuple[str | int, ...]
-    value: int
-
-
-@dataclass(frozen=True, slots=True)
-class GroupDecision:
-    """What happens to one coupling group.
-
-    Attributes:
-        name: The group's name.
-        n_channels: How many channels it has.
-        drop: Channel numbers that go, ascending.
-        tasks: Tasks that they can reach.
-        crossed_by: What computes a statistic across them, see
-            :class:`~taskprune.coupling.CouplingGroup`.
-        made_by: Parameters and buffers whose entries make the channels.
-        read_by: Parameters and buffers whose entries read them.
-        modality: Modality that they belong to, or ``"fusion"``; empty where none were declared.
-    """
-
-    name: str
-    n_channels: int
-    drop: tuple[int, ...]
-    tasks: tuple[str, ...] = ()
-    crossed_by: tuple[str, ...] = ()
-    made_by: tuple[str, ...] = ()
-    read_by: tuple[str, ...] = ()
-    modality: str = ""
-
-    def __post_init__(self) -> None:
-        _check_ascending(self.drop, self.n_channels, f"`drop` of group `{self.name}`")
-
-    @property
-    def n_kept(self) -> int:
-        """How many channels stay."""
-        return self.n_channels - len(self.drop)
 
 
 @dataclass(frozen=True, repr=False)
@@ -100,6 +44,7 @@ class PruningPlan:
         tensors: Parameters and buffers that shrink.
         activations: Module outputs that shrink, for aligning features with the original's.
         attributes: Integers to store in modules.
+        kept_attributes: Integers of modules that equal a size which changes below, and that stay.
         shapes: Shapes of all parameters and buffers of the model the plan was made for, with the
             replacements in place.
         costs: Figures such as ``params`` and ``macs`` as ``{name: (before, after)}``.
@@ -118,6 +63,7 @@ class PruningPlan:
     replacements: tuple[ModuleReplacement, ...] = ()
     frozen: tuple[FrozenDecision, ...] = ()
     rationale: tuple[GroupRationale, ...] = ()
+    kept_attributes: tuple[KeptAttribute, ...] = ()
 
     @property
     def kept(self) -> dict[str, int]:
@@ -138,31 +84,46 @@ class PruningPlan:
         return {name: tuple(shape) for name, shape in shapes.items()}
 
     def __repr__(self) -> str:
-        return f"PruningPlan({plan_summary(self)})"
+        return f"PruningPlan({self.summary()})"
 
     def __str__(self) -> str:
-        return plan_text(self)
+        return plain_text(self.__rich__())
 
     def __rich__(self) -> Group:
-        return plan_table(self)
+        return plan_table(self.groups, self.costs)
 
     def summary(self) -> str:
         """Return one line: how many channels go, and what that saves."""
-        return plan_summary(self)
+        return plan_summary(self.groups, self.costs)
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what may surprise: integers in modules that stay though a size like it changes."""
+        return notes_on(self.kept_attributes)
 
     def explain(self, subject: str) -> Explanation:
         """Say what happens to one module and why: print the answer, or take its fields.
 
         Which of its channels go, whose importance and what conflict they carry, what their going
-        saves, which limit holds the rest, and what froze those that cannot go.
+        saves, which limit holds the rest, what froze those that cannot go, and which integers
+        that modules store change with them.
 
         Args:
-            subject: Path of a module, name of a parameter or buffer, or name of a group.
+            subject: Path of a module (empty for the whole model), name of a parameter or buffer, or
+                name of a group.
 
         Raises:
             InputError: The plan knows nothing of that name; suggests close ones.
         """
-        return explain(self, subject)
+        after = self.pruned_shapes
+        return explain(
+            subject,
+            groups=self.groups,
+            tensors=[TensorLine(n, tuple(s), after[n]) for n, s in self.shapes.items()],
+            rationale=self.rationale,
+            frozen=self.frozen,
+            attributes=self.attributes,
+            kept_attributes=self.kept_attributes,
+        )
 
     def to_json(self) -> str:
         """Return the plan as JSON text.
@@ -180,6 +141,7 @@ class PruningPlan:
             "replacements": [asdict(replacement) for replacement in self.replacements],
             "frozen": [asdict(group) for group in self.frozen],
             "rationale": [asdict(why) for why in self.rationale],
+            "kept_attributes": [asdict(kept) for kept in self.kept_attributes],
         }
         parts = [f'"format": {FORMAT}']
         for key, lines in records.items():
@@ -209,6 +171,9 @@ class PruningPlan:
                 replacements=tuple(ModuleReplacement(**r) for r in data["replacements"]),
                 frozen=tuple(FrozenDecision(**_from_dict(f)) for f in data["frozen"]),
                 rationale=tuple(_rationale_from(r) for r in data["rationale"]),
+                kept_attributes=tuple(
+                    KeptAttribute(**_from_dict(d)) for d in data["kept_attributes"]
+                ),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
@@ -287,32 +252,36 @@ def build_plan(
         for group in groups
     )
 
-    def tensor_size(name: str, dim: int) -> int:
-        return groups.shapes[name][dim]
-
-    def activation_size(name: str, dim: int) -> int:
-        return groups.activation_sizes[name, dim]
-
+    slices = [(group, dropped[group.name]) for group in groups if group.name in dropped]
+    tensors = _kept_entries(
+        ((entries, gone) for group, gone in slices for entries in group.members),
+        lambda name, dim: groups.shapes[name][dim],
+    )
+    activations = _kept_entries(
+        ((entries, gone) for group, gone in slices for entries in group.activations),
+        lambda name, dim: groups.activation_sizes[name, dim],
+    )
+    full = groups.full_counts()
+    changes = (
+        AttributeChange(a.module, a.path, a.value.value(full), a.value.value(kept))
+        for a in groups.attributes
+    )
+    smaller = {(entries.name, entries.dim) for entries in (*tensors, *activations)}
     return PruningPlan(
         groups=decisions,
-        tensors=_kept_entries(
-            ((s, dropped[g.name]) for g in groups if g.name in dropped for s in g.members),
-            tensor_size,
-        ),
-        activations=_kept_entries(
-            ((s, dropped[g.name]) for g in groups if g.name in dropped for s in g.activations),
-            activation_size,
-        ),
-        attributes=tuple(
-            AttributeChange(a.module, a.path, a.value.value(kept))
-            for a in groups.attributes
-            if any(dropped.get(name) is not None for name in a.value.coefficients)
-        ),
+        tensors=tensors,
+        activations=activations,
+        attributes=tuple(change for change in changes if change.value != change.before),
         shapes=dict(groups.shapes),
         costs=dict(costs or {}),
         replacements=groups.replacements,
         frozen=tuple(FrozenDecision.of(group) for group in groups.frozen),
         rationale=rationale,
+        kept_attributes=tuple(
+            KeptAttribute(stored.module, stored.path, stored.value, stored.is_read)
+            for stored in groups.integers
+            if not smaller.isdisjoint(stored.sizes)
+        ),
     )
 
 
@@ -338,12 +307,6 @@ def _checked_drop(groups: CouplingGroups, name: str, channels: IntArray) -> IntA
             f"Group `{name}` would lose all of its {n_channels} channels; at least one must stay."
         )
     return unique
-
-
-def _check_ascending(numbers: tuple[int, ...], size: int, what: str) -> None:
-    array = np.asarray(numbers, dtype=np.int64)
-    if array.size and (array[0] < 0 or array[-1] >= size or (np.diff(array) <= 0).any()):
-        raise InputError(f"Expected {what} to ascend within 0 to {size - 1}. Found {numbers[:8]}…")
 
 
 def _kept_entries(

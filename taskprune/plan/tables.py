@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from taskprune.cost.names import amount, cost_label
+from taskprune.plan.decisions import GroupDecision
 
-if TYPE_CHECKING:
-    from taskprune.plan.plan import PruningPlan
+Costs = Mapping[str, tuple[int, int]]
 
 WIDTH = 100
 """Columns of a plan as text."""
 
 
-def plan_summary(plan: PruningPlan) -> str:
+def plan_summary(groups: Sequence[GroupDecision], costs: Costs) -> str:
     """Return one line: how many channels go, and what that saves."""
-    n_channels = sum(decision.n_channels for decision in plan.groups)
-    n_dropped = sum(len(decision.drop) for decision in plan.groups)
-    n_touched = sum(bool(decision.drop) for decision in plan.groups)
+    n_channels = sum(decision.n_channels for decision in groups)
+    n_dropped = sum(len(decision.drop) for decision in groups)
+    n_touched = sum(bool(decision.drop) for decision in groups)
     parts = [
-        f"drops {n_dropped:,} of {n_channels:,} channels, in {n_touched} of "
-        f"{len(plan.groups)} groups"
+        f"drops {n_dropped:,} of {n_channels:,} channels, in {n_touched} of {len(groups)} groups"
     ]
-    for cost, (before, after) in plan.costs.items():
+    for cost, (before, after) in costs.items():
         saved = f" (-{1 - after / before:.1%})" if before else ""
         if cost == "latency_ns":
             text = f"{amount(cost, before)} to {amount(cost, after)}"
@@ -38,17 +36,17 @@ def plan_summary(plan: PruningPlan) -> str:
     return "; ".join(parts)
 
 
-def plan_table(plan: PruningPlan) -> Group:
+def plan_table(groups: Sequence[GroupDecision], costs: Costs) -> Group:
     """Return the summary and a table with one row per group, in order of first use."""
     table = Table()
     table.add_column("group", overflow="fold")
     for heading in ("kept", "of", "dropped"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("tasks", overflow="fold")
-    has_modalities = any(decision.modality for decision in plan.groups)
+    has_modalities = any(decision.modality for decision in groups)
     if has_modalities:
         table.add_column("modality", overflow="fold")
-    for decision in plan.groups:
+    for decision in groups:
         share = len(decision.drop) / decision.n_channels
         table.add_row(
             decision.name,
@@ -58,14 +56,14 @@ def plan_table(plan: PruningPlan) -> Group:
             ", ".join(decision.tasks),
             *([decision.modality] if has_modalities else []),
         )
-    return Group(Text(plan_summary(plan)), table)
+    return Group(Text(plan_summary(groups, costs)), table)
 
 
-def plan_text(plan: PruningPlan) -> str:
-    """Return :func:`plan_table` as plain text of at most :data:`WIDTH` columns."""
+def plain_text(content: RenderableType) -> str:
+    """Return what rich would print as plain text of at most :data:`WIDTH` columns."""
     console = Console(width=WIDTH, color_system=None, highlight=False, emoji=False, markup=False)
     with console.capture() as capture:
-        console.print(plan_table(plan))
+        console.print(content)
     return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
 
 

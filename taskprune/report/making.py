@@ -36,7 +36,7 @@ def make_report(
     round_to: int = 1,
 ) -> PruneReport:
     """Gather the figures of one run; ``round_to`` is the multiple that was asked for."""
-    notes += _rounding_notes(plan, budget, groups.batch_size, round_to)
+    notes += plan.notes() + _rounding_notes(plan, budget, groups.batch_size, round_to)
     return PruneReport(
         budget=str(budget),
         criterion=scores.criterion,

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taskprune.plan.plan import KeptEntries
+from taskprune.plan.decisions import KeptEntries
 from taskprune.rewrite.surgery import named_tensors
 
 HANDLED_OPERATORS = ("layer_norm", "group_norm", "rms_norm")

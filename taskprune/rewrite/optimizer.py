@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from taskprune.calling.wrappers import bare
 from taskprune.errors import InputError, PlanMismatchError
-from taskprune.plan.plan import KeptEntries, PruningPlan
+from taskprune.plan.decisions import KeptEntries
+from taskprune.plan.plan import PruningPlan
 from taskprune.replace import split_parameters
 from taskprune.rewrite.surgery import kept_entries_by_name, named_tensors, select
 

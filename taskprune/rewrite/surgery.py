@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from taskprune.errors import InputError, PlanMismatchError
-from taskprune.plan.plan import AttributeChange, KeptEntries, PruningPlan
+from taskprune.plan.decisions import AttributeChange, KeptEntries
+from taskprune.plan.plan import PruningPlan
 from taskprune.replace import ModuleReplacement, replace_modules
-from taskprune.rewrite.descriptions import describe
-from taskprune.rewrite.descriptive import true_attributes
 
 
 class UndoLog:
@@ -36,11 +35,9 @@ class UndoLog:
 
 def cut(model: nn.Module, plan: PruningPlan, undo: UndoLog) -> None:
     """Carry out a plan that fits on ``model`` itself and remember how to take it back."""
-    described = describe(model, plan).updated
     with torch.no_grad():
         shrink_tensors(named_tensors(model), plan.tensors, undo)
-    store_attributes(model, (*plan.attributes, *described), undo)
-    describe_truthfully(model, plan.attributes, shrinking(plan), undo)
+    store_attributes(model, plan.attributes, undo)
 
 
 def shrinking(plan: PruningPlan) -> frozenset[str]:
@@ -214,40 +211,6 @@ def _holders(model: nn.Module) -> dict[int, tuple[Any, list[tuple[nn.Module, str
         for name, value in vars(module).items():
             holders.setdefault(id(value), (value, []))[1].append((module, name))
     return holders
-
-
-def describe_truthfully(
-    model: nn.Module, changes: Iterable[AttributeChange], names: Iterable[str], undo: UndoLog
-) -> None:
-    """Set what standard modules say of their sizes (``out_channels`` …) by their tensors.
-
-    Args:
-        model: The rewritten model.
-        changes: The plan's attributes, which are left alone.
-        names: The tensors that shrank.
-        undo: Takes note of each change.
-    """
-    planned = {(change.module, change.path[0]) for change in changes}
-    owners = _owners(model)
-    tensors = named_tensors(model)
-    modules = {path for name in names for path in owners[id(tensors[name])]}
-    for path in sorted(modules):
-        module = model.get_submodule(path)
-        for name, value in true_attributes(module).items():
-            if (path, name) not in planned and getattr(module, name, value) != value:
-                _store(module, name, value, undo)
-
-
-def _owners(model: nn.Module) -> dict[int, list[str]]:
-    """Map each tensor's id to the paths of all modules that hold it."""
-    owners: dict[int, list[str]] = {}
-    for path, module in model.named_modules():
-        held = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-        for tensor in held:
-            # A parametrised weight lives in `module.parametrizations.weight`; the module that
-            # describes its size is the one above.
-            owners.setdefault(id(tensor), []).append(path.split(".parametrizations.")[0])
-    return owners
 
 
 def _store(module: nn.Module, name: str, value: Any, undo: UndoLog) -> None:

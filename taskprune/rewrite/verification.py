@@ -13,7 +13,8 @@ from torch import nn
 from taskprune.calling.forward import Forward
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import VerificationError
-from taskprune.plan.plan import GroupDecision, PruningPlan, build_plan
+from taskprune.plan.decisions import GroupDecision
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.replace import ModuleReplacement, dropping
 from taskprune.rewrite.comparison import Comparison, OutputError, compare
 from taskprune.rewrite.masking import kept_statistics, reading_dims, zero_dropped

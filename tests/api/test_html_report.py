@@ -16,7 +16,8 @@ from taskprune.calling.tolerances import BrokenTolerance
 from taskprune.deployment.latency import LatencyComparison
 from taskprune.errors import InputError
 from taskprune.importance.conflict_report import ConflictLine, ConflictReport
-from taskprune.plan.plan import GroupDecision, PruningPlan
+from taskprune.plan.decisions import GroupDecision
+from taskprune.plan.plan import PruningPlan
 from taskprune.report import html
 from taskprune.report.by_modality import ModalityLine
 from taskprune.report.html import report_page

@@ -20,7 +20,8 @@ from taskprune.coupling.groups import (
 )
 from taskprune.errors import InputError, PlanMismatchError
 from taskprune.plan.composition import compose
-from taskprune.plan.plan import AttributeChange, GroupDecision, KeptEntries, PruningPlan, build_plan
+from taskprune.plan.decisions import AttributeChange, GroupDecision, KeptEntries
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.plan.tables import numbers_in, ranges_text
 
 NAMES = ("trunk", "head")
@@ -190,9 +191,9 @@ def test_long_names_stay_whole() -> None:
     assert name in cells
 
 
-def test_changes_name_module_path_and_value() -> None:
+def test_changes_name_module_path_and_values() -> None:
     plan = build_plan(chain(8, 4), {"head": np.array([1])})
-    assert plan.attributes == (AttributeChange("b", ("width", 0), 7),)
+    assert plan.attributes == (AttributeChange("b", ("width", 0), 9, 7),)
     assert plan.tensors == (
         KeptEntries("b.weight", 0, 8, (0, 2, 3, 4, 6, 7)),
         KeptEntries("c.weight", 1, 8, (0, 2, 3, 4, 6, 7)),

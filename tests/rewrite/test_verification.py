@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from taskprune.coupling.groups import AttributeForm, CouplingGroup, LinearForm
 from taskprune.errors import VerificationError
-from taskprune.plan.plan import KeptEntries, PruningPlan, build_plan
+from taskprune.plan.decisions import KeptEntries
+from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import VerificationReport, apply_and_verify
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
 from taskprune.rewrite.comparison import compare

@@ -41,10 +41,7 @@ def _batch_norm(ctx: RuleContext) -> None:
 def _layer_norm(ctx: RuleContext) -> None:
     axes = ctx.axes("input")
     normalized = axes[len(axes) - len(ctx.argument("normalized_shape")) :]
-    sizes = ctx.call_argument(1, "normalized_shape")
-    if isinstance(sizes, tuple) and len(sizes) == len(normalized):
-        for size, axis in zip(sizes, normalized, strict=True):
-            ctx.constrain(ctx.expr(size), axis)
+    _follow_shape(ctx, axes)
     for name in ("weight", "bias"):
         if ctx.has(name):
             for axis, own in zip(normalized, ctx.axes(name), strict=True):
@@ -88,6 +85,18 @@ def _weight_norm(ctx: RuleContext) -> None:
             ctx.tie(a, b)
     ctx.produce(direction, zero=True)
     _produce_statistics(ctx)
+
+
+def follow_rms_norm(ctx: RuleContext) -> None:
+    """Torch may take an RMS norm apart; the sizes given to it are lengths of its input."""
+    _follow_shape(ctx, ctx.analysis.state(ctx.call_argument(0, "input").value).axes)
+
+
+def _follow_shape(ctx: RuleContext, axes: Sequence[Axis]) -> None:
+    sizes = ctx.call_argument(1, "normalized_shape")
+    if isinstance(sizes, tuple):
+        for size, axis in zip(reversed(sizes), reversed(axes), strict=False):
+            ctx.constrain(ctx.expr(size), axis)
 
 
 def _cross(ctx: RuleContext, axes: Sequence[Axis]) -> None:
