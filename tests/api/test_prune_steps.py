@@ -78,7 +78,7 @@ def test_steps_end_in_one_plan_that_is_verified_against_the_original(budget: Bud
     model = two_task_net().double().eval()
     data = [tuple(t.double() if t.is_floating_point() else t for t in b) for b in batches()]
     before = everything(model)
-    result = pruned(model, data=data, budget=budget, steps=3)
+    result = pruned(model, data=data, budget=budget, steps=3, compensate=False)
     assert everything(model) == before
     assert result.report.verification is not None
     assert_masked_equals_pruned(model, result.plan, data[0][0], groups=result.groups)
@@ -86,6 +86,31 @@ def test_steps_end_in_one_plan_that_is_verified_against_the_original(budget: Bud
     assert same_weights(again, result.model)
     whole = budget.limits({name: cost[0] for name, cost in result.plan.costs.items()}, batch_size=8)
     assert all(result.plan.costs[name][1] <= limit for name, limit in whole.items())
+
+
+def test_every_step_is_compensated_and_verified_against_what_it_re_weighted() -> None:
+    model = two_task_net().double().eval()
+    data = [tuple(t.double() if t.is_floating_point() else t for t in b) for b in batches()]
+    before = everything(model)
+    result = pruned(model, data=data, steps=3)
+    assert everything(model) == before
+    assert result.report.verification is not None
+    assert result.report.verification.max_relative_error < 1e-12
+    assert any("Re-weighted after every step" in note for note in result.report.notes)
+    sliced = taskprune.apply_plan(model, result.plan)
+    assert {n: p.shape for n, p in sliced.named_parameters()} == {
+        n: p.shape for n, p in result.model.named_parameters()
+    }
+    assert result.report.compensation is not None
+    assert all(now <= then for then, now in result.report.compensation.losses.values())
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_without_compensation_the_weights_that_stay_are_the_original_s(steps: int) -> None:
+    model = two_task_net()
+    result = pruned(model, steps=steps, compensate=False)
+    assert result.report.compensation is None
+    assert same_weights(result.model, taskprune.apply_plan(model, result.plan))
 
 
 def test_every_step_removes_the_same_fraction_of_what_is_left() -> None:
@@ -129,7 +154,7 @@ def test_what_is_trained_between_steps_is_what_comes_out() -> None:
         train_(step, model, plan)
 
     model = two_task_net().eval()
-    result = pruned(model, steps=3, between_steps=callback)
+    result = pruned(model, steps=3, between_steps=callback, compensate=False)
     assert seen == [(1, 0), (2, 0), (3, 0)]
     untrained = taskprune.apply_plan(model, result.plan)
     for (name, one), other in zip(
