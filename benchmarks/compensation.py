@@ -1,0 +1,262 @@
+"""What is left of every task right after pruning, sliced and compensated, without any training?
+
+    python benchmarks/compensation.py                      # all cells, then the table
+    python benchmarks/compensation.py --networks "driving n" --seeds 0
+    python benchmarks/compensation.py --finished           # only the table
+
+Every row goes through the front door, ``taskprune.prune``, under the default limits, and is judged
+on the same unseen scenes; nothing is fine-tuned. *Sliced* leaves the weights that stay as they
+were; *compensated* re-weights what reads removed channels, after every step where there are
+several; *without labels* scores and compensates by outputs alone. Torch-Pruning's criterion scores
+the same groups, so that the comparison is about the score. A seed draws the calibration images
+and, for "dense", another trained network.
+
+Points are 100 x metric, lost against the unpruned network; "worst" is the largest loss among the
+tasks. Cells are kept in ``benchmarks/results/cells/compensation.jsonl`` as they finish, with the
+commit that measured them; a run that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch_pruning as tp
+from cells import Cell, Cells
+from modality_frames import calibration as fusion_calibration
+from modality_frames import validation as fusion_validation
+from protocol import record, show
+from rich.progress import track
+from subjects import Subject, subjects
+from torch import nn, no_grad
+
+import taskprune
+from taskprune import Budget, PruneSettings, Task
+from taskprune.calling import Forward
+from taskprune.driving.fusion import (
+    BoxMetric,
+    GroundMetric,
+    fusion_forward,
+    fusion_tasks,
+    load_fusion_teacher,
+)
+from taskprune.importance import Importance, TorchPruningImportance
+from taskprune.restore import evaluating, flushed_denormals
+
+
+@dataclass(frozen=True)
+class Network:
+    """One trained network and what it takes to prune and judge it.
+
+    Attributes:
+        teacher: ``(seed) -> trained network``.
+        tasks: Makes the tasks.
+        forward: ``(model, batch) -> outputs``.
+        calibration: ``(seed) -> batches``.
+        judge: ``(model, images) -> {task: points}``.
+        budgets: What to prune to, by the name of the row.
+    """
+
+    teacher: Callable[[int], nn.Module]
+    tasks: Callable[[], dict[str, Task]]
+    forward: Forward
+    calibration: Callable[[int], Iterable[Any]]
+    judge: Callable[[nn.Module, int], Mapping[str, float]]
+    budgets: Mapping[str, Budget]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to prune: a row of the table."""
+
+    importance: Callable[[], str | Importance]
+    compensate: bool
+    steps: int = 1
+    labels: bool = True
+
+
+def _torch_pruning() -> Importance:
+    return TorchPruningImportance(tp.importance.GroupTaylorImportance())
+
+
+WAYS: Mapping[str, Way] = {
+    "sliced": Way(lambda: "task_taylor", compensate=False),
+    "Torch-Pruning's score, sliced": Way(_torch_pruning, compensate=False),
+    "Taylor, sliced": Way(lambda: "taylor", compensate=False),
+    "compensated": Way(lambda: "task_taylor", compensate=True),
+    "Taylor, compensated": Way(lambda: "taylor", compensate=True),
+    "compensated, 4 steps": Way(lambda: "task_taylor", compensate=True, steps=4),
+    "Taylor, compensated, 4 steps": Way(lambda: "taylor", compensate=True, steps=4),
+    "without labels, sliced": Way(lambda: "output_change", compensate=False, labels=False),
+    "without labels, compensated": Way(lambda: "output_change", compensate=True, labels=False),
+    "without labels, compensated, 4 steps": Way(
+        lambda: "output_change", compensate=True, steps=4, labels=False
+    ),
+}
+
+
+def networks() -> dict[str, Network]:
+    """Return the networks by the name of their rows."""
+    found = subjects()
+    return {
+        "driving n": _of_subject(
+            found["driving n"],
+            {
+                "−32.7 % parameters": Budget.from_ratio(0.327),
+                "85 % of the MACs": Budget(macs=0.85),
+                "70 % of the MACs": Budget(macs=0.7),
+            },
+        ),
+        "dense": _of_subject(
+            found["dense"],
+            {"50 % of the MACs": Budget(macs=0.5), "30 % of the MACs": Budget(macs=0.3)},
+        ),
+        "fusion": Network(
+            teacher=lambda _seed: load_fusion_teacher(),
+            tasks=lambda: fusion_tasks(load_fusion_teacher().config.grid),
+            forward=fusion_forward,
+            calibration=lambda seed: fusion_calibration(seed, 8),
+            judge=_judge_fusion,
+            budgets={
+                "−50 % parameters": Budget.from_ratio(0.5),
+                "−80 % parameters": Budget.from_ratio(0.8),
+                "−90 % parameters": Budget.from_ratio(0.9),
+            },
+        ),
+    }
+
+
+def _of_subject(subject: Subject, budgets: Mapping[str, Budget]) -> Network:
+    return Network(
+        subject.teacher, subject.tasks, subject.forward, subject.calibration, subject.judge, budgets
+    )
+
+
+def _judge_fusion(model: nn.Module, n_images: int) -> dict[str, float]:
+    boxes, ground = BoxMetric(load_fusion_teacher().config.grid), GroundMetric()
+    with evaluating(model), no_grad(), flushed_denormals():
+        for batch in fusion_validation("clean", n_images):
+            outputs = fusion_forward(model, batch)
+            boxes.update(outputs, batch)
+            ground.update(outputs, batch)
+    summary = boxes.summary()
+    average_precision = 50 * (summary["map_bev"] + summary["map_3d"])
+    return {"detection": average_precision, "drivable": 100 * ground.compute()}
+
+
+def cell(network: Network, budget: Budget, way: Way, seed: int, n_images: int) -> Cell:
+    """Prune in one way and judge."""
+    teacher = network.teacher(seed)
+    before = network.judge(teacher, n_images)
+    started = time.process_time()
+    with flushed_denormals():
+        result = taskprune.prune(
+            teacher,
+            network.tasks() if way.labels else None,
+            data=list(network.calibration(seed)),
+            forward=network.forward,
+            budget=budget,
+            importance=way.importance(),
+            compensate=way.compensate,
+            settings=PruneSettings(steps=way.steps, verify=False),
+        )
+    seconds = time.process_time() - started
+    after = network.judge(result.model, n_images)
+    return {
+        "removed": {cost: result.report.removed(cost) for cost in ("params", "macs")},
+        "before": dict(before),
+        "lost": {task: after[task] - before[task] for task in before},
+        "seconds": seconds,
+    }
+
+
+def compute(args: argparse.Namespace) -> None:
+    """Measure the cells that are missing."""
+    cells = Cells("compensation")
+    wanted = [
+        (name, budget, way, seed)
+        for seed in args.seeds
+        for name in args.networks
+        for budget in networks()[name].budgets
+        for way in args.ways
+        if not cells.has(identity(name, budget, way, seed, args.images))
+    ]
+    for name, budget, way, seed in track(wanted, description="compensation"):
+        network = networks()[name]
+        measured = cell(network, network.budgets[budget], WAYS[way], seed, args.images)
+        cells.append({**identity(name, budget, way, seed, args.images), **measured})
+
+
+def identity(network: str, budget: str, way: str, seed: int, images: int) -> dict[str, Any]:
+    return {"network": network, "budget": budget, "way": way, "seed": seed, "images": images}
+
+
+def rows(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """Average over seeds: a row per network, budget and way."""
+    grouped: dict[tuple[str, str, str], list[Cell]] = {}
+    for one in cells:
+        grouped.setdefault((one["network"], one["budget"], one["way"]), []).append(one)
+    found = []
+    for name, network in networks().items():
+        for budget in network.budgets:
+            for way in WAYS:
+                group = grouped.get((name, budget, way), [])
+                if not group:
+                    continue
+                worst = [min(one["lost"].values()) for one in group]
+                found.append(
+                    {
+                        "network": name,
+                        "budget": budget,
+                        "way": way,
+                        "seeds": len(group),
+                        "MACs removed %": 100 * _mean(one["removed"]["macs"] for one in group),
+                        "worst task": _mean(worst),
+                        "worst task ±": statistics.stdev(worst) if len(worst) > 1 else None,
+                        "tasks": {
+                            task: _mean(one["lost"][task] for one in group)
+                            for task in group[0]["lost"]
+                        },
+                        "seconds": _mean(one["seconds"] for one in group),
+                    }
+                )
+    return found
+
+
+def _mean(values: Iterable[float]) -> float:
+    return statistics.fmean(values)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=["driving n", "fusion", "dense"])
+    parser.add_argument("--ways", nargs="+", default=list(WAYS), metavar="WAY")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--images", type=int, default=160, help="unseen images to judge on")
+    parser.add_argument("--finished", action="store_true", help="tabulate, compute nothing")
+    args = parser.parse_args()
+    if not args.finished:
+        compute(args)
+    same = [one for one in Cells("compensation").all() if one["images"] == args.images]
+    table = rows(same)
+    for name in dict.fromkeys(row["network"] for row in table):
+        show(
+            f"Points lost without training, {name}",
+            [
+                {
+                    **{k: row[k] for k in ("budget", "way", "seeds", "worst task", "worst task ±")},
+                    **row["tasks"],
+                }
+                for row in table
+                if row["network"] == name
+            ],
+        )
+    record("compensation", {"settings": {"images": args.images}, "rows": table})
+
+
+if __name__ == "__main__":
+    main()
