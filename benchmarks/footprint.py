@@ -181,12 +181,20 @@ def main() -> None:
         for way in WAYS
     }
     done = dict(run_all("footprint", work, jobs=args.jobs))
-    rows = [{"name": name, **{way: done[f"{way} on {name}"] for way in WAYS}} for name in names]
-    show("What pruning weighs", [shown(r["name"], way, r[way]) for r in rows for way in WAYS])
+    rows = {name: {way: done[f"{way} on {name}"] for way in WAYS} for name in names}
+    lines = [shown(name, way, row[way]) for name, row in rows.items() for way in WAYS]
+    show("What pruning weighs", lines)
     imports = {library: import_seconds(library) for library in ("taskprune", "torch_pruning")}
     show("Import after torch", [{"library": n, "seconds": s} for n, s in imports.items()])
     if args.only == "*":
-        record("footprint", {"limit_s": args.limit, "rows": rows, "imports": imports})
+        record(
+            "footprint",
+            {
+                "limit_s": args.limit,
+                "rows": [{"name": name, **row} for name, row in rows.items()],
+                "imports": imports,
+            },
+        )
 
 
 if __name__ == "__main__":

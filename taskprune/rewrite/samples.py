@@ -47,7 +47,12 @@ def first_samples(model: nn.Module, inputs: Any) -> tuple[Any, tuple[int, int] |
         The inputs and ``(samples in them, samples there are)``; ``None`` if they hold no tensor.
     """
     tensors: list[Tensor] = []
-    _mapped(inputs, lambda tensor: tensors.append(tensor) or tensor)
+
+    def note(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor
+
+    _mapped(inputs, note)
     if not tensors or not tensors[0].ndim or not len(tensors[0]):
         return inputs, None
     available = len(tensors[0])
