@@ -8,8 +8,6 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from taskprune.coupling.forms import Classes
 from taskprune.coupling.groups import IntArray
@@ -83,16 +81,24 @@ def _components(
     labels: IntArray
     if left:
         rows, columns = np.concatenate(left), np.concatenate(right)
-        weights = np.ones(len(rows), np.int8)
-        graph = coo_array((weights, (rows, columns)), shape=(n_units, n_units))
-        n_classes, found = connected_components(graph, directed=False)
-        labels = found.astype(np.int64)
+        n_classes, labels = _connected(n_units, rows, columns)
     else:
         n_classes, labels = n_units, np.arange(n_units, dtype=np.int64)
     is_frozen: NDArray[np.bool_] = np.zeros(n_classes, np.bool_)
     if frozen:
         is_frozen[labels[np.concatenate(frozen)]] = True
     return Classes(labels, is_frozen)
+
+
+def _connected(n_nodes: int, left: IntArray, right: IntArray) -> tuple[int, IntArray]:
+    """Return how many connected components the edges make of the nodes, and each one's."""
+    from scipy.sparse import coo_array  # half as long to import as the rest of taskprune
+    from scipy.sparse.csgraph import connected_components
+
+    weights = np.ones(len(left), np.int8)
+    graph = coo_array((weights, (left, right)), shape=(n_nodes, n_nodes))
+    n_parts, part = connected_components(graph, directed=False)
+    return int(n_parts), part.astype(np.int64)
 
 
 def _tracked(record: Reshape) -> list[IntArray]:
@@ -143,8 +149,7 @@ def _comes_apart(record: Reshape, position: int, classes: Classes) -> bool:
         rows = np.concatenate([rows, classes.labels[units][:, None]], axis=1)
     used, columns = np.unique(rows, return_inverse=True)
     n_nodes = n_indices + len(used)
-    ends = (np.repeat(np.arange(n_indices), rows.shape[1]), n_indices + columns.reshape(-1))
-    graph = coo_array((np.ones(rows.size, np.int8), ends), shape=(n_nodes, n_nodes))
-    n_parts, part = connected_components(graph, directed=False)
+    indices = np.repeat(np.arange(n_indices), rows.shape[1])
+    n_parts, part = _connected(n_nodes, indices, n_indices + columns.reshape(-1))
     stays = np.unique(part[n_indices:][classes.frozen[used]])
     return bool(n_parts > 1 and len(stays) < n_parts)

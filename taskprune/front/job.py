@@ -32,7 +32,7 @@ from taskprune.importance.projections import output_tasks
 from taskprune.importance.scoring import check_values
 from taskprune.plan.plan import PruningPlan
 from taskprune.restore.rng import preserved_rng
-from taskprune.rewrite.surgery import duplicate
+from taskprune.rewrite.surgery import skeleton
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
@@ -90,7 +90,7 @@ class Job:
         check_values(model, checked_criterion(self.importance))
         if self.budget.latency_ms is not None:
             device_of(model, self.example_inputs)
-        duplicate(model)
+        skeleton(model)  # a copy is needed later on; this one holds no weights
 
 
 BATCHES_KEPT = 32

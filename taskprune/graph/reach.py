@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
-
-import networkx as nx
+from typing import TYPE_CHECKING, Any
 
 from taskprune.graph.records import ModelGraph, Ref
+
+if TYPE_CHECKING:
+    from networkx import DiGraph
 
 
 def tasks_reached(graph: ModelGraph) -> dict[str, frozenset[str]]:
@@ -16,13 +17,15 @@ def tasks_reached(graph: ModelGraph) -> dict[str, frozenset[str]]:
     Values that an operator writes in place are followed through the memory that views share, so
     the answer errs on the side of too many tasks, never too few.
     """
+    from networkx import ancestors  # takes longer to import than all of taskprune
+
     flow = _flow(graph)
     reached: dict[int, set[str]] = {}
     for task, paths in graph.tasks.items():
         owned = [output.value for output in graph.outputs if output.path in paths]
         upstream = {value for value in owned if value in flow}
         for value in list(upstream):
-            upstream |= nx.ancestors(flow, value)
+            upstream |= ancestors(flow, value)
         for value in (*upstream, *owned):
             if isinstance(value, int):
                 reached.setdefault(value, set()).add(task)
@@ -30,9 +33,11 @@ def tasks_reached(graph: ModelGraph) -> dict[str, frozenset[str]]:
     return {name: frozenset(reached.get(value, ())) for name, value in named.items()}
 
 
-def _flow(graph: ModelGraph) -> nx.DiGraph[Any]:
+def _flow(graph: ModelGraph) -> DiGraph[Any]:
     """Return the flow of data between value numbers, operators and shared memory."""
-    flow: nx.DiGraph[Any] = nx.DiGraph()
+    from networkx import DiGraph
+
+    flow: DiGraph[Any] = DiGraph()
     written: set[int] = set()
     for number, operation in enumerate(graph.operations):
         node = ("operation", number)

@@ -11,9 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Generic, TypeVar
-
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from taskprune.cost.names import amount, cost_label
 from taskprune.errors import InputError
@@ -26,6 +24,9 @@ from taskprune.plan.rationale import GroupRationale
 from taskprune.plan.tables import ranges_text
 from taskprune.report.record import FROZEN_ROWS, REASONS, FrozenLine, GroupLine, PruneReport
 from taskprune.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 GROUP_ROWS = 400
 """Groups shown, those that lose most channels."""
@@ -176,6 +177,8 @@ def save_page(page: str, path: Path) -> None:
 
 @cache
 def _template() -> Template:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
     environment = Environment(
         loader=PackageLoader("taskprune.report"),
         # Names of modules, tasks and files are the user's, and may hold anything.

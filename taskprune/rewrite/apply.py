@@ -12,9 +12,16 @@ from taskprune.calling.meta import without_values
 from taskprune.calling.wrappers import bare
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.plan.plan import PruningPlan
-from taskprune.replace import replace_modules
+from taskprune.replace import replace_modules, split_parameters
 from taskprune.restore.autocast import without_cached_casts
-from taskprune.rewrite.surgery import UndoLog, cut, duplicate, shrinking, tensor_shapes
+from taskprune.rewrite.surgery import (
+    UndoLog,
+    cut,
+    duplicate,
+    shrinking,
+    skeleton,
+    tensor_shapes,
+)
 from taskprune.rewrite.verification import VerificationReport, verify_against_masked
 
 _log = logging.getLogger("taskprune")
@@ -89,8 +96,8 @@ def apply_and_verify(
             name,
         )
         comparing = False
-    original = duplicate(model) if comparing and inplace else model
-    smaller = model if inplace else duplicate(model, borrowing=shrinking(plan))
+    original = skeleton(model) if comparing and inplace else model
+    smaller = model if inplace else duplicate(model, borrowing=_given_other_data(model, plan))
     undo = UndoLog()
     try:
         undo.add(replace_modules(smaller, plan.replacements))
@@ -112,3 +119,8 @@ def apply_and_verify(
         undo.roll_back()
         raise
     return smaller, report
+
+
+def _given_other_data(model: nn.Module, plan: PruningPlan) -> frozenset[str]:
+    """Return the parameters of `model` that nothing is left of once the plan is carried out."""
+    return shrinking(plan) | split_parameters(model, plan.replacements).keys()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from taskprune.restore.autocast import without_cached_casts
 from taskprune.restore.lending import lent
 from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
+from taskprune.rewrite.loading import Loading, Values, as_they_are
+from taskprune.rewrite.samples import cast_floats
 from taskprune.rewrite.widening import InDouble
 
 Context: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
@@ -36,9 +37,6 @@ order. That moves a result by some 1e3 rounding steps in a deep network (a step 
 and 8e-3); a channel missing or too many moves it by a few percent, which half precision hardly
 tells apart. That is why models are compared in float64 wherever they can run in it.
 """
-
-DOUBLE_LIMIT = 2**28
-"""Models with more parameters than this (2 GiB in float64) are compared in their own dtype."""
 
 _NOT_FINITE = "has infinities or NaN in one model only"
 
@@ -101,32 +99,6 @@ class Comparison:
         return tuple(error for error in self.errors if error.exceeds(self.tolerance))
 
 
-def cast_floats(value: Any, dtype: torch.dtype) -> Any:
-    """Return a copy of nested inputs with all floating-point tensors in ``dtype``."""
-    if isinstance(value, Tensor):
-        return value.detach().to(dtype) if value.is_floating_point() else value.detach()
-    if isinstance(value, Mapping):
-        return _rebuilt_mapping(value, {k: cast_floats(v, dtype) for k, v in value.items()})
-    if isinstance(value, tuple | list):
-        items = [cast_floats(item, dtype) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {
-            f.name: cast_floats(getattr(value, f.name), dtype)
-            for f in dataclasses.fields(value)
-            if f.init
-        }
-        return dataclasses.replace(value, **changed)
-    return value
-
-
-def _rebuilt_mapping(old: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    try:
-        return type(old)(items)  # type: ignore[call-arg]
-    except TypeError:
-        return items
-
-
 @without_cached_casts()
 def compare(
     make_expected: Callable[[], nn.Module],
@@ -134,17 +106,22 @@ def compare(
     inputs: Any,
     forward: Forward,
     *,
+    expected_values: Values = as_they_are,
+    found_values: Values = as_they_are,
     around_expected: Context = nullcontext,
 ) -> Comparison:
     """Run two models on the same inputs, in float64 if the first can, and compare the outputs.
 
-    Where outputs differ, the second runs again with tied discrete choices made to agree.
+    Where outputs differ, the second runs again with tied discrete choices made to agree. One model
+    is made at a time, and of the first only the outputs stay.
 
     Args:
-        make_expected: Makes a copy of the reference to run (and to spoil).
+        make_expected: Makes a copy of the reference to run, which may borrow its parameters.
         make_found: Makes a copy of the model in question.
         inputs: The example inputs.
         forward: ``(model, inputs) -> outputs``.
+        expected_values: What the tensors of the reference hold.
+        found_values: What those of the model in question hold.
         around_expected: Makes the context in which the reference runs.
 
     Raises:
@@ -153,15 +130,22 @@ def compare(
     """
     choices = RecordedChoices()
     wanted, dtype, coarsest = _run_reference(
-        make_expected, inputs, forward, around_expected, choices
+        make_expected, inputs, forward, expected_values, around_expected, choices
     )
     tolerance = TOLERANCE[coarsest]
     repeated = RepeatedChoices(choices, tolerance)
     try:
-        got = run(make_found(), inputs, forward, dtype=dtype)
+        got = run(make_found(), inputs, forward, dtype=dtype, values=found_values)
         errors = output_errors(wanted, got)
         if choices.indices and any(error.exceeds(tolerance) for error in errors):
-            got = run(make_found(), inputs, forward, dtype=dtype, around=(lambda _: repeated,))
+            got = run(
+                make_found(),
+                inputs,
+                forward,
+                dtype=dtype,
+                values=found_values,
+                around=(lambda _: repeated,),
+            )
             errors = output_errors(wanted, got)
     except Exception as error:
         raise VerificationError(
@@ -183,6 +167,7 @@ def _run_reference(
     make: Callable[[], nn.Module],
     inputs: Any,
     forward: Forward,
+    values: Values,
     around: Context,
     choices: RecordedChoices,
 ) -> tuple[dict[str, Tensor], torch.dtype | None, torch.dtype]:
@@ -192,7 +177,14 @@ def _run_reference(
     for dtype in dtypes:
         choices.indices.clear()
         try:
-            outputs = run(model, inputs, forward, dtype=dtype, around=(around, lambda _: choices))
+            outputs = run(
+                model,
+                inputs,
+                forward,
+                dtype=dtype,
+                values=values,
+                around=(around, lambda _: choices),
+            )
             return outputs, dtype, dtype or _coarsest(model)
         except Exception as error:
             # Some forwards insist on a dtype: they cast to float32, or make inputs themselves.
@@ -206,9 +198,7 @@ def _run_reference(
 
 
 def _runs_in_double(model: nn.Module) -> bool:
-    parameters = [p for p in model.parameters() if p.is_floating_point()]
-    devices = {p.device.type for p in parameters}
-    return sum(p.numel() for p in parameters) <= DOUBLE_LIMIT and devices <= {"cpu", "cuda"}
+    return {p.device.type for p in model.parameters()} <= {"cpu", "cuda"}
 
 
 def _coarsest(model: nn.Module) -> torch.dtype:
@@ -224,31 +214,36 @@ def run(
     forward: Forward,
     *,
     dtype: torch.dtype | None,
+    values: Values = as_they_are,
     around: Sequence[Context] = (),
 ) -> dict[str, Tensor]:
     """Run ``model`` in eval mode, without gradients, from a fixed seed; the RNG is given back.
 
+    The fused inference path of attention, which not both of two models may be able to take, is
+    left aside: positions of padding are computed like any other.
+
     Args:
-        model: A model of one's own: it is put in eval mode and into ``dtype``.
+        model: A model of one's own, which is put in eval mode. It may borrow its parameters.
         inputs: The example inputs.
         forward: ``(model, inputs) -> outputs``.
-        dtype: What to convert model and inputs to; ``None`` leaves both.
-        around: Make the contexts to run the forward in, from the converted model.
+        dtype: What to compute in; ``None`` is what model and inputs have.
+        values: What the tensors of the model hold meanwhile.
+        around: Make the contexts to run the forward in, from the model.
     """
     model.eval()
     if dtype is not None:
-        model.to(dtype)
         inputs = cast_floats(inputs, dtype)
-    with preserved_rng(), _default_dtype(dtype), torch.no_grad():
+    with preserved_rng(), _default_dtype(dtype), _without_fast_path(), torch.no_grad():
         torch.manual_seed(0)
-        with lent(inputs):
-            with ExitStack() as stack:
-                if dtype == torch.float64:
-                    stack.enter_context(InDouble())
-                for context in around:
-                    stack.enter_context(context(model))
-                outputs = forward(model, inputs)
-            return {path: tensor.clone() for path, tensor in flatten_outputs(outputs).items()}
+        with lent(inputs), ExitStack() as stack:
+            stack.enter_context(Loading(model, dtype, values))
+            if dtype == torch.float64:
+                stack.enter_context(InDouble())
+            for context in around:
+                stack.enter_context(context(model))
+            outputs = flatten_outputs(forward(model, inputs))
+            # Before the weights are given back: one of them may be an output.
+            return {path: tensor.clone() for path, tensor in outputs.items()}
 
 
 @contextmanager
@@ -261,6 +256,16 @@ def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def output_errors(

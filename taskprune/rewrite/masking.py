@@ -4,37 +4,53 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from torch import nn
+from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.plan.plan import PruningPlan
+from taskprune.replace import dropping, split_parameters
+from taskprune.rewrite.loading import Values
 from taskprune.rewrite.norms import KeptStatistics, keep_mask
-from taskprune.rewrite.surgery import named_tensors, replaced_copy, tensor_shapes
+from taskprune.rewrite.surgery import copy_with, skeleton, tensor_shapes
 
 
-def zero_dropped(
+def silencing(
     model: nn.Module, plan: PruningPlan, *, only: Collection[tuple[str, int]] | None = None
-) -> nn.Module:
-    """Return a copy with every entry that the plan removes set to zero, buffers included.
+) -> Values:
+    """Return what a model's tensors hold once every entry that the plan removes is zero.
+
+    The plan speaks of tensors after its replacements; these are those of the model as it is
+    written, so that it stands for the replaced modules as well.
 
     Args:
         model: The original.
         plan: What is removed.
-        only: Zero along these ``(name, dim)`` alone.
+        only: Zero along these ``(name, dim)`` of the plan alone.
 
     Raises:
-        PlanMismatchError: The plan was made for another model.
+        PlanMismatchError: The model has nothing to replace where it should.
     """
-    silenced = [kept for kept in plan.tensors if only is None or (kept.name, kept.dim) in only]
-    masked = replaced_copy(model, plan.replacements, borrowing={kept.name for kept in silenced})
-    plan.check_fits(tensor_shapes(masked))
-    tensors = named_tensors(masked)
-    for kept in silenced:
-        data = tensors[kept.name].data
-        dropped = (~keep_mask(kept)).nonzero().flatten().to(data.device)
-        # Out of place: a buffer may be an expanded view of fewer values.
-        tensors[kept.name].data = data.index_fill(kept.dim, dropped, 0)
-    return masked
+    written = {
+        part: (name, rows)
+        for name, parts in split_parameters(model, plan.replacements).items()
+        for part, rows in parts
+    }
+    zeroed: dict[str, list[tuple[slice, int, Tensor]]] = {}
+    for kept in plan.tensors:
+        if only is None or (kept.name, kept.dim) in only:
+            name, rows = written.get(kept.name, (kept.name, slice(None)))
+            dropped = (~keep_mask(kept)).nonzero().flatten()
+            zeroed.setdefault(name, []).append((rows, kept.dim, dropped))
+
+    def values(name: str, data: Tensor) -> Tensor:
+        if name not in zeroed:
+            return data
+        silenced = data.clone()  # of an expanded view of fewer values as well
+        for rows, dim, dropped in zeroed[name]:
+            silenced[rows].index_fill_(dim, dropped.to(data.device), 0)
+        return silenced
+
+    return values
 
 
 def reading_dims(groups: CouplingGroups) -> frozenset[tuple[str, int]]:
@@ -55,7 +71,9 @@ def masked_copy(model: nn.Module, plan: PruningPlan) -> nn.Module:
     Calls of the module itself are covered; a method of it called from outside runs without the
     adjusted norms.
     """
-    masked = zero_dropped(model, plan)
+    plan.check_fits(tensor_shapes(skeleton(model, plan.replacements)))
+    dropped = [r for r in plan.replacements if r.kind in dropping.KINDS]
+    masked = copy_with(model, silencing(model, plan), dropped)
     running: list[KeptStatistics] = []
 
     def begin(module: nn.Module, _: object) -> None:

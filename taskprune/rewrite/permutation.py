@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from taskprune.coupling.groups import CouplingGroup, IntArray
+from taskprune.coupling.groups import CouplingGroup, IntArray, TensorSlice
 from taskprune.replace import ModuleReplacement
-from taskprune.rewrite.surgery import named_tensors, replaced_copy
+from taskprune.rewrite.loading import Values
+from taskprune.rewrite.surgery import copy_with
 
 
 def channel_order(group: CouplingGroup, seed: int) -> IntArray:
@@ -23,25 +24,32 @@ def channel_order(group: CouplingGroup, seed: int) -> IntArray:
     return order.astype(np.int64)
 
 
+def permuting(groups: Collection[CouplingGroup], seed: int) -> Values:
+    """Return what tensors hold once each group's channels have another one's place, everywhere.
+
+    They are those of the model with the replacements in place.
+    """
+    moved: dict[str, list[tuple[TensorSlice, IntArray]]] = {}
+    for number, group in enumerate(groups):
+        order = channel_order(group, seed + number)
+        for member in group.members:
+            moved.setdefault(member.name, []).append((member, order))
+
+    def values(name: str, data: Tensor) -> Tensor:
+        for member, order in moved.get(name, ()):
+            positions = np.arange(data.shape[member.dim])
+            positions[member.index.ravel()] = member.index[order].ravel()
+            data = data.index_select(member.dim, torch.from_numpy(positions).to(data.device))
+        return data
+
+    return values
+
+
 def permuted_copy(
     model: nn.Module,
     replacements: Iterable[ModuleReplacement],
     groups: Collection[CouplingGroup],
     seed: int,
 ) -> nn.Module:
-    """Return a copy where every channel of each group has another one's place, everywhere.
-
-    The replacements are in place in it.
-    """
-    names = {member.name for group in groups for member in group.members}
-    permuted = replaced_copy(model, replacements, borrowing=names)
-    tensors = named_tensors(permuted)
-    for number, group in enumerate(groups):
-        order = channel_order(group, seed + number)
-        for member in group.members:
-            tensor = tensors[member.name]
-            positions = np.arange(tensor.shape[member.dim])
-            positions[member.index.ravel()] = member.index[order].ravel()
-            index = torch.from_numpy(positions).to(tensor.device)
-            tensor.data = tensor.data.index_select(member.dim, index)
-    return permuted
+    """Return a copy, with the replacements in place, whose groups are permuted."""
+    return copy_with(model, permuting(groups, seed), replacements)

@@ -15,6 +15,7 @@ from taskprune.errors import InputError, PlanMismatchError
 from taskprune.plan.decisions import AttributeChange, KeptEntries
 from taskprune.plan.plan import PruningPlan
 from taskprune.replace import ModuleReplacement, replace_modules
+from taskprune.rewrite.loading import Values
 
 
 class UndoLog:
@@ -92,26 +93,34 @@ def duplicate(model: nn.Module, *, borrowing: Collection[str] = ()) -> nn.Module
         ) from error
 
 
-def replaced_copy(
-    model: nn.Module,
-    replacements: Iterable[ModuleReplacement],
-    *,
-    borrowing: Collection[str] = (),
-) -> nn.Module:
-    """Return a deep copy in which the replacements are in place.
+def skeleton(model: nn.Module, replacements: Iterable[ModuleReplacement] = ()) -> nn.Module:
+    """Return a deep copy that borrows the data of its parameters, with replacements in place.
 
-    Args:
-        model: Any module.
-        replacements: What to replace.
-        borrowing: See :func:`duplicate`.
+    Whoever writes to its parameters writes to the model's; giving them other data is fine.
 
     Raises:
         InputError: The model holds something that cannot be copied.
         PlanMismatchError: The model has nothing to replace where it should.
     """
-    replaced = duplicate(model, borrowing=borrowing)
-    replace_modules(replaced, replacements)
-    return replaced
+    copied = duplicate(model, borrowing=dict(model.named_parameters()))
+    replace_modules(copied, replacements)
+    return copied
+
+
+def copy_with(
+    model: nn.Module, values: Values, replacements: Iterable[ModuleReplacement] = ()
+) -> nn.Module:
+    """Return a copy of its own, with replacements in place, whose tensors hold other values.
+
+    Raises:
+        InputError, PlanMismatchError: See :func:`skeleton`.
+    """
+    copied = skeleton(model, replacements)
+    for name, tensor in named_tensors(copied).items():
+        borrowed = tensor.data
+        data = values(name, borrowed)
+        tensor.data = data.clone() if data is borrowed else data
+    return copied
 
 
 def kept_entries_by_name(tensors: Iterable[KeptEntries]) -> dict[str, list[KeptEntries]]:

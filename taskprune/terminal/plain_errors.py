@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import typer
 from rich.console import Console
 from rich.text import Text
 
@@ -24,7 +23,9 @@ def plain_errors() -> Iterator[None]:
     try:
         yield
     except TaskPruneError as error:
+        from typer import Exit  # the library is imported without its command line
+
         # As text, not markup: shapes in square brackets are no style names.
         line = Text.assemble(("Error: ", "bold red"), str(error))
         Console(stderr=True, soft_wrap=True).print(line)
-        raise typer.Exit(1) from error
+        raise Exit(1) from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import importlib
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -151,3 +153,10 @@ def _defining(found: Import, modules: set[str]) -> Iterator[str]:
     for behind in imports(face):
         if behind.name == found.name:
             yield from _defining(behind, modules)
+
+
+def test_what_serves_one_file_is_imported_when_it_is_used() -> None:
+    heavy = ["accelerate", "jinja2", "matplotlib", "networkx", "scipy", "torch_pruning", "typer"]
+    code = f"import sys, taskprune; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

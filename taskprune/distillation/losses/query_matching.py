@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -70,6 +69,8 @@ def generalised_iou(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _assignment(logits: Tensor, boxes: Tensor, chances: Tensor, targets: Tensor) -> Tensor:
+    from scipy.optimize import linear_sum_assignment  # slow to import, and for this alone
+
     # BCE(l, p) = softplus(l) - l p, summed over classes: a product of matrices, no [Q, Q, K].
     classes = F.softplus(logits).sum(dim=2)[:, None, :] - chances @ logits.transpose(1, 2)
     distance = torch.cdist(targets, boxes, p=1)

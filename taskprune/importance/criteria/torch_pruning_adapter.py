@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
-from torch_pruning.dependency import Dependency, Group
-from torch_pruning.dependency.node import Node
-from torch_pruning.pruner import function
 
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups, IntArray, TensorSlice
 from taskprune.errors import InputError
@@ -23,16 +19,20 @@ from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupSco
 from taskprune.restore.borrow import borrowed
 from taskprune.restore.lending import lent
 
-Role = tuple[Callable[..., Any], int]
-"""Torch-Pruning's pruning function of a module, and how often it repeats the indices."""
+if TYPE_CHECKING:
+    from torch_pruning.dependency import Group
+    from torch_pruning.dependency.node import Node
 
-_BY_TYPE: tuple[tuple[type[nn.Module], Callable[..., Any]], ...] = (
-    (nn.modules.batchnorm._BatchNorm, function.prune_batchnorm_out_channels),
-    (nn.LayerNorm, function.prune_layernorm_out_channels),
-    (nn.GroupNorm, function.prune_groupnorm_out_channels),
-    (nn.modules.instancenorm._InstanceNorm, function.prune_instancenorm_out_channels),
-    (nn.PReLU, function.prune_prelu_out_channels),
-    (nn.Embedding, function.prune_embedding_out_channels),
+Role = tuple[str, int]
+"""Name of Torch-Pruning's pruning function of a module, and how often it repeats the indices."""
+
+_BY_TYPE: tuple[tuple[type[nn.Module], str], ...] = (
+    (nn.modules.batchnorm._BatchNorm, "prune_batchnorm_out_channels"),
+    (nn.LayerNorm, "prune_layernorm_out_channels"),
+    (nn.GroupNorm, "prune_groupnorm_out_channels"),
+    (nn.modules.instancenorm._InstanceNorm, "prune_instancenorm_out_channels"),
+    (nn.PReLU, "prune_prelu_out_channels"),
+    (nn.Embedding, "prune_embedding_out_channels"),
 )
 
 
@@ -68,6 +68,8 @@ class TorchPruningImportance:
             InputError: The criterion scores none of the groups, or cannot work without a pruner.
             InputError, TraceError, LossError: See :func:`taskprune.score`.
         """
+        import torch_pruning as tp  # slow to import, and for this criterion alone
+
         if isinstance(self.criterion, tp.importance.OBDCImportance):
             raise InputError(
                 "Expected a criterion of Torch-Pruning that scores a group by itself. Found "
@@ -157,7 +159,11 @@ def torch_pruning_group(modules: dict[str, nn.Module], group: CouplingGroup) -> 
         modules: The model's modules by path.
         group: The group.
     """
-    items: dict[tuple[int, int], tuple[Node, Callable[..., Any], IntArray]] = {}
+    from torch_pruning.dependency import Dependency, Group
+    from torch_pruning.dependency.node import Node
+    from torch_pruning.pruner import function
+
+    items: dict[tuple[int, str], tuple[Node, Callable[..., Any], IntArray]] = {}
     # Criteria read the number of channels off the first item, so producers of channels come first.
     for member in sorted(group.members, key=lambda m: (not m.produces, m.name.endswith(".bias"))):
         path = member.name.rpartition(".")[0]
@@ -165,12 +171,13 @@ def torch_pruning_group(modules: dict[str, nn.Module], group: CouplingGroup) -> 
         role = None if module is None else _role(module, member)
         if module is None or role is None:
             continue
-        prune, repeats = role
+        name, repeats = role
         index = member.index
         if repeats > 1:
             size = module.weight.shape[member.dim]  # type: ignore[index]
             index = np.concatenate([index + size * k for k in range(repeats)], axis=1)
-        items.setdefault((id(module), id(prune)), (Node(module, None, path), prune, index))
+        prune = getattr(function, name)
+        items.setdefault((id(module), name), (Node(module, None, path), prune, index))
     result = Group()
     for node, prune, index in items.values():
         channel = np.repeat(np.arange(group.n_channels), index.shape[1])
@@ -184,7 +191,7 @@ def torch_pruning_group(modules: dict[str, nn.Module], group: CouplingGroup) -> 
 def _role(module: nn.Module, member: TensorSlice) -> Role | None:
     if isinstance(module, nn.Linear):
         out = member.dim == 0
-        return (function.prune_linear_out_channels if out else function.prune_linear_in_channels), 1
+        return f"prune_linear_{'out' if out else 'in'}_channels", 1
     if isinstance(module, nn.modules.conv._ConvNd):
         return _convolution_role(module, member)
     for kind, prune in _BY_TYPE:
@@ -195,13 +202,13 @@ def _role(module: nn.Module, member: TensorSlice) -> Role | None:
 
 def _convolution_role(module: nn.modules.conv._ConvNd, member: TensorSlice) -> Role:
     if module.groups == module.out_channels and module.out_channels > 1:
-        return function.prune_depthwise_conv_out_channels, 1
+        return "prune_depthwise_conv_out_channels", 1
     is_weight = not member.name.endswith(".bias")
     out = not is_weight or member.dim == (1 if module.transposed else 0)
     if out:
-        return function.prune_conv_out_channels, 1
+        return "prune_conv_out_channels", 1
     # Input channels are counted over all convolution groups there; the weight holds one group's.
-    return function.prune_conv_in_channels, module.groups
+    return "prune_conv_in_channels", module.groups
 
 
 def _set_gradients(model: nn.Module, gradients: dict[str, Tensor]) -> None:
