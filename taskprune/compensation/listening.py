@@ -1,0 +1,392 @@
+"""Find, while a model runs, which calls read channels through a parameter.
+
+A function mode sees the functions of ``torch`` with their arguments whoever calls them: modules,
+functional code, shared and repeated layers. A parameter is known by its identity, also behind a
+transposition or a concatenation with others. What is not recognised is never guessed at: a
+parameter that anything else makes a tensor of is reported with the name of that function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from taskprune.compensation.reads import (
+    ConvGeometry,
+    Geometry,
+    ProductGeometry,
+    StackGeometry,
+    TransposedGeometry,
+)
+
+
+@dataclass(eq=False, slots=True)
+class Read:
+    """One call that reads channels through one parameter.
+
+    Attributes:
+        name: Of the parameter.
+        geometry: How it reads.
+        x: The channels, those of this parameter alone.
+        bias: Name of the bias that is added; ``None`` without one, or if it is no parameter.
+        place: ``(dim, first, size)``: where in the call's output this parameter's part is;
+            ``None``: everywhere.
+        y: The call's whole output, after it has run.
+    """
+
+    name: str
+    geometry: Geometry
+    x: Tensor
+    bias: str | None = None
+    place: tuple[int, int, int] | None = None
+    y: Tensor | None = None
+
+    def own(self, whole: Tensor) -> Tensor:
+        """Return this parameter's part of the call's output, or of a gradient by it."""
+        return whole if self.place is None else whole.narrow(*self.place)
+
+
+class Listener(Protocol):
+    """What is told of reads and of everything else."""
+
+    def about_to_read(self, reads: tuple[Read, ...]) -> None:
+        """Take note before the call runs; may change the weights that it runs with."""
+
+    def has_read(self, reads: tuple[Read, ...]) -> None:
+        """Take note of the output."""
+
+    def has_called(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        """Take note of any call at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Weight:
+    """A tensor that is nothing but parameters.
+
+    Attributes:
+        names: One, or several side by side along dim 0.
+        sizes: Of each along that dim.
+        is_transposed: Whether its last two dims are exchanged.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    is_transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Recognised:
+    geometry: Geometry
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+class ReadingMode(TorchFunctionMode):
+    """Tells a listener of all calls that read channels through known parameters.
+
+    Args:
+        parameters: Those that read, by name, with the dim along which each loses channels.
+        biases: Other parameters by name.
+        listener: Is told.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, tuple[Tensor, int]],
+        biases: Mapping[str, Tensor],
+        listener: Listener,
+    ) -> None:
+        super().__init__()
+        self.listener = listener
+        self.unrecognised: dict[str, str] = {}
+        self._dims = {name: dim for name, (_, dim) in parameters.items()}
+        self._weights = {
+            id(tensor): _Weight((name,), (tensor.shape[0] if tensor.ndim else 1,))
+            for name, (tensor, _) in parameters.items()
+        }
+        self._biases = {id(tensor): _Weight((n,), (len(tensor),)) for n, tensor in biases.items()
+                        if tensor.ndim == 1}  # fmt: skip
+        self._held: list[Tensor] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        reads = self._reads(func, args, kwargs)
+        if reads:
+            self.listener.about_to_read(reads)
+        result = func(*args, **kwargs)
+        if reads:
+            whole = result[0] if isinstance(result, tuple) else result
+            for read in reads:
+                read.y = whole
+            self.listener.has_read(reads)
+        else:
+            self._remember(func, args, kwargs, result)
+        self.listener.has_called(func, args, kwargs, result)
+        return result
+
+    def _reads(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Read, ...]:
+        recognise = _RECOGNISERS.get(func)
+        if recognise is None:
+            return ()
+        found: list[Read] = []
+        try:
+            calls = list(recognise(*args, **kwargs))
+        except TypeError:
+            return ()
+        for call in calls:
+            weight = self._weights.get(id(call.weight))
+            if weight is not None:
+                found += self._parts(call, weight)
+        return tuple(found)
+
+    def _parts(self, call: _Recognised, weight: _Weight) -> Iterable[Read]:
+        geometry = call.geometry
+        if weight.is_transposed:
+            if not isinstance(geometry, ProductGeometry | StackGeometry):
+                return
+            other = {ProductGeometry: 1, StackGeometry: 3}[type(geometry)] - geometry.dim
+            geometry = type(geometry)(other, geometry.by_output)
+        bias = self._biases.get(id(call.bias)) if call.bias is not None else None
+        if len(weight.names) == 1:
+            if self._dims[weight.names[0]] == geometry.dim:
+                name = bias.names[0] if bias and len(bias.names) == 1 else None
+                yield Read(weight.names[0], geometry, call.x, name)
+            return
+        yield from self._joined(call, geometry, weight, bias)
+
+    def _joined(
+        self, call: _Recognised, geometry: Geometry, weight: _Weight, bias: _Weight | None
+    ) -> Iterable[Read]:
+        """Take apart a call with several parameters side by side."""
+        n_parts = len(weight.names)
+        biases = bias.names if bias and len(bias.names) == n_parts else (None,) * n_parts
+        x, first = call.x, 0
+        for number, (name, size) in enumerate(zip(weight.names, weight.sizes, strict=True)):
+            own, part, place = geometry, x, None
+            if isinstance(geometry, ConvGeometry | TransposedGeometry):
+                if geometry.groups != n_parts:
+                    return
+                rank = len(geometry.kernel)
+                own = type(geometry)(**{**vars(geometry), "groups": 1})
+                width = x.shape[-rank - 1] // n_parts
+                part = x.narrow(-rank - 1, number * width, width)
+                made = size if isinstance(geometry, ConvGeometry) else call.weight.shape[1]
+                place = (-rank - 1, number * made, made)
+            elif isinstance(geometry, ProductGeometry) and geometry.dim == 1:
+                place = (-1, first, size)
+            else:
+                return
+            if self._dims[name] == own.dim:
+                yield Read(name, own, part, biases[number], place)
+            first += size
+
+    def _remember(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        """Follow parameters through transpositions and concatenations; note all other uses."""
+        names = [w.names for w in self._known(args, kwargs)]
+        if not names or not _has_tensor(result):
+            if func is torch.cat or func is torch.concat:
+                self._follow_biases(args, result)
+            return
+        if isinstance(result, Tensor):
+            derived = self._derived(func, args, kwargs)
+            if derived is not None:
+                self._weights[id(result)] = derived
+                self._held.append(result)
+                return
+            if any(result is value for value in args):  # `requires_grad_` and the like
+                return
+        for name in (name for group in names for name in group):
+            self.unrecognised.setdefault(name, getattr(func, "__name__", str(func)))
+
+    def _known(self, args: tuple[Any, ...], kwargs: Any) -> list[_Weight]:
+        values = [v for value in (*args, *kwargs.values())
+                  for v in (value if isinstance(value, list | tuple) else (value,))]  # fmt: skip
+        return [self._weights[id(v)] for v in values
+                if isinstance(v, Tensor) and id(v) in self._weights]  # fmt: skip
+
+    def _derived(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> _Weight | None:
+        first = args[0] if args else None
+        if func in _TRANSPOSITIONS and isinstance(first, Tensor):
+            if func in _BY_DIMS:
+                dims = [d % first.ndim for d in (*args[1:], *kwargs.values())]
+                if sorted(dims) != [first.ndim - 2, first.ndim - 1]:
+                    return None
+            elif func not in _MATRICES and first.ndim != 2:
+                return None
+            known = self._weights[id(first)]
+            if len(known.names) > 1:
+                return None
+            return _Weight(known.names, known.sizes, not known.is_transposed)
+        if (func is torch.cat or func is torch.concat) and isinstance(first, list | tuple):
+            return self._side_by_side(self._weights, args, kwargs)
+        return None
+
+    def _follow_biases(self, args: tuple[Any, ...], result: Any) -> None:
+        joined = self._side_by_side(self._biases, args, {})
+        if joined is not None:
+            self._biases[id(result)] = joined
+            self._held.append(result)
+
+    @staticmethod
+    def _side_by_side(
+        known: Mapping[int, _Weight], args: tuple[Any, ...], kwargs: Any
+    ) -> _Weight | None:
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        parts = [known.get(id(v)) for v in args[0]]
+        if dim != 0 or any(p is None or len(p.names) > 1 or p.is_transposed for p in parts):
+            return None
+        whole = [p for p in parts if p is not None]
+        return _Weight(tuple(p.names[0] for p in whole), tuple(p.sizes[0] for p in whole))
+
+
+def _has_tensor(result: Any) -> bool:
+    if isinstance(result, tuple | list):
+        return any(_has_tensor(v) for v in result)
+    return isinstance(result, Tensor)
+
+
+def _numbers(value: Any, rank: int) -> tuple[int, ...]:
+    return (value,) * rank if isinstance(value, int) else tuple(value) * (rank // len(value) or 1)
+
+
+def _conv(
+    input: Tensor,  # noqa: A002 - the name of torch's argument
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Iterable[_Recognised]:
+    rank = weight.ndim - 2
+    kernel, dilations = tuple(weight.shape[2:]), _numbers(dilation, rank)
+    if padding == "valid":
+        padding = 0
+    if padding == "same":
+        totals = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
+        pads = tuple((total // 2, total - total // 2) for total in totals)
+    else:
+        pads = tuple((p, p) for p in _numbers(padding, rank))
+    geometry = ConvGeometry(groups, kernel, _numbers(stride, rank), pads, dilations)
+    yield _Recognised(geometry, input, weight, bias)
+
+
+def _transposed(
+    input: Tensor,  # noqa: A002 - the name of torch's argument
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Iterable[_Recognised]:
+    geometry = TransposedGeometry(
+        groups, tuple(weight.shape[2:]), _numbers(stride, weight.ndim - 2)
+    )
+    yield _Recognised(geometry, input, weight, bias)
+
+
+def _linear(
+    input: Tensor,  # noqa: A002 - the name of torch's argument
+    weight: Tensor,
+    bias: Tensor | None = None,
+) -> Iterable[_Recognised]:
+    yield _Recognised(ProductGeometry(1), input, weight, bias)
+
+
+def _matmul(input: Tensor, other: Tensor) -> Iterable[_Recognised]:  # noqa: A002
+    if other.ndim == 2:
+        yield _Recognised(ProductGeometry(0), input, other)
+    elif other.ndim == 3 and input.ndim >= 3 and input.shape[-3] == other.shape[0]:
+        yield _Recognised(StackGeometry(1), input, other)
+
+
+def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+           ) -> Iterable[_Recognised]:  # fmt: skip  # noqa: A002
+    if beta == 1 and alpha == 1:
+        yield _Recognised(ProductGeometry(0), mat1, mat2, input)
+
+
+def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
+             ) -> Iterable[_Recognised]:  # fmt: skip  # noqa: A002
+    if alpha == 1:
+        yield _Recognised(StackGeometry(1), batch1, batch2)
+
+
+def _einsum(equation: str, *operands: Any) -> Iterable[_Recognised]:
+    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) \
+        else operands  # fmt: skip
+    sides = equation.replace(" ", "").split("->")
+    if len(tensors) != 2 or len(sides) != 2 or "..." in equation:
+        return
+    (left, right), out = sides[0].split(","), sides[1]
+    for x, letters, weight, own in ((tensors[0], left, tensors[1], right),
+                                    (tensors[1], right, tensors[0], left)):  # fmt: skip
+        read = [c for c in own if c in letters and c not in out]
+        made = [c for c in own if c not in letters and c in out]
+        # Rows first, channels last: what a product with a matrix takes.
+        if len(own) == 2 and len(read) == 1 and len(made) == 1 and out[-1] == made[0]:
+            others = [c for c in out if c != made[0]]
+            if sorted([*others, read[0]]) == sorted(letters):
+                order = [letters.index(c) for c in (*others, read[0])]
+                yield _Recognised(ProductGeometry(own.index(read[0])), x.permute(order), weight)
+
+
+def _recurrent(
+    input: Tensor,  # noqa: A002 - the name of torch's argument
+    second: Any,
+    third: Any,
+    fourth: Any,
+    *rest: Any,
+) -> Iterable[_Recognised]:
+    # Packed sequences: (data, batch sizes, state, weights, biases?, layers, dropout, train,
+    # bidirectional); others: (input, state, weights, biases?, ...).
+    packed = isinstance(fourth, list | tuple)
+    weights, options = (fourth, rest) if packed else (third, (fourth, *rest))
+    has_biases, n_layers, directions = options[0], options[1], 1 + options[4]
+    each = len(weights) // (n_layers * directions)
+    # Those of the first layer; what deeper layers and the state's weights read is not seen.
+    for first in range(0, directions * each, each):
+        bias = weights[first + 2] if has_biases else None
+        yield _Recognised(ProductGeometry(1, by_output=False), input, weights[first], bias)
+
+
+_T: Any = Tensor
+_MATRICES = {_T.mT.__get__, _T.mH.__get__}
+_BY_DIMS = {torch.transpose, _T.transpose, torch.swapaxes, _T.swapaxes}
+_TRANSPOSITIONS = {torch.t, _T.t, _T.T.__get__, _T.H.__get__} | _MATRICES | _BY_DIMS
+
+_RECOGNISERS: dict[Any, Callable[..., Iterable[_Recognised]]] = {
+    torch.conv1d: _conv,
+    torch.conv2d: _conv,
+    torch.conv3d: _conv,
+    torch.conv_transpose1d: _transposed,
+    torch.conv_transpose2d: _transposed,
+    torch.conv_transpose3d: _transposed,
+    torch.nn.functional.linear: _linear,
+    torch.matmul: _matmul,
+    _T.matmul: _matmul,
+    _T.__matmul__: _matmul,
+    torch.mm: _matmul,
+    _T.mm: _matmul,
+    torch.bmm: _matmul,
+    _T.bmm: _matmul,
+    torch.addmm: _addmm,
+    _T.addmm: _addmm,
+    torch.baddbmm: _baddbmm,
+    _T.baddbmm: _baddbmm,
+    torch.einsum: _einsum,
+    torch.lstm: _recurrent,
+    torch.gru: _recurrent,
+    torch.rnn_tanh: _recurrent,
+    torch.rnn_relu: _recurrent,
+}

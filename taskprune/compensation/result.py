@@ -1,0 +1,70 @@
+"""What compensation returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.plan import PruningPlan
+from taskprune.rewrite.surgery import named_tensors, replaced_copy
+
+
+@dataclass(frozen=True, slots=True)
+class ReaderReport:
+    """What was done to one parameter that reads channels.
+
+    Attributes:
+        name: The parameter.
+        dropped: How many of the channels that it read go.
+        gain: Fraction of its output's squared error, as the tasks weigh it, that went away.
+        ridge: Of the channel map, relative to the mean square of the channels; infinite where
+            nothing was changed.
+        tap_ridge: Of the fit over taps and channels that follows it.
+        aware: Whether it was fitted to what it reads in the smaller network, errors included.
+        shifted: Name of the bias or running mean that took the shift; empty where none could.
+        undone: Why it was given back, or left as sliced; empty where it was changed.
+    """
+
+    name: str
+    dropped: int
+    gain: float = 0.0
+    ridge: float = float("inf")
+    tap_ridge: float = float("inf")
+    aware: bool = False
+    shifted: str = ""
+    undone: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class CompensationResult:
+    """The smaller model, and what was done to it.
+
+    Attributes:
+        model: The smaller model with its readers re-weighted.
+        readers: A record for each, in the order of the forward pass.
+        weights: The tensors that changed, in the coordinates of the original: entries that read
+            dropped channels are 0.
+        losses: ``{task: (of the original, as sliced, compensated)}`` on the calibration data.
+    """
+
+    model: nn.Module
+    readers: tuple[ReaderReport, ...]
+    weights: Mapping[str, Tensor]
+    losses: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+
+    def original(self, model: nn.Module, plan: PruningPlan) -> nn.Module:
+        """Return a copy of the original with the new weights: pruned by `plan`, it is the result.
+
+        Args:
+            model: The original.
+            plan: The plan it was compensated for.
+        """
+        copied = replaced_copy(model, plan.replacements)
+        tensors = named_tensors(copied)
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                tensors[name].copy_(value)
+        return copied
