@@ -45,6 +45,7 @@ class CompensationSettings:
     """
 
     floor: float = 0.02
+    power: float = 1.0
     rows: int = 2048
     entries: int = 2**22
     most_unknowns: int = 1536
@@ -121,6 +122,7 @@ def _surveyed(
         n_rows=settings.rows,
         entries=settings.entries,
         floor=settings.floor,
+        power=settings.power,
     )
     evidence = Evidence(tasks=tasks, batches=batches, forward=forward)
     with torch.enable_grad():

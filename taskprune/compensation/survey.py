@@ -98,10 +98,12 @@ class Survey:
         n_rows: int,
         entries: int,
         floor: float,
+        power: float,
     ) -> None:
         self.readers = {name: Surveyed(name, kept) for name, kept in readers.items()}
         self.order: list[str] = []
         self.n_tasks, self.n_rows, self.entries, self.floor = n_tasks, n_rows, entries, floor
+        self.power = power
         self.batch = -1
         self._parameters = dict(model.named_parameters())
         self._means = {id(b): n for n, b in model.named_buffers()}
@@ -192,7 +194,7 @@ class Survey:
                     continue
                 for place, read in enumerate(self._reads[number]):
                     own = gradient if not read.geometry.by_output else read.own(gradient)
-                    rows = read.geometry.loudness(own.detach())
+                    rows = read.geometry.loudness(own.detach()).pow(self.power)
                     key = 1000 * number + place
                     if key not in loudness:
                         loudness[key] = rows.new_zeros((self.n_tasks, *rows.shape))
