@@ -10,26 +10,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskprune.compensation.harm import Change, OutputDistance, settle, task_losses
 from taskprune.compensation.listening import Read, ReadingMode
 from taskprune.compensation.lockstep import Stoppable
 from taskprune.compensation.projections import output_tasks
 from taskprune.compensation.refitting import Refitted, Rows, refit
 from taskprune.compensation.result import CompensationResult, ReaderReport
 from taskprune.compensation.survey import Sample, Survey, Surveyed
-from taskprune.cost.measured import evaluating
+from taskprune.restore.modes import evaluating
 from taskprune.errors import InputError
-from taskprune.forward import Forward, call_batch
-from taskprune.graph.borrow import borrowed
+from taskprune.calling.forward import Forward, call_batch
+from taskprune.restore.borrow import borrowed
 from taskprune.importance.calibration import for_each_batch, run_forward
 from taskprune.importance.scores import Evidence
-from taskprune.inputs import TaskBatch, check_loaders, task_batches
-from taskprune.lending import lent
-from taskprune.plan import KeptEntries, PruningPlan
+from taskprune.calling.inputs import TaskBatch, check_loaders, task_batches
+from taskprune.restore.lending import lent
+from taskprune.plan.plan import KeptEntries, PruningPlan
 from taskprune.replace import replaced_modules
 from taskprune.rewrite import apply_plan
 from taskprune.rewrite.surgery import named_tensors
-from taskprune.tasks import Task, check_tasks
-from taskprune.wrappers import bare, uncompiled
+from taskprune.calling.task import Task, check_tasks
+from taskprune.calling.wrappers import bare, uncompiled
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,13 @@ class CompensationSettings:
         aware: Fit to what is read in the smaller network where its rows are the teacher's.
     """
 
-    floor: float = 0.02
-    power: float = 1.0
-    rows: int = 2048
+    floor: float = 0.01
+    power: float = 0.5
+    rows: int = 1024
     entries: int = 2**22
     most_unknowns: int = 1536
     aware: bool = True
+    cautious: bool = True
 
 
 @torch.no_grad()
@@ -82,10 +84,15 @@ def compensate(
         with replaced_modules(model, plan.replacements):
             counted = named or output_tasks(model, batches[0], forward)
             survey = _surveyed(model, plan, counted, batches, forward, settings)
+            losses: dict[str, tuple[float, float]] = {}
             student = apply_plan(model, plan, verify=False)
             run = _Run(model, student, plan, survey, batches, forward, settings)
             reports = run.refit_all()
-    return CompensationResult(student, tuple(reports), run.weights)
+            if settings.cautious:
+                with evaluating(student):
+                    reports, losses = run.settled(reports, named, counted)
+            weights = run.weights_of_original()
+    return CompensationResult(student, tuple(reports), weights, losses)
 
 
 def reading_entries(plan: PruningPlan, model: nn.Module) -> dict[str, list[KeptEntries]]:
@@ -173,9 +180,10 @@ class _Run:
         self.teacher, self.student, self.plan = teacher, student, plan
         self.survey, self.batches, self.forward = survey, batches, forward
         self.settings = settings
-        self.weights: dict[str, Tensor] = {}
+        self.changes: list[Change] = []
         self.of_teacher = named_tensors(teacher)
         self.of_student = named_tensors(student)
+        self.names_of_student = {id(t): name for name, t in self.of_student.items()}
         self.solved: set[str] = set()
         self.kept = {(k.name, k.dim): k for k in plan.tensors}
 
@@ -262,13 +270,59 @@ class _Run:
         if refitted.ridge == refitted.tap_ridge == torch.inf:
             return
         small = self.of_student[reader.name]
-        shape = small.shape
-        small.data = geometry.weight(refitted.weight, shape).to(small.dtype).reshape(shape).contiguous()
+        found = [(small, geometry.weight(refitted.weight, small.shape))]
         for name, sign in ((reader.bias, 1), (reader.norm, -1)):
             if name:
                 vector = self.of_student[name]
-                shifted = vector.detach().double() + sign * refitted.shift.reshape(-1)
-                vector.data = shifted.to(vector.dtype)
+                found.append((vector, vector.double() + sign * refitted.shift.reshape(-1)))
+        change = Change(
+            reader.name,
+            tuple((t, t.data, new.to(t.dtype).reshape(t.shape).contiguous()) for t, new in found),
+        )
+        change.redo()
+        self.changes.append(change)
+
+    def settled(
+        self, reports: list[ReaderReport], labelled: Mapping[str, Task], counted: Mapping[str, Task]
+    ) -> tuple[list[ReaderReport], dict[str, tuple[float, float]]]:
+        """Give back what the tasks lose by."""
+        if labelled:
+            sliced, now, undone = settle(
+                self.changes,
+                lambda: task_losses(self.student, labelled, self.batches, self.forward),
+            )
+        else:
+            with evaluating(self.teacher):
+                distance = OutputDistance(self.teacher, self.batches, self.forward, [*counted])
+            sliced, now, undone = settle(self.changes, lambda: distance.of(self.student))
+        self.changes = [change for change in self.changes if change.name not in undone]
+        reports = [
+            replace(r, undone="a task was worse off with it") if r.name in undone else r
+            for r in reports
+        ]
+        return reports, {name: (sliced[name], now[name]) for name in now}
+
+    def weights_of_original(self) -> dict[str, Tensor]:
+        """Return what changed in the coordinates of the original."""
+        found: dict[str, Tensor] = {}
+        for change in self.changes:
+            for tensor, _, after in change.tensors:
+                name = self.names_of_student[id(tensor)]
+                whole = self.of_teacher[name].detach().clone()
+                dims = [kept for kept in self.plan.tensors if kept.name == name]
+                if name == change.name:
+                    reading = self.survey.readers[name].kept
+                    gone = torch.ones(reading.size, dtype=torch.bool)
+                    gone[list(reading.keep)] = False
+                    whole.index_fill_(
+                        reading.dim, gone.nonzero().flatten().to(whole.device), 0
+                    )
+                where = [torch.arange(n, device=whole.device) for n in whole.shape]
+                for kept in dims:
+                    where[kept.dim] = torch.tensor(kept.keep, device=whole.device)
+                whole[torch.meshgrid(*where, indexing="ij")] = after
+                found[name] = whole
+        return found
 
 
 class _Lane:
@@ -330,7 +384,7 @@ class _Lane:
             if y is not None:
                 made = y.double().gather(2, outputs[:, None].expand(-1, y.shape[1], -1))
             weights = reader.weights(sample, self.run.settings.floor, None)
-            found.append(Rows(whole, kept, made, weights))
+            found.append(Rows(whole, kept, made, weights, x.dtype != torch.float64))
         return found
 
     def abandon(self) -> None:

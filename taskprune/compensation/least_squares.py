@@ -12,7 +12,7 @@ is found for several :math:`\rho`; the one that serves rows best that had no par
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -45,44 +45,37 @@ class Sums:
         """Add up rows.
 
         Args:
-            x: Inputs. Shape ``[G, n, P]``, float64.
-            e: Residuals. Shape ``[G, n, R]``, float64.
-            w: Weights. Shape ``[G, n]``, float64.
+            x: Inputs. Shape ``[G, n, P]``.
+            e: Residuals. Shape ``[G, n, R]``.
+            w: Weights. Shape ``[G, n]``.
             squares: Keep of the residuals' products the diagonal alone.
         """
         wx, we = x * w[..., None], e * w[..., None]
-        return cls(
-            w.sum(1),
-            wx.sum(1),
-            we.sum(1),
-            x.mT @ wx,
-            x.mT @ we,
-            (e * we).sum(1) if squares else e.mT @ we,
-        )
+        products = x.mT @ wx, x.mT @ we, (e * we).sum(1) if squares else e.mT @ we
+        return cls(*(sums.double() for sums in (w.sum(1), wx.sum(1), we.sum(1), *products)))
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
+
+    def with_(self, other: Sums) -> Sums:
+        """Return the sums of both, without the products of residuals."""
+        return replace(self, ee=self.e) + replace(other, ee=other.e)
 
     def reduced(self) -> Sums:
         """Return the sums of all processes."""
         return Sums(*(summed(part) for part in self._all()))
 
     def centred(self) -> Sums:
-        """Return the moments about the means, still as sums."""
+        """Return the moments of inputs about the means, still as sums."""
         n = self.n.clamp_min(1e-300)[:, None]
         x, e = self.x / n, self.e / n
-        ee = (
-            self.ee - self.e * e
-            if self.ee.ndim == 2
-            else self.ee - self.e[:, :, None] * e[:, None, :]
-        )
         return Sums(
             self.n,
             self.x,
             self.e,
             self.xx - self.x[:, :, None] * x[:, None, :],
             self.xe - self.x[:, :, None] * e[:, None, :],
-            ee,
+            self.ee,
         )
 
     def _all(self) -> tuple[Tensor, ...]:
@@ -123,7 +116,7 @@ def fit(
         error: ``(sums, D, shift) -> squared error``, one number.
         ridges: What competes with leaving things alone.
     """
-    everything = fitted + held
+    everything = fitted.with_(held)
     nothing = torch.zeros_like(fitted.xe)
     no_shift = torch.zeros_like(fitted.e)
     base = best = float(error(held, nothing, no_shift))

@@ -18,11 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.errors import InputError
-from taskprune.forward import Forward
+from taskprune.calling.forward import Forward
 from taskprune.importance.calibration import differentiable, run_forward
-from taskprune.lending import lent
-from taskprune.outputs import flatten_outputs
-from taskprune.tasks import Task
+from taskprune.restore.lending import lent
+from taskprune.calling.outputs import flatten_outputs
+from taskprune.calling.task import Task
 
 
 def output_tasks(model: nn.Module, batch: Any, forward: Forward) -> dict[str, Task]:

@@ -27,12 +27,14 @@ class Rows:
         made: What the teacher makes of it, of the outputs that stay. Shape ``[G, n, O]``;
             ``None`` where rows have no outputs of their own.
         weights: What each row counts. Shape ``[G, n]``.
+        is_narrow: Whether the model computes in less than float64.
     """
 
     whole: Tensor
     kept: Tensor
     made: Tensor | None
     weights: Tensor
+    is_narrow: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,18 +108,13 @@ def refit(
 
 
 def _sums_of_channels(rows: list[Rows], keep: Tensor) -> tuple[Sums, Sums]:
-    """Moments of what is missing of each channel; taps are rows."""
+    """Moments of what is missing of each channel, of one tap a row, each in turn."""
     parts = []
     for part in rows:
-        missing = part.whole.clone()
-        index = keep[:, None, :, None].expand(-1, missing.shape[1], -1, missing.shape[3])
-        missing.scatter_add_(2, index, -part.kept)
-        parts.append((_taps_as_rows(part.kept), _taps_as_rows(missing), part.weights))
-    n_taps = rows[0].whole.shape[3]
-    return _split_sums(
-        [(x, e, w.repeat_interleave(n_taps, 1)) for x, e, w in parts], squares=False,
-        unit=n_taps,
-    )  # fmt: skip
+        whole, kept = _one_tap(part.whole), _one_tap(part.kept)
+        index = keep[:, None].expand(-1, whole.shape[1], -1)
+        parts.append((kept, whole.scatter_add(2, index, -kept), part.weights))
+    return _split_sums(parts, squares=False)
 
 
 def _sums_of_outputs(rows: list[Rows], weight: Tensor, offset: Tensor) -> tuple[Sums, Sums]:
@@ -127,20 +124,22 @@ def _sums_of_outputs(rows: list[Rows], weight: Tensor, offset: Tensor) -> tuple[
         assert part.made is not None
         x = part.kept.flatten(2)
         missing = part.made - x @ weight.flatten(2).mT - offset[:, None]
-        parts.append((x, missing, part.weights))
+        # Residuals of what the first fit left, under a ridge: single precision is plenty.
+        narrow = torch.float32 if part.is_narrow else torch.float64
+        parts.append((x.to(narrow), missing.to(narrow), part.weights.to(narrow)))
     return _split_sums(parts, squares=True)
 
 
 def _split_sums(
-    parts: list[tuple[Tensor, Tensor, Tensor]], *, squares: bool, unit: int = 1
+    parts: list[tuple[Tensor, Tensor, Tensor]], *, squares: bool
 ) -> tuple[Sums, Sums]:
     """Add up; the last quarter of each call's rows, its last images, is kept out of the fit."""
     fitted: Sums | None = None
     held: Sums | None = None
     for x, e, w in parts:
-        n = x.shape[1] // unit
-        cut = unit * (n - n // 4)
-        first = Sums.of(x[:, :cut], e[:, :cut], w[:, :cut], squares=squares)
+        cut = x.shape[1] - x.shape[1] // 4
+        # The products of residuals only tell errors, and errors of what was fitted nobody asks.
+        first = Sums.of(x[:, :cut], e[:, :cut], w[:, :cut], squares=True)
         last = Sums.of(x[:, cut:], e[:, cut:], w[:, cut:], squares=squares)
         fitted = first if fitted is None else fitted + first
         held = last if held is None else held + last
@@ -148,6 +147,9 @@ def _split_sums(
     return fitted.reduced(), held.reduced()
 
 
-def _taps_as_rows(x: Tensor) -> Tensor:
-    """``[G, n, C, K] -> [G, n * K, C]``."""
-    return x.transpose(2, 3).flatten(1, 2)
+def _one_tap(x: Tensor) -> Tensor:
+    """``[G, n, C, K] -> [G, n, C]``."""
+    if x.shape[3] == 1:
+        return x[..., 0]
+    taps = torch.arange(x.shape[1], device=x.device) % x.shape[3]
+    return x.gather(3, taps[None, :, None, None].expand(*x.shape[:3], 1))[..., 0]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from taskprune.plan import PruningPlan
+from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite.surgery import named_tensors, replaced_copy
 
 
@@ -47,13 +47,14 @@ class CompensationResult:
         readers: A record for each, in the order of the forward pass.
         weights: The tensors that changed, in the coordinates of the original: entries that read
             dropped channels are 0.
-        losses: ``{task: (of the original, as sliced, compensated)}`` on the calibration data.
+        losses: ``{task: (as sliced, compensated)}`` on the calibration data; without labels the
+            squared distance of each output from the original's, in units of its variance.
     """
 
     model: nn.Module
     readers: tuple[ReaderReport, ...]
     weights: Mapping[str, Tensor]
-    losses: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def original(self, model: nn.Module, plan: PruningPlan) -> nn.Module:
         """Return a copy of the original with the new weights: pruned by `plan`, it is the result.

@@ -21,7 +21,7 @@ from taskprune.compensation.correspondence import Correspondence
 from taskprune.compensation.listening import Read, ReadingMode
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.distributed import gathered, summed
-from taskprune.plan import KeptEntries
+from taskprune.plan.plan import KeptEntries
 
 
 @dataclass(eq=False, slots=True)
