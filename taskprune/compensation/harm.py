@@ -24,19 +24,25 @@ PARTS = (8, 4, 2, 1)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Change:
-    """What re-weighting one reader changed: tensors of the smaller model, before and after."""
+    """What re-weighting one reader changed.
 
-    name: str
-    tensors: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    Attributes:
+        reader: Name of the parameter.
+        tensors: ``(name, tensor of the smaller model, data before, data after)`` of the weight and
+            of what took the shift.
+    """
+
+    reader: str
+    tensors: tuple[tuple[str, Tensor, Tensor, Tensor], ...]
 
     def undo(self) -> None:
         """Give the sliced values back."""
-        for tensor, before, _ in self.tensors:
+        for _, tensor, before, _ in self.tensors:
             tensor.data = before
 
     def redo(self) -> None:
         """Put the new values in place."""
-        for tensor, _, after in self.tensors:
+        for _, tensor, _, after in self.tensors:
             tensor.data = after
 
 
@@ -70,7 +76,7 @@ def settle(changes: Sequence[Change], measure: Measure) -> tuple[Losses, Losses,
                 change.undo()
             now = sliced if len(part) == len(changes) else measure()
             if no_worse(now, sliced):
-                return sliced, now, frozenset(change.name for change in part)
+                return sliced, now, frozenset(change.reader for change in part)
             for change in part:
                 change.redo()
     raise AssertionError("undoing all changes is slicing")

@@ -8,8 +8,8 @@ parameter that anything else makes a tensor of is reported with the name of that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -91,27 +91,30 @@ class ReadingMode(TorchFunctionMode):
     """Tells a listener of all calls that read channels through known parameters.
 
     Args:
-        parameters: Those that read, by name, with the dim along which each loses channels.
-        biases: Other parameters by name.
+        parameters: All parameters of the model by name.
+        dims: For those that may read, the dims along which each loses channels.
         listener: Is told.
+
+    Attributes:
+        unrecognised: ``{parameter: name of a function that makes something else of it}``.
     """
 
     def __init__(
         self,
-        parameters: Mapping[str, tuple[Tensor, int]],
-        biases: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        dims: Mapping[str, Container[int]],
         listener: Listener,
     ) -> None:
         super().__init__()
         self.listener = listener
         self.unrecognised: dict[str, str] = {}
-        self._dims = {name: dim for name, (_, dim) in parameters.items()}
-        self._weights = {
-            id(tensor): _Weight((name,), (tensor.shape[0] if tensor.ndim else 1,))
-            for name, (tensor, _) in parameters.items()
+        self._dims = dims
+        self._weights = {id(parameters[n]): _Weight((n,), (len(parameters[n]),)) for n in dims}
+        self._biases = {
+            id(tensor): _Weight((name,), (len(tensor),))
+            for name, tensor in parameters.items()
+            if tensor.ndim == 1
         }
-        self._biases = {id(tensor): _Weight((n,), (len(tensor),)) for n, tensor in biases.items()
-                        if tensor.ndim == 1}  # fmt: skip
         self._held: list[Tensor] = []
 
     def __torch_function__(
@@ -156,7 +159,7 @@ class ReadingMode(TorchFunctionMode):
             geometry = type(geometry)(other, geometry.by_output)
         bias = self._biases.get(id(call.bias)) if call.bias is not None else None
         if len(weight.names) == 1:
-            if self._dims[weight.names[0]] == geometry.dim:
+            if geometry.dim in self._dims[weight.names[0]]:
                 name = bias.names[0] if bias and len(bias.names) == 1 else None
                 yield Read(weight.names[0], geometry, call.x, name)
             return
@@ -184,7 +187,7 @@ class ReadingMode(TorchFunctionMode):
                 place = (-1, first, size)
             else:
                 return
-            if self._dims[name] == own.dim:
+            if own.dim in self._dims[name]:
                 yield Read(name, own, part, biases[number], place)
             first += size
 

@@ -29,7 +29,7 @@ class ReaderReport:
     """
 
     name: str
-    dropped: int
+    dropped: int = 0
     gain: float = 0.0
     ridge: float = float("inf")
     tap_ridge: float = float("inf")
