@@ -110,9 +110,7 @@ def compensate(
     return CompensationResult(student, reports, weights, losses)
 
 
-def _candidates(
-    model: nn.Module, plan: PruningPlan
-) -> dict[str, dict[int, KeptEntries]]:
+def _candidates(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, KeptEntries]]:
     """Return what the parameters keep that lose channels they read, by name and dim."""
     parameters = dict(model.named_parameters())
     reading = {name for group in plan.groups if group.drop for name in group.read_by}

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from taskprune.importance.distributed import summed
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-9, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Relative to the mean square of the inputs; the first for what is linear in others exactly."""
 TINY = 1e-300
 LEAST_GAIN = 1e-6
 """Part of the held-out error that has to go, or things are left alone."""

@@ -14,6 +14,10 @@ from typing import Any
 import torch
 
 
+NAME = "taskprune-lane"
+"""Of the threads."""
+
+
 class _Abandoned(BaseException):
     """Unwinds a forward that nobody will let go on."""
 
@@ -43,7 +47,7 @@ class Stoppable:
             Exception: What the call raised.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
             self._thread.start()
         self.stopped_at = None
         self._go.release()

@@ -76,9 +76,7 @@ def _solved(
     return matrix, mean_e - (mean_x[:, None] @ matrix)[:, 0]
 
 
-def _cut(
-    part: tuple[Tensor, Tensor, Tensor], *, first: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+def _cut(part: tuple[Tensor, Tensor, Tensor], *, first: bool) -> tuple[Tensor, Tensor, Tensor]:
     x, e, w = part
     bound = x.shape[1] - x.shape[1] // 4
     where = slice(0, bound) if first else slice(bound, None)
