@@ -45,8 +45,8 @@ class CompensationResult:
     Attributes:
         model: The smaller model with its readers re-weighted.
         readers: A record for each, in the order of the forward pass.
-        weights: The tensors that changed, in the coordinates of the original: entries that read
-            dropped channels are 0.
+        weights: Readers and what took their shifts, in the coordinates of the original: entries
+            that read dropped channels are 0.
         losses: ``{task: (as sliced, compensated)}`` on the calibration data; without labels the
             squared distance of each output from the original's, in units of its variance.
     """

@@ -22,7 +22,8 @@ from taskprune.errors import InputError
 from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.projections import output_tasks
 from taskprune.importance.scores import Evidence
-from taskprune.plan.plan import KeptEntries, PruningPlan
+from taskprune.plan.decisions import KeptEntries
+from taskprune.plan.plan import PruningPlan
 from taskprune.replace import replaced_modules
 from taskprune.restore.modes import evaluating
 from taskprune.restore.rng import preserved_rng
@@ -106,7 +107,7 @@ def compensate(
                     losses, undone = settled
                     changes = [c for c in changes if c.reader not in undone]
                     reports = tuple(_marked(report, undone) for report in reports)
-            weights = _of_original(model, plan, survey, changes)
+            weights = _of_original(model, plan, survey.readers.values(), changes)
     return CompensationResult(student, reports, weights, losses)
 
 
@@ -149,22 +150,22 @@ def _marked(report: ReaderReport, undone: frozenset[str]) -> ReaderReport:
 
 
 def _of_original(
-    model: nn.Module, plan: PruningPlan, survey: Survey, changes: Sequence[Change]
+    model: nn.Module, plan: PruningPlan, readers: Iterable[Reader], changes: Sequence[Change]
 ) -> dict[str, Tensor]:
     """Return what changed in the coordinates of the original: 0 where dropped channels are read."""
     originals = named_tensors(model)
     found: dict[str, Tensor] = {}
-    for change in changes:
-        for name, _, _, after in change.tensors:
-            whole = found.get(name, originals[name].detach()).clone()
-            reading = survey.readers[change.reader].kept
-            if name == change.reader and reading is not None:
-                gone = sorted(set(range(reading.size)) - set(reading.keep))
-                whole.index_fill_(reading.dim, torch.tensor(gone, device=whole.device), 0)
-            where = [torch.arange(size, device=whole.device) for size in whole.shape]
-            for kept in plan.tensors:
-                if kept.name == name:
-                    where[kept.dim] = torch.tensor(kept.keep, device=whole.device)
-            whole[torch.meshgrid(*where, indexing="ij")] = after
-            found[name] = whole
+    for reader in readers:
+        if reader.kept is not None and not reader.refused:
+            whole = found[reader.name] = originals[reader.name].detach().clone()
+            gone = sorted(set(range(reader.kept.size)) - set(reader.kept.keep))
+            whole.index_fill_(reader.kept.dim, torch.tensor(gone, device=whole.device), 0)
+    for name, after in ((n, after) for c in changes for n, _, _, after in c.tensors):
+        whole = found[name] if name in found else originals[name].detach().clone()
+        where = [torch.arange(size, device=whole.device) for size in whole.shape]
+        for kept in plan.tensors:
+            if kept.name == name:
+                where[kept.dim] = torch.tensor(kept.keep, device=whole.device)
+        whole[torch.meshgrid(*where, indexing="ij")] = after
+        found[name] = whole
     return found

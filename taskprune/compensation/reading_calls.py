@@ -261,7 +261,7 @@ def _numbers(value: Any, rank: int) -> tuple[int, ...]:
 
 
 def _conv(
-    input: Tensor,  # noqa: A002 - the name of torch's argument
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
@@ -283,14 +283,15 @@ def _conv(
 
 
 def _transposed(
-    input: Tensor,  # noqa: A002 - the name of torch's argument
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
+    _padding: Any = 0,
+    _output_padding: Any = 0,
     groups: int = 1,
-    dilation: Any = 1,
+    _dilation: Any = 1,
+    **_others: Any,
 ) -> Iterable[_Recognised]:
     geometry = TransposedGeometry(
         groups, tuple(weight.shape[2:]), _numbers(stride, weight.ndim - 2)
@@ -299,30 +300,32 @@ def _transposed(
 
 
 def _linear(
-    input: Tensor,  # noqa: A002 - the name of torch's argument
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
 ) -> Iterable[_Recognised]:
     yield _Recognised(ProductGeometry(1), input, weight, bias)
 
 
-def _matmul(input: Tensor, other: Tensor) -> Iterable[_Recognised]:  # noqa: A002
+def _matmul(input: Tensor, other: Tensor) -> Iterable[_Recognised]:
     if other.ndim == 2:
         yield _Recognised(ProductGeometry(0), input, other)
     elif other.ndim == 3 and input.ndim >= 3 and input.shape[-3] == other.shape[0]:
         yield _Recognised(StackGeometry(1), input, other)
 
 
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
-           ) -> Iterable[_Recognised]:  # fmt: skip  # noqa: A002
-    if beta == 1 and alpha == 1:
+def _addmm(
+    input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Iterable[_Recognised]:
+    if alpha == beta == 1:
         yield _Recognised(ProductGeometry(0), mat1, mat2, input)
 
 
-def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
-             ) -> Iterable[_Recognised]:  # fmt: skip  # noqa: A002
-    if alpha == 1:
-        yield _Recognised(StackGeometry(1), batch1, batch2)
+def _baddbmm(
+    input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Iterable[_Recognised]:
+    if alpha == beta == 1:
+        yield _Recognised(StackGeometry(1), batch1, batch2, input)
 
 
 def _einsum(equation: str, *operands: Any) -> Iterable[_Recognised]:
@@ -345,11 +348,7 @@ def _einsum(equation: str, *operands: Any) -> Iterable[_Recognised]:
 
 
 def _recurrent(
-    input: Tensor,  # noqa: A002 - the name of torch's argument
-    second: Any,
-    third: Any,
-    fourth: Any,
-    *rest: Any,
+    input: Tensor, _state: Any, third: Any, fourth: Any, *rest: Any
 ) -> Iterable[_Recognised]:
     # Packed sequences: (data, batch sizes, state, weights, biases?, layers, dropout, train,
     # bidirectional); others: (input, state, weights, biases?, ...).

@@ -102,7 +102,7 @@ def refit(
         sums = _split_sums(parts, sizes, weight, squares=True)
         second = fit(*sums, intercept=intercept, error=squared_error)
         if not second.is_nothing:
-            mapped = mapped + second.matrix.mT.unflatten(2, (n_kept, n_taps))
+            mapped = mapped + second.matrix.mT.reshape(mapped.shape)
             shift = shift + second.shift
     gain = 1 - (1 - first.gain) * (1 - second.gain)
     return Refitted(mapped, shift, first.ridge, second.ridge, gain)

@@ -25,7 +25,8 @@ from taskprune.compensation.reads import Geometry
 from taskprune.compensation.refitting import Refitted, Rows, refit
 from taskprune.compensation.survey import Reader, Survey
 from taskprune.importance.calibration import run_forward
-from taskprune.plan.plan import KeptEntries, PruningPlan
+from taskprune.plan.decisions import KeptEntries
+from taskprune.plan.plan import PruningPlan
 from taskprune.restore.lending import lent
 from taskprune.rewrite.surgery import named_tensors
 
@@ -123,8 +124,7 @@ class SideBySide:
     def _write(self, reader: Reader, geometry: Geometry, refitted: Refitted) -> None:
         if refitted.ridge == refitted.tap_ridge == torch.inf:
             return
-        weight = self._of_student[reader.name]
-        new = {reader.name: geometry.weight(refitted.weight, weight.shape)}
+        new = {reader.name: geometry.weight(refitted.weight)}
         for name, sign in ((reader.bias, 1), (reader.norm, -1)):
             if name:
                 old = self._of_student[name].detach().double()

@@ -24,7 +24,7 @@ from taskprune.compensation.reading_calls import Read, ReadingMode
 from taskprune.compensation.reads import Geometry
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.distributed import gathered, summed
-from taskprune.plan.plan import KeptEntries
+from taskprune.plan.decisions import KeptEntries
 
 LEAST_ROWS = 64
 """Rows that are looked at however wide they are."""
@@ -134,7 +134,7 @@ class Survey:
         self._rows = Correspondence(iter(self._parameters.values()))
 
     @contextmanager
-    def recording(self, model: nn.Module) -> Iterator[None]:
+    def recording(self, model: nn.Module) -> Iterator[None]:  # noqa: ARG002 - see Watch
         """Listen to the forward of one batch."""
         self.batch += 1
         self._begin()

@@ -32,7 +32,7 @@ def fit_rows(
         weight: What the residuals go through, ``[G, O, R, K]``, for their error.
         intercept: Whether the result may be shifted.
     """
-    n_blocks, n_inputs, n_residuals = shape
+    n_blocks, _, n_residuals = shape
     nothing = Fit(weight.new_zeros(shape), weight.new_zeros(n_blocks, n_residuals))
     fitted = _joined([_cut(part, first=True) for part in parts])
     held = _joined([_cut(part, first=False) for part in parts])

@@ -14,11 +14,11 @@ from nets_of_readers import Chosen, Tokens, TwoHeads, images, made, sequences, t
 from torch import Tensor, nn
 
 from taskprune import apply_plan
-from taskprune.compensation import CompensationResult, CompensationSettings, compensate
-from taskprune.compensation import least_squares as least_squares_module
-from taskprune.compensation.harm import task_losses
 from taskprune.calling.forward import call_batch, call_inputs
 from taskprune.calling.outputs import flatten_outputs
+from taskprune.compensation import CompensationSettings, compensate
+from taskprune.compensation import least_squares as least_squares_module
+from taskprune.compensation.harm import task_losses
 from taskprune.coupling import couple
 from taskprune.errors import TraceError
 from taskprune.graph import trace
@@ -129,7 +129,6 @@ def test_an_infinite_ridge_is_slicing_to_the_bit(
     plan = third(model, batches[0])
     result = compensate(model, plan, batches)
     assert same(result.model, apply_plan(model, plan, verify=False))
-    assert result.weights == {}
 
 
 def test_no_calibration_loss_rises() -> None:
@@ -158,10 +157,9 @@ def test_what_a_task_is_worse_off_with_is_undone(monkeypatch: pytest.MonkeyPatch
     assert "grouped.weight" in changed.weights
     monkeypatch.setattr("taskprune.compensation.compensating.task_losses", losses)
     result = compensate(model, plan, batches, tasks=tasks())
-    undone = [report.name for report in result.readers if report.undone]
-    assert undone == ["grouped.weight"]
-    assert "grouped.weight" not in result.weights
-    assert result.weights.keys() == changed.weights.keys() - {"grouped.weight", "grouped.bias"}
+    assert {r.name: r.undone for r in result.readers if r.undone}.keys() == {"grouped.weight"}
+    for name, value in result.weights.items():
+        assert torch.equal(value, changed.weights[name]) == (not name.startswith("grouped")), name
 
 
 def test_twice_is_once() -> None:
@@ -209,7 +207,8 @@ def test_the_model_is_left_as_it_was() -> None:
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     for net in (model, result.model):
-        assert net.training and not net.get_submodule("trunk").training
+        assert net.training
+        assert not net.get_submodule("trunk").training
         assert not net.get_parameter("stem.weight").requires_grad
         assert all(p.grad is None for p in net.parameters())
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
