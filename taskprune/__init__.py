@@ -6,6 +6,7 @@ five stages; ``distill`` trains the result against its teacher.
 
 from taskprune.calling.modality import Modality
 from taskprune.calling.task import Metric, Task
+from taskprune.compensation import CompensationResult, CompensationSettings, compensate
 from taskprune.coupling import (
     CouplingGroup,
     CouplingGroups,
@@ -35,6 +36,8 @@ from taskprune.version import __version__
 __all__ = [
     "Budget",
     "ChannelScores",
+    "CompensationResult",
+    "CompensationSettings",
     "CompressionPoint",
     "CompressionResult",
     "CouplingGroup",
@@ -56,6 +59,7 @@ __all__ = [
     "__version__",
     "apply_plan",
     "channel_rule",
+    "compensate",
     "compress",
     "couple",
     "distill",

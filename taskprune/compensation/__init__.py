@@ -1,6 +1,7 @@
 """Compensation: the channels that stay say what the removed ones said."""
 
-from taskprune.compensation.compensating import CompensationSettings, compensate
-from taskprune.compensation.result import CompensationResult, ReaderReport
+from taskprune.compensation.compensated import CompensationResult, ReaderReport
+from taskprune.compensation.compensating import compensate
+from taskprune.compensation.compensation_settings import CompensationSettings
 
 __all__ = ["CompensationResult", "CompensationSettings", "ReaderReport", "compensate"]

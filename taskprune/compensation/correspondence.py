@@ -16,16 +16,21 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 _ORDERING = frozenset(
-    """topk sort argsort msort kthvalue nms batched_nms unique unique_consecutive multinomial
-    nonzero argwhere masked_select bernoulli""".split()
+    (
+        *("topk", "sort", "argsort", "msort", "kthvalue", "nms", "batched_nms", "unique"),
+        *("unique_consecutive", "multinomial", "nonzero", "argwhere", "masked_select"),
+    )
 )
 """Functions whose result's rows hang on values."""
 
 _INDEXING = frozenset(
-    """gather index_select take take_along_dim index_add index_add_ index_copy index_copy_
-    index_put index_put_ scatter scatter_ scatter_add scatter_add_ scatter_reduce scatter_reduce_
-    embedding embedding_bag one_hot bucketize searchsorted max_unpool1d max_unpool2d max_unpool3d
-    _max_unpool1d _max_unpool2d _max_unpool3d __getitem__ __setitem__""".split()
+    (
+        *("gather", "index_select", "take", "take_along_dim", "index_add", "index_add_"),
+        *("index_copy", "index_copy_", "index_put", "index_put_", "scatter", "scatter_"),
+        *("scatter_add", "scatter_add_", "scatter_reduce", "scatter_reduce_", "embedding"),
+        *("embedding_bag", "one_hot", "max_unpool1d", "max_unpool2d", "max_unpool3d"),
+        *("__getitem__", "__setitem__"),
+    )
 )
 """Functions that take rows by number or by mask."""
 

@@ -18,25 +18,31 @@ from taskprune.importance.calibration import run_forward
 from taskprune.importance.distributed import summed
 from taskprune.restore.lending import lent
 
-PARTS = (8, 4, 2, 1)
-"""Into how many ranges of depth the readers are cut, from the smallest to all at once."""
+PARTS = (8, 4, 2)
+"""Into how many ranges of depth the readers are cut, the smallest first."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Change:
-    """What re-weighting one reader changed: tensors of the smaller model, before and after."""
+    """What re-weighting one reader changed.
 
-    name: str
-    tensors: tuple[tuple[Tensor, Tensor, Tensor], ...]
+    Attributes:
+        reader: Name of the parameter.
+        tensors: ``(name, tensor of the smaller model, data before, data after)`` of the weight and
+            of what took the shift.
+    """
+
+    reader: str
+    tensors: tuple[tuple[str, Tensor, Tensor, Tensor], ...]
 
     def undo(self) -> None:
         """Give the sliced values back."""
-        for tensor, before, _ in self.tensors:
+        for _, tensor, before, _ in self.tensors:
             tensor.data = before
 
     def redo(self) -> None:
         """Put the new values in place."""
-        for tensor, _, after in self.tensors:
+        for _, tensor, _, after in self.tensors:
             tensor.data = after
 
 
@@ -66,14 +72,41 @@ def settle(changes: Sequence[Change], measure: Measure) -> tuple[Losses, Losses,
         size = math.ceil(len(changes) / n_parts)
         for first in range(0, len(changes), size):
             part = changes[first : first + size]
-            for change in part:
-                change.undo()
-            now = sliced if len(part) == len(changes) else measure()
+            now = _without(part, measure)
             if no_worse(now, sliced):
-                return sliced, now, frozenset(change.name for change in part)
-            for change in part:
-                change.redo()
-    raise AssertionError("undoing all changes is slicing")
+                part, now = _narrowed(part, now, sliced, measure)
+                for change in part:
+                    change.undo()
+                return sliced, now, frozenset(change.reader for change in part)
+    for change in changes:
+        change.undo()
+    return sliced, sliced, frozenset(change.reader for change in changes)
+
+
+def _without(part: Sequence[Change], measure: Measure) -> Losses:
+    """Return the losses with some changes undone; they are done again."""
+    for change in part:
+        change.undo()
+    now = measure()
+    for change in part:
+        change.redo()
+    return now
+
+
+def _narrowed(
+    part: Sequence[Change], now: Losses, sliced: Losses, measure: Measure
+) -> tuple[Sequence[Change], Losses]:
+    """Return the half of a range that has to go, half of that, and so on, and the losses then."""
+    while len(part) > 1:
+        middle = len(part) // 2
+        for half in (part[:middle], part[middle:]):
+            found = _without(half, measure)
+            if no_worse(found, sliced):
+                part, now = half, found
+                break
+        else:
+            break
+    return part, now
 
 
 def no_worse(losses: Losses, than: Losses) -> bool:

@@ -1,4 +1,4 @@
-r"""Ridge regression from sums over rows, block by block, shrunk towards leaving things alone.
+r"""Ridge regression with weighted rows, block by block, shrunk towards leaving things alone.
 
 With inputs :math:`x`, residuals :math:`e` and weights :math:`w` of rows, the map
 
@@ -6,31 +6,36 @@ With inputs :math:`x`, residuals :math:`e` and weights :math:`w` of rows, the ma
           \lambda = \rho \, \overline{\mathrm{diag}} \textstyle\sum_n w_n x_n x_n^T
 
 is found for several :math:`\rho`; the one that serves rows best that had no part in it wins, and
-:math:`D = 0` competes.
+:math:`D = 0`, an infinite :math:`\rho`, competes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from taskprune.importance.distributed import summed
 
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-9, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Relative to the mean square of the inputs; the first for what is linear in others exactly."""
+TINY = 1e-300
+LEAST_GAIN = 1e-6
+"""Part of the held-out error that has to go, or things are left alone."""
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class Sums:
-    """Weighted second moments of inputs and residuals, of rows that are fitted or held out.
+    """Weighted second moments of inputs and residuals.
 
     Attributes:
         n: Sum of weights. Shape ``[G]``.
         x, e: Weighted sums. Shapes ``[G, P]``, ``[G, R]``.
         xx, xe, ee: Weighted products: ``[G, P, P]``, ``[G, P, R]``, ``[G, R, R]`` or, where only
-            the squares are needed, ``[G, R]``.
+            the squares are kept, ``[G, R]``.
     """
 
     n: Tensor
@@ -39,6 +44,19 @@ class Sums:
     xx: Tensor
     xe: Tensor
     ee: Tensor
+
+    @classmethod
+    def none(cls, like: Tensor, shape: tuple[int, int, int], *, squares: bool) -> Sums:
+        """Return the sums of no rows.
+
+        Args:
+            like: On the device.
+            shape: ``(G, P, R)``.
+            squares: Whether residuals have no products.
+        """
+        g, p, r = shape
+        sizes = ((g,), (g, p), (g, r), (g, p, p), (g, p, r), (g, r) if squares else (g, r, r))
+        return cls(*(like.new_zeros(size, dtype=torch.float64) for size in sizes))
 
     @classmethod
     def of(cls, x: Tensor, e: Tensor, w: Tensor, *, squares: bool) -> Sums:
@@ -52,34 +70,33 @@ class Sums:
         """
         wx, we = x * w[..., None], e * w[..., None]
         products = x.mT @ wx, x.mT @ we, (e * we).sum(1) if squares else e.mT @ we
-        return cls(*(sums.double() for sums in (w.sum(1), wx.sum(1), we.sum(1), *products)))
+        return cls(*(part.double() for part in (w.sum(1), wx.sum(1), we.sum(1), *products)))
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(*(a + b for a, b in zip(self._all(), other._all(), strict=True)))
 
-    def with_(self, other: Sums) -> Sums:
-        """Return the sums of both, without the products of residuals."""
-        return replace(self, ee=self.e) + replace(other, ee=other.e)
+    def without_errors(self) -> Sums:
+        """Return the sums without the products of residuals, which a fit does not need."""
+        return replace(self, ee=self.e)
 
     def reduced(self) -> Sums:
         """Return the sums of all processes."""
         return Sums(*(summed(part) for part in self._all()))
 
-    def centred(self) -> Sums:
-        """Return the moments of inputs about the means, still as sums."""
-        n = self.n.clamp_min(1e-300)[:, None]
-        x, e = self.x / n, self.e / n
-        return Sums(
-            self.n,
-            self.x,
-            self.e,
-            self.xx - self.x[:, :, None] * x[:, None, :],
-            self.xe - self.x[:, :, None] * e[:, None, :],
-            self.ee,
+    def centred(self) -> tuple[Tensor, Tensor]:
+        """Return the products of inputs, and with residuals, about the means; still sums."""
+        n = self.n.clamp_min(TINY)[:, None, None]
+        return (
+            self.xx - self.x[:, :, None] * self.x[:, None, :] / n,
+            self.xe - self.x[:, :, None] * self.e[:, None, :] / n,
         )
 
     def _all(self) -> tuple[Tensor, ...]:
         return self.n, self.x, self.e, self.xx, self.xe, self.ee
+
+
+Error: TypeAlias = Callable[[Sums, Tensor, Tensor], Tensor]
+"""``(sums, D transposed, shift) -> squared error`` of all rows, one number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,80 +112,72 @@ class Fit:
 
     matrix: Tensor
     shift: Tensor
-    ridge: float
-    gain: float
+    ridge: float = torch.inf
+    gain: float = 0.0
+
+    @property
+    def is_nothing(self) -> bool:
+        """Whether things are left alone."""
+        return self.ridge == torch.inf
 
 
-def fit(
-    fitted: Sums,
-    held: Sums,
-    *,
-    intercept: bool,
-    error: Callable[[Sums, Tensor, Tensor | None], Tensor],
-    ridges: Sequence[float] = RIDGES,
-) -> Fit:
+def fit(fitted: Sums, held: Sums, *, intercept: bool, error: Error) -> Fit:
     """Choose the ridge on held-out rows, then fit on all.
 
     Args:
         fitted: Sums to fit on.
         held: Sums to choose by.
         intercept: Whether the result may be shifted.
-        error: ``(sums, D, shift) -> squared error``, one number.
-        ridges: What competes with leaving things alone.
+        error: What counts.
     """
-    everything = fitted.with_(held)
-    nothing = torch.zeros_like(fitted.xe)
-    no_shift = torch.zeros_like(fitted.e)
-    base = best = float(error(held, nothing, no_shift))
+    nothing = Fit(torch.zeros_like(fitted.xe), torch.zeros_like(fitted.e))
+    base = best = float(error(held, nothing.matrix, nothing.shift))
     winner = torch.inf
-    for ridge in ridges:
-        found = solved(fitted, ridge, intercept=intercept)
+    for ridge in RIDGES:
+        found = _solved(fitted, ridge, intercept=intercept)
         if found is None:
             continue
         value = float(error(held, *found))
-        if value < best * (1 - 1e-9) and value < base * (1 - 1e-6):
+        if value < best and value < base * (1 - LEAST_GAIN):
             best, winner = value, ridge
     if winner == torch.inf:
-        return Fit(nothing, no_shift, torch.inf, 0.0)
-    found = solved(everything, winner, intercept=intercept)
-    if found is None:
-        return Fit(nothing, no_shift, torch.inf, 0.0)
-    return Fit(*found, winner, 1 - best / base)
+        return nothing
+    found = _solved(fitted.without_errors() + held.without_errors(), winner, intercept=intercept)
+    return nothing if found is None else Fit(*found, winner, 1 - best / base)
 
 
-def solved(sums: Sums, ridge: float, *, intercept: bool) -> tuple[Tensor, Tensor] | None:
+def _solved(sums: Sums, ridge: float, *, intercept: bool) -> tuple[Tensor, Tensor] | None:
     """Return ``D`` transposed and the shift; ``None`` where the moments are degenerate."""
-    moments = sums.centred() if intercept else sums
-    diagonal = moments.xx.diagonal(dim1=1, dim2=2)
-    scale = diagonal.mean(1).clamp_min(0)
+    xx, xe = sums.centred() if intercept else (sums.xx, sums.xe)
+    scale = xx.diagonal(dim1=1, dim2=2).mean(1).clamp_min(0)
     if not bool((scale > 0).any()):
         return None
-    damped = moments.xx + torch.diag_embed(
-        (ridge * scale).clamp_min(1e-300)[:, None].expand_as(diagonal)
-    )
-    factor, info = torch.linalg.cholesky_ex(damped)
-    if bool(info.any()):
+    damping = (ridge * scale).clamp_min(TINY)[:, None].expand(-1, xx.shape[1])
+    factor, failed = torch.linalg.cholesky_ex(xx + torch.diag_embed(damping))
+    if bool(failed.any()):
         return None
-    matrix = torch.cholesky_solve(moments.xe, factor)
+    matrix = torch.cholesky_solve(xe, factor)
     if not bool(matrix.isfinite().all()):
         return None
     shift = torch.zeros_like(sums.e)
     if intercept:
-        n = sums.n.clamp_min(1e-300)[:, None]
-        shift = (sums.e - (sums.x[:, None] @ matrix)[:, 0]) / n
+        shift = (sums.e - _mapped(sums.x, matrix)) / sums.n.clamp_min(TINY)[:, None]
     return matrix, shift
 
 
+def _mapped(x: Tensor, matrix: Tensor) -> Tensor:
+    return (x[:, None] @ matrix)[:, 0]
+
+
 def squared_error(sums: Sums, matrix: Tensor, shift: Tensor) -> Tensor:
-    """Return the summed squared error of all outputs, from sums with squares alone."""
-    fitted = (matrix * (sums.xx @ matrix - 2 * sums.xe)).sum()
-    mean = (shift * (sums.n[:, None] * shift - 2 * sums.e)).sum()
-    cross = 2 * (shift * (sums.x[:, None] @ matrix)[:, 0]).sum()
-    return sums.ee.sum() + fitted + mean + cross
+    """Return the squared error of all residuals; needs their squares alone."""
+    mapped = (matrix * (sums.xx @ matrix - 2 * sums.xe)).sum()
+    shifted = (shift * (sums.n[:, None] * shift - 2 * sums.e)).sum()
+    return sums.ee.sum() + mapped + shifted + 2 * (shift * _mapped(sums.x, matrix)).sum()
 
 
-def error_through(weight: Tensor) -> Callable[[Sums, Tensor, Tensor], Tensor]:
-    """Return the error of what a weight makes of the residuals.
+def error_through(weight: Tensor) -> Error:
+    """Return the squared error of what a weight makes of the residuals.
 
     Args:
         weight: ``[G, O, R, K]``; taps are taken to be independent.
@@ -176,11 +185,11 @@ def error_through(weight: Tensor) -> Callable[[Sums, Tensor, Tensor], Tensor]:
     metric = torch.einsum("gork,gosk->grs", weight, weight)
 
     def error(sums: Sums, matrix: Tensor, shift: Tensor) -> Tensor:
-        # E (e - Dx - s)(e - Dx - s)^T as sums, then its product with the metric.
-        xd = sums.xe.mT @ matrix
-        left = sums.ee - xd - xd.mT + matrix.mT @ sums.xx @ matrix
-        mean = sums.e - (sums.x[:, None] @ matrix)[:, 0]
-        outer = mean[:, :, None] * shift[:, None, :]
+        # The sum of (e - Dx - s)(e - Dx - s)^T, times the metric.
+        mapped = sums.xe.mT @ matrix
+        left = sums.ee - mapped - mapped.mT + matrix.mT @ sums.xx @ matrix
+        missing = sums.e - _mapped(sums.x, matrix)
+        outer = missing[:, :, None] * shift[:, None, :]
         left = left - outer - outer.mT
         left = left + sums.n[:, None, None] * shift[:, :, None] * shift[:, None, :]
         return (metric * left).sum()

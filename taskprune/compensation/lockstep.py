@@ -9,9 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
+
+NAME = "taskprune-lane"
+"""Of the threads."""
 
 
 class _Abandoned(BaseException):
@@ -43,7 +47,7 @@ class Stoppable:
             Exception: What the call raised.
         """
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
             self._thread.start()
         self.stopped_at = None
         self._go.release()
@@ -91,12 +95,11 @@ def _contexts_here() -> list[Callable[[], Any]]:
         if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
             dtype = torch.get_autocast_dtype(kind)
             # The cache would keep casts of weights that are about to change.
-            contexts.append(lambda kind=kind, dtype=dtype: torch.autocast(
-                kind, dtype, cache_enabled=False))  # fmt: skip
+            contexts.append(partial(torch.autocast, kind, dtype, cache_enabled=False))
     default = torch.get_default_device()
     if default.type != "cpu":
-        contexts.append(lambda: torch.device(default))
+        contexts.append(partial(torch.device, default))
     if torch.cuda.is_available():
         stream = torch.cuda.current_stream()
-        contexts.append(lambda: torch.cuda.stream(stream))
+        contexts.append(partial(torch.cuda.stream, stream))
     return contexts

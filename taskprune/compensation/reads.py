@@ -1,8 +1,8 @@
-"""How an operator reads channels: its input as rows, its weight as a matrix of blocks.
+r"""How an operator reads channels: its input as rows, its weight as a matrix of blocks.
 
 Every operator that is linear in its input channels can be written as
 
-.. math:: y_{g,n,o} = b_{g,o} + \\sum_{c,k} W_{g,o,c,k} \\, x_{g,n,c,k}
+.. math:: y_{g,n,o} = b_{g,o} + \sum_{c,k} W_{g,o,c,k} \, x_{g,n,c,k}
 
 with blocks *g* (groups of a convolution, experts), rows *n* (positions, tokens), outputs *o*, input
 channels *c* and taps *k* (of a kernel). All else in this package is written against that form.
@@ -29,14 +29,19 @@ class Geometry(Protocol):
             outputs overlap and no row has outputs of its own.
     """
 
-    dim: int
-    out_dim: int
-    by_output: bool
+    @property
+    def dim(self) -> int: ...
+
+    @property
+    def out_dim(self) -> int: ...
+
+    @property
+    def by_output(self) -> bool: ...
 
     def blocks(self, weight: Tensor) -> Tensor:
         """Return a weight as ``[blocks, outputs, channels, taps]``."""
 
-    def weight(self, blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    def weight(self, blocks: Tensor) -> Tensor:
         """Undo :meth:`blocks`."""
 
     def block_of(self, entries: Tensor) -> Tensor:
@@ -76,7 +81,7 @@ class ProductGeometry:
     def blocks(self, weight: Tensor) -> Tensor:
         return (weight if self.dim == 1 else weight.T)[None, :, :, None]
 
-    def weight(self, blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    def weight(self, blocks: Tensor) -> Tensor:
         matrix = blocks[0, :, :, 0]
         return matrix if self.dim == 1 else matrix.T
 
@@ -110,7 +115,7 @@ class StackGeometry:
     def blocks(self, weight: Tensor) -> Tensor:
         return (weight if self.dim == 2 else weight.mT)[..., None]
 
-    def weight(self, blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    def weight(self, blocks: Tensor) -> Tensor:
         return blocks[..., 0] if self.dim == 2 else blocks[..., 0].mT
 
     def block_of(self, entries: Tensor) -> Tensor:
@@ -155,7 +160,7 @@ class ConvGeometry:
     def blocks(self, weight: Tensor) -> Tensor:
         return weight.reshape(self.groups, -1, weight.shape[1], prod(self.kernel))
 
-    def weight(self, blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    def weight(self, blocks: Tensor) -> Tensor:
         return blocks.reshape(-1, blocks.shape[2], *self.kernel)
 
     def block_of(self, entries: Tensor) -> Tensor:
@@ -163,7 +168,7 @@ class ConvGeometry:
 
     def loudness(self, gradient: Tensor) -> Tensor:
         batched = self._batched(gradient)
-        split = batched.unflatten(1, (self.groups, -1)).flatten(3)  # [B, G, O, L]
+        split = _grouped(batched, self.groups)  # [B, G, O, L]
         return _squares(split.permute(1, 0, 3, 2)).flatten(1)
 
     def columns(self, x: Tensor, rows: Tensor) -> Tensor:
@@ -181,16 +186,17 @@ class ConvGeometry:
             inside = inside & (at >= 0) & (at < size)
             flat = flat * size + at.clamp(0, size - 1)
         blocks = torch.arange(self.groups, device=x.device)[:, None, None]
-        split = x.unflatten(1, (self.groups, -1)).flatten(3)
-        found = split[image[..., None], blocks, :, flat]  # [G, n, K, C]
+        split = _grouped(x, self.groups)
+        found: Tensor = split[image[..., None], blocks, :, flat]  # [G, n, K, C]
         return (found * inside[..., None]).transpose(2, 3)
 
     def targets(self, y: Tensor, rows: Tensor) -> Tensor:
         y = self._batched(y)
-        split = y.unflatten(1, (self.groups, -1)).flatten(3)
+        split = _grouped(y, self.groups)
         length = split.shape[3]
         blocks = torch.arange(self.groups, device=y.device)[:, None]
-        return split[rows // length, blocks, :, rows % length]
+        found: Tensor = split[rows // length, blocks, :, rows % length]
+        return found
 
     def _batched(self, x: Tensor) -> Tensor:
         return x if x.ndim == len(self.kernel) + 2 else x[None]
@@ -223,7 +229,7 @@ class TransposedGeometry:
         split = weight.reshape(self.groups, -1, weight.shape[1] * prod(self.kernel))
         return split.transpose(1, 2)[..., None]
 
-    def weight(self, blocks: Tensor, shape: Sequence[int]) -> Tensor:
+    def weight(self, blocks: Tensor) -> Tensor:
         split = blocks[..., 0].transpose(1, 2)
         return split.reshape(-1, split.shape[2] // prod(self.kernel), *self.kernel)
 
@@ -249,7 +255,12 @@ class TransposedGeometry:
 
     def _split(self, x: Tensor) -> Tensor:
         x = x if x.ndim == len(self.kernel) + 2 else x[None]
-        return x.unflatten(1, (self.groups, -1)).flatten(3)  # [B, g, C, L]
+        return _grouped(x, self.groups)  # [B, g, C, L]
+
+
+def _grouped(x: Tensor, groups: int) -> Tensor:
+    """``[B, G * C, *space] -> [B, G, C, L]``."""
+    return x.reshape(x.shape[0], groups, x.shape[1] // groups, -1)
 
 
 def _unravelled(rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from taskprune.compensation.least_squares import (
-    Sums,
-    error_through,
-    fit,
-    squared_error,
-)
+from taskprune.compensation.compensation_settings import CompensationSettings
+from taskprune.compensation.least_squares import Fit, Sums, error_through, fit, squared_error
 from taskprune.compensation.reads import Geometry, TransposedGeometry
+from taskprune.compensation.wide_readers import fit_rows
+
+Part = tuple[Tensor, Tensor, Tensor]
+"""Inputs ``[G, n, P]``, residuals ``[G, n, R]`` and weights ``[G, n]`` of one call."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Rows:
-    """Rows of one call in one batch. All are float64.
+    """Rows of one call in one batch, in float64.
 
     Attributes:
         whole: What the teacher reads. Shape ``[G, n, C, K]``.
@@ -27,14 +26,14 @@ class Rows:
         made: What the teacher makes of it, of the outputs that stay. Shape ``[G, n, O]``;
             ``None`` where rows have no outputs of their own.
         weights: What each row counts. Shape ``[G, n]``.
-        is_narrow: Whether the model computes in less than float64.
+        dtype: That the model computes in.
     """
 
     whole: Tensor
     kept: Tensor
     made: Tensor | None
     weights: Tensor
-    is_narrow: bool = True
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +43,9 @@ class Refitted:
     Attributes:
         weight: Shape ``[G, O, P, K]``, float64.
         shift: To add to the bias, or to take off the running mean. Shape ``[G, O]``, float64.
-        ridge: Of the channel map.
-        tap_ridge: Of the second fit, over taps and channels together.
-        gain: Fraction of the error that both take away.
+        ridge: Of the fit of channels; infinite where that left all as sliced.
+        tap_ridge: Of the fit of channels and taps that followed.
+        gain: Fraction of the held-out error that both take away.
     """
 
     weight: Tensor
@@ -58,92 +57,84 @@ class Refitted:
 
 def refit(
     weight: Tensor,
+    bias: Tensor,
     keep: Tensor,
-    rows: Iterable[Rows],
+    rows: list[Rows],
     *,
     geometry: Geometry,
     intercept: bool,
-    bias: Tensor | None,
-    most_unknowns: int,
+    settings: CompensationSettings,
 ) -> Refitted:
     """Let the kept channels say what all said.
 
-    First each dropped channel is written as a sum of kept ones, the same for all taps. Then what is
-    still missing of the output is fitted with the taps apart.
+    First each channel of the teacher is written as a sum of those that the student has, the same
+    for all taps. Then what is still missing of the output is fitted with the taps apart.
 
     Args:
         weight: The teacher's, of the outputs that stay. Shape ``[G, O, C, K]``, float64.
+        bias: Its bias, 0 where it has none. Shape ``[G, O]``, float64.
         keep: Numbers of the channels that stay. Shape ``[G, P]``.
-        rows: What was read and made.
+        rows: What was read and made; of this process.
         geometry: Of the reader.
         intercept: Whether the output may be shifted.
-        bias: The teacher's, of the outputs that stay, as far as it is in what was made. Shape
-            ``[G, O]``.
-        most_unknowns: Channels times taps up to which the second fit is made.
+        settings: Bounds.
     """
-    rows = list(rows)
-    n_taps = weight.shape[3]
-    fitted, held = _sums_of_channels(rows, keep)
-    first = fit(fitted, held, intercept=intercept, error=error_through(weight))
-    index = keep[:, None, :, None].expand(-1, weight.shape[1], -1, n_taps)
+    n_blocks, n_outputs, n_channels, n_taps = weight.shape
+    n_kept = keep.shape[1]
+    parts = [_missing_channels(part, keep) for part in rows]
+    sizes = (n_blocks, n_kept, n_channels)
+    if n_channels > settings.most_channels:
+        first = fit_rows(parts, sizes, weight, intercept=intercept)
+    else:
+        sums = _split_sums(parts, sizes, weight, squares=False)
+        first = fit(*sums, intercept=intercept, error=error_through(weight))
+    index = keep[:, None, :, None].expand(-1, n_outputs, -1, n_taps)
     mapped = weight.gather(2, index)
-    # Exactly what was there where nothing helps.
-    if first.ridge != torch.inf:
-        mapped = mapped + torch.einsum("gock,gpc->gopk", weight, first.matrix)
     shift = torch.einsum("gock,gc->go", weight, first.shift)
+    if not first.is_nothing:  # else the entries stay as they are, to the bit
+        mapped = mapped + torch.einsum("gock,gpc->gopk", weight, first.matrix)
     if isinstance(geometry, TransposedGeometry):
-        return Refitted(mapped, geometry.shift(shift), first.ridge, torch.inf, first.gain)
-    unknowns = keep.shape[1] * n_taps
-    if any(part.made is None for part in rows) or unknowns > most_unknowns:
-        return Refitted(mapped, shift, first.ridge, torch.inf, first.gain)
-    offset = shift if bias is None else shift + bias
-    fitted, held = _sums_of_outputs(rows, mapped, offset)
-    second = fit(fitted, held, intercept=intercept, error=squared_error)
-    if second.ridge != torch.inf:
-        change = second.matrix.mT.unflatten(2, (keep.shape[1], n_taps))
-        mapped = mapped + change
-        shift = shift + second.shift
+        shift = geometry.shift(shift)
+    second = Fit(mapped, shift)
+    if geometry.by_output and n_kept * n_taps <= settings.most_unknowns:
+        parts = [_missing_outputs(part, mapped, shift + bias) for part in rows]
+        sizes = (n_blocks, n_kept * n_taps, n_outputs)
+        sums = _split_sums(parts, sizes, weight, squares=True)
+        second = fit(*sums, intercept=intercept, error=squared_error)
+        if not second.is_nothing:
+            mapped = mapped + second.matrix.mT.reshape(mapped.shape)
+            shift = shift + second.shift
     gain = 1 - (1 - first.gain) * (1 - second.gain)
     return Refitted(mapped, shift, first.ridge, second.ridge, gain)
 
 
-def _sums_of_channels(rows: list[Rows], keep: Tensor) -> tuple[Sums, Sums]:
-    """Moments of what is missing of each channel, of one tap a row, each in turn."""
-    parts = []
-    for part in rows:
-        whole, kept = _one_tap(part.whole), _one_tap(part.kept)
-        index = keep[:, None].expand(-1, whole.shape[1], -1)
-        parts.append((kept, whole.scatter_add(2, index, -kept), part.weights))
-    return _split_sums(parts, squares=False)
+def _missing_channels(rows: Rows, keep: Tensor) -> Part:
+    """Return what is missing of each channel, of one tap a row, each tap in turn."""
+    whole, kept = _one_tap(rows.whole), _one_tap(rows.kept)
+    index = keep[:, None].expand(-1, whole.shape[1], -1)
+    return kept, whole.scatter_add(2, index, -kept), rows.weights
 
 
-def _sums_of_outputs(rows: list[Rows], weight: Tensor, offset: Tensor) -> tuple[Sums, Sums]:
-    """Moments of what is missing of each output."""
-    parts = []
-    for part in rows:
-        assert part.made is not None
-        x = part.kept.flatten(2)
-        missing = part.made - x @ weight.flatten(2).mT - offset[:, None]
-        # Residuals of what the first fit left, under a ridge: single precision is plenty.
-        narrow = torch.float32 if part.is_narrow else torch.float64
-        parts.append((x.to(narrow), missing.to(narrow), part.weights.to(narrow)))
-    return _split_sums(parts, squares=True)
+def _missing_outputs(rows: Rows, weight: Tensor, offset: Tensor) -> Part:
+    """Return what is missing of each output."""
+    assert rows.made is not None
+    x = rows.kept.flatten(2)
+    missing = rows.made - x @ weight.flatten(2).mT - offset[:, None]
+    # It is what the first fit left, under a ridge: single precision is plenty for products.
+    narrow = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    return x.to(narrow), missing.to(narrow), rows.weights.to(narrow)
 
 
 def _split_sums(
-    parts: list[tuple[Tensor, Tensor, Tensor]], *, squares: bool
+    parts: list[Part], sizes: tuple[int, int, int], like: Tensor, *, squares: bool
 ) -> tuple[Sums, Sums]:
     """Add up; the last quarter of each call's rows, its last images, is kept out of the fit."""
-    fitted: Sums | None = None
-    held: Sums | None = None
+    fitted = Sums.none(like, sizes, squares=True)
+    held = Sums.none(like, sizes, squares=squares)
     for x, e, w in parts:
         cut = x.shape[1] - x.shape[1] // 4
-        # The products of residuals only tell errors, and errors of what was fitted nobody asks.
-        first = Sums.of(x[:, :cut], e[:, :cut], w[:, :cut], squares=True)
-        last = Sums.of(x[:, cut:], e[:, cut:], w[:, cut:], squares=squares)
-        fitted = first if fitted is None else fitted + first
-        held = last if held is None else held + last
-    assert fitted is not None and held is not None
+        fitted = fitted + Sums.of(x[:, :cut], e[:, :cut], w[:, :cut], squares=True)
+        held = held + Sums.of(x[:, cut:], e[:, cut:], w[:, cut:], squares=squares)
     return fitted.reduced(), held.reduced()
 
 

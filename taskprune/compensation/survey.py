@@ -1,8 +1,8 @@
 """One pass over the teacher with gradients: who reads, how often, and which rows count.
 
 A row of a reader's output, a position or a token, counts by what the tasks' losses say of it: by
-the squared norm of each task's gradient there, each task scaled to a mean of 1. So a car of forty
-positions is not outvoted by the road around it.
+the norm of each task's gradient there, each task scaled to a mean of 1. So a car of forty positions
+is not outvoted by the road around it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import torch
@@ -17,21 +18,26 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from torch.utils.weak import WeakIdKeyDictionary
 
+from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.correspondence import Correspondence
-from taskprune.compensation.listening import Read, ReadingMode
+from taskprune.compensation.reading_calls import Read, ReadingMode
+from taskprune.compensation.reads import Geometry
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.distributed import gathered, summed
-from taskprune.plan.plan import KeptEntries
+from taskprune.plan.decisions import KeptEntries
+
+LEAST_ROWS = 64
+"""Rows that are looked at however wide they are."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True)
 class Sample:
     """Rows of one call that stand for all of them.
 
     Attributes:
-        rows: Numbers. Shape ``[blocks, S]``.
-        factor: How many rows each stands for. Shape ``[blocks, S]``.
-        loudness: Squared norm of each task's gradient there. Shape ``[T, blocks, S]``.
+        rows: Numbers, ascending. Shape ``[blocks, S]``.
+        factor: How many rows each stands for. Shape ``[blocks, S]``, float64.
+        loudness: What each task says of it. Shape ``[T, blocks, S]``.
     """
 
     rows: Tensor
@@ -39,98 +45,104 @@ class Sample:
     loudness: Tensor
 
 
-@dataclass(eq=False)
-class Surveyed:
-    """What is known of one reader.
+@dataclass
+class Reader:
+    """What the teacher's forwards showed of a parameter that reads; the same in all processes.
 
     Attributes:
         name: The parameter.
-        kept: What it keeps of the dim that reads.
+        kept: What it keeps of the dim that reads; ``None`` if nothing was seen to read through it.
+        geometry: How it reads.
         calls: How often a forward reads through it at most.
         corresponds: Whether the rows of teacher and student are the same positions.
-        bias: Name of the bias that is always added.
-        norm: Name of the running mean of the norm that takes all of its output, and alone.
+        biases: Names of the biases that are added; ``""`` for a call without one.
+        consumers: Names of the running means of the norms that take its output; ``""`` for
+            anything else that takes it.
         refused: Why it is left as sliced; empty if it is not.
-        samples: ``{number of the batch: one for each call}``.
     """
 
     name: str
-    kept: KeptEntries
+    kept: KeptEntries | None = None
+    geometry: Geometry | None = None
     calls: int = 0
     corresponds: bool = True
-    bias: str | None = None
-    norm: str | None = None
-    refused: str = ""
-    samples: dict[int, list[Sample]] = field(default_factory=dict)
+    biases: set[str] = field(default_factory=set)
     consumers: set[str] = field(default_factory=set)
-    biases: set[str | None] = field(default_factory=set)
-    total: Tensor | None = None
-    n_rows: Tensor | None = None
+    refused: str = ""
 
-    def weights(self, sample: Sample, floor: float, stakes: Tensor | None) -> Tensor:
-        """Return what each row of a sample counts. Shape ``[blocks, S]``, float64."""
-        assert self.total is not None and self.n_rows is not None
-        mean = self.total / self.n_rows.clamp_min(1)
-        loudness = sample.loudness.double()
-        scaled = loudness / mean.where(mean > 0, torch.inf)[:, None, None]
-        if stakes is not None:
-            scaled = scaled * stakes[:, None, None]
-        return (floor + scaled.sum(0)) * sample.factor
+    @property
+    def bias(self) -> str:
+        """Name of the bias that every call adds; empty without."""
+        return next(iter(self.biases)) if len(self.biases) == 1 else ""
+
+    @property
+    def norm(self) -> str:
+        """Name of the running mean of the norm that takes all it makes, and alone; or empty."""
+        no_bias = self.biases == {""}
+        return next(iter(self.consumers)) if no_bias and len(self.consumers) == 1 else ""
+
+    def agreed(self, others: Sequence[Reader]) -> Reader:
+        """Return what all processes saw together."""
+        seen = [other for other in others if other.kept is not None]
+        return Reader(
+            self.name,
+            next((o.kept for o in seen), None),
+            next((o.geometry for o in seen), None),
+            max(o.calls for o in others),
+            all(o.corresponds for o in others),
+            set().union(*(o.biases for o in others)),
+            set().union(*(o.consumers for o in others)),
+            next((o.refused for o in others if o.refused), ""),
+        )
 
 
 class Survey:
-    """Watches the teacher; see :class:`~taskprune.importance.calibration.Watch`.
+    """Watches the teacher; a :class:`~taskprune.importance.calibration.Watch`.
 
     Args:
         model: The teacher, with the plan's replacements.
-        readers: What each reader keeps, by the name of its parameter.
+        candidates: What each parameter that may read keeps, by name and dim.
         n_tasks: How many tasks there are.
-        n_rows: Rows to remember of each call at most.
-        entries: Entries of the input to remember of each call at most.
+        settings: How many rows to remember, and what they count.
+
+    Attributes:
+        readers: By name, in the order of the forward pass.
+        samples: ``{reader: {number of the batch: one for each call}}``.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        readers: Mapping[str, KeptEntries],
+        candidates: Mapping[str, Mapping[int, KeptEntries]],
         n_tasks: int,
-        *,
-        n_rows: int,
-        entries: int,
-        floor: float,
-        power: float,
+        settings: CompensationSettings,
     ) -> None:
-        self.readers = {name: Surveyed(name, kept) for name, kept in readers.items()}
-        self.order: list[str] = []
-        self.n_tasks, self.n_rows, self.entries, self.floor = n_tasks, n_rows, entries, floor
-        self.power = power
+        self.candidates, self.n_tasks, self.settings = candidates, n_tasks, settings
+        self.readers: dict[str, Reader] = {}
+        self.samples: dict[str, dict[int, list[Sample]]] = {}
         self.batch = -1
         self._parameters = dict(model.named_parameters())
-        self._means = {id(b): n for n, b in model.named_buffers()}
+        self._means = {id(buffer): name for name, buffer in model.named_buffers()}
+        self._totals: dict[str, Tensor] = {}
+        self._begin()
+
+    def _begin(self) -> None:
         self._reads: list[tuple[Read, ...]] = []
         self._edges: list[Any] = []
-        self._outputs: Any = WeakIdKeyDictionary()
         self._calls: dict[str, int] = {}
-
-    # What the engine of scoring asks for.
+        self._made: Any = WeakIdKeyDictionary()
+        self._rows = Correspondence(iter(self._parameters.values()))
 
     @contextmanager
-    def recording(self, model: nn.Module) -> Iterator[None]:
+    def recording(self, model: nn.Module) -> Iterator[None]:  # noqa: ARG002 - see Watch
         """Listen to the forward of one batch."""
         self.batch += 1
-        self._reads, self._edges, self._calls = [], [], {}
-        self._outputs = WeakIdKeyDictionary()
-        self._rows = Correspondence(iter(self._parameters.values()))
-        read = {
-            name: (self._parameters[name], r.kept.dim)
-            for name, r in self.readers.items()
-            if name in self._parameters
-        }
-        mode = ReadingMode(read, self._parameters, self)
+        self._begin()
+        mode = ReadingMode(self._parameters, self.candidates, self)
         with mode:
             yield
         for name, function in mode.unrecognised.items():
-            self.readers[name].refused = f"`{function}` takes it as well"
+            self._reader(name).refused = f"`{function}` takes it as well"
         for name, count in self._calls.items():
             self.readers[name].calls = max(count, self.readers[name].calls)
 
@@ -139,148 +151,131 @@ class Survey:
         """Edges of the graph, in place of tensors that the model may overwrite."""
         return self._edges
 
-    # What the function mode tells.
-
     def about_to_read(self, reads: tuple[Read, ...]) -> None:
-        """See :class:`~.listening.Listener`."""
+        """See :class:`~.reading_calls.Listener`."""
         for read in reads:
-            reader = self.readers[read.name]
-            if read.name not in self._calls and reader.calls == 0 and read.name not in self.order:
-                self.order.append(read.name)
-            self._calls[read.name] = self._calls.get(read.name, 0) + 1
+            reader = self._reader(read.name)
+            reader.kept = self.candidates[read.name][read.geometry.dim]
+            reader.geometry = read.geometry
             reader.corresponds &= self._rows.holds(read.x)
-            reader.biases.add(read.bias)
-        if not reads[0].geometry.by_output and reads[0].x.requires_grad:
-            self._edges.append(get_gradient_edge(reads[0].x))
-            self._reads.append(reads)
+            reader.biases.add(read.bias or "")
+            self._calls[read.name] = self._calls.get(read.name, 0) + 1
+        if not reads[0].geometry.by_output:
+            self._follow(reads, reads[0].x)
 
     def has_read(self, reads: tuple[Read, ...]) -> None:
-        """See :class:`~.listening.Listener`."""
-        assert reads[0].y is not None
-        if reads[0].geometry.by_output and reads[0].y.requires_grad:
-            self._edges.append(get_gradient_edge(reads[0].y))
-            self._reads.append(reads)
-        self._outputs[reads[0].y] = [read.name for read in reads]
+        """See :class:`~.reading_calls.Listener`."""
+        made = reads[0].y
+        assert made is not None
+        if reads[0].geometry.by_output:
+            self._follow(reads, made)
+        self._made[made] = tuple(read.name for read in reads)
 
     def has_called(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
-        """See :class:`~.listening.Listener`."""
+        """See :class:`~.reading_calls.Listener`."""
         self._rows.see(function, args, kwargs, result)
-        values = (*args, *kwargs.values())
-        taken = [v for value in values
-                 for v in (value if isinstance(value, list | tuple) else (value,))
-                 if isinstance(v, Tensor) and v in self._outputs]  # fmt: skip
-        if not taken or not _holds_tensor(result):
+        if not _holds_tensor(result):
             return
-        consumer = ""
-        if function is nn.functional.batch_norm and args and args[0] is taken[0]:
-            given = dict(zip(("input", "running_mean", "running_var", "weight", "bias", "training"),
-                             args, strict=False)) | kwargs  # fmt: skip
-            mean = given.get("running_mean")
-            if mean is not None and not given.get("training", False):
-                consumer = self._means.get(id(mean), "")
-        for tensor in taken:
-            names = self._outputs[tensor]
-            for name in names:
-                self.readers[name].consumers.add(consumer if len(names) == 1 else "")
-
-    # What comes back.
+        for value in (*args, *kwargs.values()):
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(tensor, Tensor) and tensor in self._made:
+                    names = self._made[tensor]
+                    norm = self._norm(function, args, kwargs) if len(names) == 1 else ""
+                    for name in names:
+                        self.readers[name].consumers.add(norm)
 
     def add(self, batch: Iterator[TaskGradients]) -> None:
         """Take in the gradients of one batch and choose its rows."""
-        loudness: dict[int, Tensor] = {}
+        reads = [(n, read) for n, group in enumerate(self._reads) for read in group]
+        loudness: list[list[Tensor | None]] = [[None] * self.n_tasks for _ in reads]
         for found in batch:
-            for number, gradient in enumerate(found.watched):
-                if gradient is None:
-                    continue
-                for place, read in enumerate(self._reads[number]):
-                    own = gradient if not read.geometry.by_output else read.own(gradient)
-                    rows = read.geometry.loudness(own.detach()).pow(self.power)
-                    key = 1000 * number + place
-                    if key not in loudness:
-                        loudness[key] = rows.new_zeros((self.n_tasks, *rows.shape))
-                    loudness[key][found.task] += rows
-        for number, reads in enumerate(self._reads):
-            for place, read in enumerate(reads):
-                rows = loudness.get(1000 * number + place)
-                self._sample(read, rows)
-        self._reads, self._edges = [], []
-
-    def _sample(self, read: Read, loudness: Tensor | None) -> None:
-        reader = self.readers[read.name]
-        if loudness is None:  # no task hangs on it in this batch: every row as much as any other
+            for place, (number, read) in enumerate(reads):
+                gradient = found.watched[number]
+                if gradient is not None:
+                    own = read.own(gradient) if read.geometry.by_output else gradient
+                    rows = read.geometry.loudness(own.detach())
+                    loudness[place][found.task] = rows.pow_(self.settings.power)
+        for (_, read), by_task in zip(reads, loudness, strict=True):
             whole = read.y if read.geometry.by_output else read.x
             assert whole is not None
-            own = read.own(whole) if read.geometry.by_output else whole
-            loudness = read.geometry.loudness(own.detach()).new_zeros(
-                (self.n_tasks, *read.geometry.loudness(own.detach()).shape)
-            )
-        total = loudness.double().sum((1, 2)).cpu()
-        n_rows = torch.tensor(float(loudness[0].numel()), dtype=torch.float64)
-        reader.total = total if reader.total is None else reader.total + total
-        reader.n_rows = n_rows if reader.n_rows is None else reader.n_rows + n_rows
-        sample = self._chosen(loudness, _width(read))
-        reader.samples.setdefault(self.batch, []).append(sample)
+            known = next((rows for rows in by_task if rows is not None), None)
+            if known is None:  # no task hangs on it in this batch
+                own = read.own(whole) if read.geometry.by_output else whole
+                known = torch.zeros_like(read.geometry.loudness(own.detach()))
+            quiet = torch.zeros_like(known)
+            self._sample(read, torch.stack([quiet if r is None else r for r in by_task]))
+        self._begin()
 
-    def _chosen(self, loudness: Tensor, width: int) -> Sample:
+    def finish(self) -> None:
+        """Bring together what the processes saw."""
+        everyone = gathered((self.readers, {n: t.cpu() for n, t in self._totals.items()}))
+        names = list(dict.fromkeys(name for readers, _ in everyone for name in readers))
+        self.readers = {
+            name: Reader(name).agreed([readers.get(name, Reader(name)) for readers, _ in everyone])
+            for name in names
+        }
+        none = torch.zeros(self.n_tasks + 1, dtype=torch.float64)
+        self._totals = {name: summed(self._totals.get(name, none)) for name in names}
+
+    def weights(self, name: str, sample: Sample) -> Tensor:
+        """Return what each row of a sample counts. Shape ``[blocks, S]``, float64."""
+        totals = self._totals[name].to(sample.factor.device)
+        mean = totals[:-1] / totals[-1].clamp_min(1)
+        heard = sample.loudness.double() / mean.where(mean > 0, torch.inf)[:, None, None]
+        return (self.settings.floor + heard.sum(0)) * sample.factor
+
+    def _reader(self, name: str) -> Reader:
+        return self.readers.setdefault(name, Reader(name))
+
+    def _follow(self, reads: tuple[Read, ...], tensor: Tensor) -> None:
+        if tensor.requires_grad:
+            self._edges.append(get_gradient_edge(tensor))
+            self._reads.append(reads)
+        else:
+            for read in reads:
+                self._reader(read.name).refused = "what it reads does not hang on any weight"
+
+    def _norm(self, function: Any, args: tuple[Any, ...], kwargs: Any) -> str:
+        """Return the name of the running mean if this is a norm that uses one."""
+        if function is not nn.functional.batch_norm:
+            return ""
+        names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+        given = dict(zip(names, args, strict=False)) | kwargs
+        return "" if given.get("training") else self._means.get(id(given["running_mean"]), "")
+
+    def _sample(self, read: Read, loudness: Tensor) -> None:
         """Take rows by how much they count: systematic sampling, the same for the same batch."""
         n_tasks, n_blocks, n_rows = loudness.shape
-        most = max(64, min(self.n_rows, self.entries // max(1, width * n_blocks)))
+        totals = loudness.new_empty(n_tasks + 1, dtype=torch.float64)
+        totals[:-1] = loudness.double().sum((1, 2))
+        totals[-1] = n_blocks * n_rows
+        known = self._totals.get(read.name)
+        self._totals[read.name] = totals if known is None else known + totals
+        most = max(LEAST_ROWS, min(self.settings.rows, self.settings.entries // _width(read)))
         if n_rows <= most:
             rows = torch.arange(n_rows, device=loudness.device).expand(n_blocks, -1)
-            return Sample(rows, torch.ones_like(rows, dtype=torch.float64), loudness)
-        mean = loudness.double().mean((1, 2), keepdim=True)
-        counts = max(self.floor, 0.02) + (loudness / mean.where(mean > 0, torch.inf)).sum(0)
-        cumulated = counts.cumsum(1)
-        step = cumulated[:, -1:] / most
-        at = (torch.arange(most, device=loudness.device, dtype=torch.float64) + 0.5) * step
-        rows = torch.searchsorted(cumulated, at).clamp_max(n_rows - 1)
-        factor = step / counts.gather(1, rows)
-        index = rows.expand(n_tasks, -1, -1)
-        return Sample(rows, factor, loudness.gather(2, index))
-
-    def finish(self, outputs_taken: frozenset[str] = frozenset()) -> None:
-        """Decide what each reader allows, the same in all processes."""
-        mine = {
-            n: (r.calls, r.corresponds, r.refused, sorted(r.consumers), sorted(map(str, r.biases)))
-            for n, r in self.readers.items()
-        }
-        everyone = gathered((self.order, mine))
-        for order, _ in everyone:
-            self.order += [name for name in order if name not in self.order]
-        if len(everyone) > 1:
-            first = everyone[0][0]
-            self.order = [*first, *(n for n in self.order if n not in first)]
-        for name, reader in self.readers.items():
-            facts = [found[name] for _, found in everyone]
-            reader.calls = max(f[0] for f in facts)
-            reader.corresponds = all(f[1] for f in facts)
-            reader.refused = next((f[2] for f in facts if f[2]), "")
-            consumers = {c for f in facts for c in f[3]}
-            biases = {b for f in facts for b in f[4]}
-            if len(biases) == 1 and "None" not in biases:
-                reader.bias = next(iter(biases))
-            elif biases == {"None"} and len(consumers) == 1:
-                reader.norm = next(iter(consumers)) or None
-            zero = torch.zeros(self.n_tasks, dtype=torch.float64)
-            reader.total = summed(zero if reader.total is None else reader.total)
-            none = torch.zeros((), dtype=torch.float64)
-            reader.n_rows = summed(none if reader.n_rows is None else reader.n_rows)
-            if not reader.calls and not reader.refused:
-                reader.refused = "no call that is known to read through it"
+            sample = Sample(rows, torch.ones_like(rows, dtype=torch.float64), loudness)
+        else:
+            mean = (totals[:-1] / totals[-1])[:, None, None]
+            # No row stands for more than a hundred times as many as another.
+            counts = (loudness / mean.where(mean > 0, torch.inf)).sum(0).clamp_min(0.02)
+            cumulated = counts.cumsum(1)
+            step = cumulated[:, -1:] / most
+            at = (torch.arange(most, device=loudness.device, dtype=torch.float64) + 0.5) * step
+            rows = torch.searchsorted(cumulated, at).clamp_max(n_rows - 1)
+            chosen = loudness.gather(2, rows.expand(n_tasks, -1, -1))
+            sample = Sample(rows, step / counts.gather(1, rows), chosen)
+        self.samples.setdefault(read.name, {}).setdefault(self.batch, []).append(sample)
 
 
 def _width(read: Read) -> int:
-    shape = read.x.shape
+    """Return how many entries a row of the input has, over all blocks."""
     kernel = getattr(read.geometry, "kernel", ())
-    if read.geometry.by_output and kernel:
-        taps = 1
-        for n in kernel:
-            taps *= n
-        return int(shape[-len(kernel) - 1]) * taps // read.geometry.groups  # type: ignore[attr-defined]
-    return int(shape[-1] if not kernel else shape[-len(kernel) - 1])
+    channels = read.x.shape[-len(kernel) - 1]
+    return int(channels * (prod(kernel) if read.geometry.by_output else 1)) or 1
 
 
 def _holds_tensor(result: Any) -> bool:
     if isinstance(result, list | tuple):
-        return any(_holds_tensor(v) for v in result)
+        return any(_holds_tensor(value) for value in result)
     return isinstance(result, Tensor)

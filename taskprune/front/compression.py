@@ -215,7 +215,7 @@ def _compressed(
     """Prune and train in turn until a task loses too much or the target is reached."""
     points: list[CompressionPoint] = []
     try:
-        for step in in_steps(job, model, looks_ahead=False, verify=True):
+        for step in in_steps(job, model, looks_ahead=False, trains=True, verify=True):
             if not points:
                 before = {name: cost for name, (cost, _) in step.own.costs.items()}
                 found = measured(model)

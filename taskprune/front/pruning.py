@@ -37,11 +37,6 @@ TRAINED = (
     "result against the original, whose weights it no longer shares."
 )
 
-COMPENSATED = (
-    "Re-weighted after every step: each step was verified against the re-weighted model it started "
-    "from, not the result against the original, whose weights it no longer shares."
-)
-
 
 def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how is in `settings`
     model: nn.Module,
@@ -138,7 +133,7 @@ def _pruned(
     trains = settings.between_steps is not None
     at_once = settings.verify and (trains or job.compensates or settings.steps == 1)
     first, last = None, None
-    for step in in_steps(job, model, looks_ahead=True, verify=at_once):
+    for step in in_steps(job, model, looks_ahead=True, trains=trains, verify=at_once):
         first = first or step
         if settings.between_steps is not None:
             with modes_given_back(step.model):
@@ -147,7 +142,7 @@ def _pruned(
             break
         last = step
     assert first is not None  # there is at least one step
-    done = _Done(job, model, first, last, notes + _changed(job, last))
+    done = _Done(job, model, first, last, notes + ((TRAINED,) if last and trains else ()))
     return done.result(guard)
 
 
@@ -253,15 +248,6 @@ def checked_safety(safety: Safety | None) -> Safety:
     if safety is not None and not isinstance(safety, Safety):
         raise InputError(f"`safety` must be a `Safety(...)`. Found {safety!r}.")
     return safety or Safety()
-
-
-def _changed(job: Job, last: Step | None) -> tuple[str, ...]:
-    """Say what the result was verified against where its weights are not the original's."""
-    if last is None:
-        return ()
-    if job.settings.between_steps is not None:
-        return (TRAINED,)
-    return (COMPENSATED,) if job.compensates and job.settings.steps > 1 else ()
 
 
 def _checked_settings(settings: PruneSettings | None) -> PruneSettings:

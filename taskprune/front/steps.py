@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from taskprune.compensation import CompensationResult, compensate
+from taskprune.coupling.groups import CouplingGroups
 from taskprune.front.job import Examined, Job, Say, at_work, choose, examine
 from taskprune.plan.composition import compose
 from taskprune.plan.plan import PruningPlan
@@ -27,8 +28,8 @@ class Step:
         own: What this step takes from it.
         plan: What leads from the original to here.
         model: What is left.
-        verification: How this step's model compares with the masked one before it, re-weighted if
-            it was; ``None`` where it was not compared.
+        verification: How this step's model compares with the masked one that it was cut from,
+            re-weighted if it was; ``None`` where it was not compared.
         compensation: What re-weighting the readers of removed channels did; ``None`` without it.
     """
 
@@ -41,7 +42,9 @@ class Step:
     compensation: CompensationResult | None
 
 
-def in_steps(job: Job, model: nn.Module, *, looks_ahead: bool, verify: bool) -> Iterator[Step]:
+def in_steps(
+    job: Job, model: nn.Module, *, looks_ahead: bool, trains: bool, verify: bool
+) -> Iterator[Step]:
     """Prune towards a budget; the next step is made when it is asked for.
 
     Whoever iterates may train ``step.model`` in place before asking for the next.
@@ -51,14 +54,15 @@ def in_steps(job: Job, model: nn.Module, *, looks_ahead: bool, verify: bool) -> 
         model: The original; left as it was.
         looks_ahead: Raise in the first step where the last cannot be made, before anything is
             trained. Else the steps go as far as they can.
-        verify: Compare the model after each step with the masked one before.
+        trains: Whether models are trained between steps.
+        verify: Compare the model after each step with the masked one that it was cut from.
 
     Raises:
         InfeasibleBudgetError: A step cannot be made.
     """
     steps = job.settings.steps
     context = StepContext(steps=steps, looks_ahead=looks_ahead)
-    current, plan = model, None
+    current, plan, groups = model, None, None
     original: dict[str, int] = {}
     spent: Counter[str] = Counter()
     for number in range(1, steps + 1):
@@ -66,9 +70,14 @@ def in_steps(job: Job, model: nn.Module, *, looks_ahead: bool, verify: bool) -> 
         with at_work(title) as say:
             found = examine(job, current, say)
             own = choose(job, found, context, say)
-            current, verification, compensation = _carried_out(job, found, own, say, verify)
+            plan = own if plan is None else compose(plan, own)
+            groups = groups or found.groups
+            # Where nothing was trained on the way, all that was lost so far can still be made up
+            # for: the original knows what the removed channels said.
+            again = job.compensates and not trains
+            start = _Cut(model, groups, plan) if again else _Cut(current, found.groups, own)
+            current, verification, compensation = start.carried_out(job, found, say, verify=verify)
         original = original or {name: before for name, (before, _) in own.costs.items()}
-        plan = own if plan is None else compose(plan, own)
         yield Step(number, found, own, plan, current, verification, compensation)
         spent.update(predicted_loss(found.scores, own.drop))
         context = StepContext(
@@ -81,32 +90,40 @@ def in_steps(job: Job, model: nn.Module, *, looks_ahead: bool, verify: bool) -> 
         )
 
 
-def _carried_out(
-    job: Job, found: Examined, own: PruningPlan, say: Say, verify: bool
-) -> tuple[nn.Module, VerificationReport | None, CompensationResult | None]:
-    """Return what a plan leaves of an examined model, re-weighted where the job asks for it."""
-    original, compensation = found.model, None
-    if job.compensates:
-        say("letting what stays say what goes said")
-        assert found.kept is not None
-        compensation = compensate(
-            found.model,
-            own,
-            found.kept,
-            tasks=job.tasks or None,
-            forward=found.inputs.forward,
+@dataclass(frozen=True, eq=False, slots=True)
+class _Cut:
+    """What a step is cut from: the model, its groups, and the plan for it."""
+
+    model: nn.Module
+    groups: CouplingGroups
+    plan: PruningPlan
+
+    def carried_out(
+        self, job: Job, found: Examined, say: Say, *, verify: bool
+    ) -> tuple[nn.Module, VerificationReport | None, CompensationResult | None]:
+        """Return what the plan leaves, re-weighted where the job asks for it."""
+        original, plan, compensation = self.model, self.plan, None
+        if job.compensates:
+            say("letting what stays say what goes said")
+            assert found.kept is not None
+            compensation = compensate(
+                original,
+                plan,
+                found.kept,
+                tasks=job.tasks or None,
+                forward=found.inputs.forward,
+            )
+            if not verify:
+                return compensation.model, None, compensation
+            # What is cut must be the original but for the new weights: checked like any other.
+            original, plan = compensation.original(original, plan), replace(plan, replacements=())
+        say("rewriting and verifying" if verify else "rewriting")
+        smaller, verification = apply_and_verify(
+            original,
+            plan,
+            example_inputs=found.inputs.example,
+            forward=found.inputs.on_example,
+            groups=self.groups,
+            verify=verify,
         )
-        if not verify:
-            return compensation.model, None, compensation
-        # What is cut must be the original but for the new weights: checked like any other.
-        original, own = compensation.original(found.model, own), replace(own, replacements=())
-    say("rewriting and verifying" if verify else "rewriting")
-    smaller, verification = apply_and_verify(
-        original,
-        own,
-        example_inputs=found.inputs.example,
-        forward=found.inputs.on_example,
-        groups=found.groups,
-        verify=verify,
-    )
-    return smaller, verification, compensation
+        return smaller, verification, compensation

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor, nn
 
 from taskprune.plan.plan import PruningPlan
-from taskprune.rewrite.surgery import named_tensors, replaced_copy
+from taskprune.rewrite.surgery import copy_with
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +28,7 @@ class ReaderReport:
     """
 
     name: str
-    dropped: int
+    dropped: int = 0
     gain: float = 0.0
     ridge: float = float("inf")
     tap_ridge: float = float("inf")
@@ -45,8 +44,8 @@ class CompensationResult:
     Attributes:
         model: The smaller model with its readers re-weighted.
         readers: A record for each, in the order of the forward pass.
-        weights: The tensors that changed, in the coordinates of the original: entries that read
-            dropped channels are 0.
+        weights: Readers and what took their shifts, in the coordinates of the original: entries
+            that read dropped channels are 0.
         losses: ``{task: (as sliced, compensated)}`` on the calibration data; without labels the
             squared distance of each output from the original's, in units of its variance.
     """
@@ -63,9 +62,6 @@ class CompensationResult:
             model: The original.
             plan: The plan it was compensated for.
         """
-        copied = replaced_copy(model, plan.replacements)
-        tensors = named_tensors(copied)
-        with torch.no_grad():
-            for name, value in self.weights.items():
-                tensors[name].copy_(value)
-        return copied
+        return copy_with(
+            model, lambda name, data: self.weights.get(name, data).to(data), plan.replacements
+        )

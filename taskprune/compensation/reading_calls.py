@@ -8,8 +8,8 @@ parameter that anything else makes a tensor of is reported with the name of that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Container, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -91,27 +91,30 @@ class ReadingMode(TorchFunctionMode):
     """Tells a listener of all calls that read channels through known parameters.
 
     Args:
-        parameters: Those that read, by name, with the dim along which each loses channels.
-        biases: Other parameters by name.
+        parameters: All parameters of the model by name.
+        dims: For those that may read, the dims along which each loses channels.
         listener: Is told.
+
+    Attributes:
+        unrecognised: ``{parameter: name of a function that makes something else of it}``.
     """
 
     def __init__(
         self,
-        parameters: Mapping[str, tuple[Tensor, int]],
-        biases: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        dims: Mapping[str, Container[int]],
         listener: Listener,
     ) -> None:
         super().__init__()
         self.listener = listener
         self.unrecognised: dict[str, str] = {}
-        self._dims = {name: dim for name, (_, dim) in parameters.items()}
-        self._weights = {
-            id(tensor): _Weight((name,), (tensor.shape[0] if tensor.ndim else 1,))
-            for name, (tensor, _) in parameters.items()
+        self._dims = dims
+        self._weights = {id(parameters[n]): _Weight((n,), (len(parameters[n]),)) for n in dims}
+        self._biases = {
+            id(tensor): _Weight((name,), (len(tensor),))
+            for name, tensor in parameters.items()
+            if tensor.ndim == 1
         }
-        self._biases = {id(tensor): _Weight((n,), (len(tensor),)) for n, tensor in biases.items()
-                        if tensor.ndim == 1}  # fmt: skip
         self._held: list[Tensor] = []
 
     def __torch_function__(
@@ -156,7 +159,7 @@ class ReadingMode(TorchFunctionMode):
             geometry = type(geometry)(other, geometry.by_output)
         bias = self._biases.get(id(call.bias)) if call.bias is not None else None
         if len(weight.names) == 1:
-            if self._dims[weight.names[0]] == geometry.dim:
+            if geometry.dim in self._dims[weight.names[0]]:
                 name = bias.names[0] if bias and len(bias.names) == 1 else None
                 yield Read(weight.names[0], geometry, call.x, name)
             return
@@ -184,7 +187,7 @@ class ReadingMode(TorchFunctionMode):
                 place = (-1, first, size)
             else:
                 return
-            if self._dims[name] == own.dim:
+            if own.dim in self._dims[name]:
                 yield Read(name, own, part, biases[number], place)
             first += size
 
@@ -258,7 +261,7 @@ def _numbers(value: Any, rank: int) -> tuple[int, ...]:
 
 
 def _conv(
-    input: Tensor,  # noqa: A002 - the name of torch's argument
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
@@ -280,14 +283,15 @@ def _conv(
 
 
 def _transposed(
-    input: Tensor,  # noqa: A002 - the name of torch's argument
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
     stride: Any = 1,
-    padding: Any = 0,
-    output_padding: Any = 0,
+    _padding: Any = 0,
+    _output_padding: Any = 0,
     groups: int = 1,
-    dilation: Any = 1,
+    _dilation: Any = 1,
+    **_others: Any,
 ) -> Iterable[_Recognised]:
     geometry = TransposedGeometry(
         groups, tuple(weight.shape[2:]), _numbers(stride, weight.ndim - 2)
@@ -296,30 +300,32 @@ def _transposed(
 
 
 def _linear(
-    input: Tensor,  # noqa: A002 - the name of torch's argument
+    input: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
 ) -> Iterable[_Recognised]:
     yield _Recognised(ProductGeometry(1), input, weight, bias)
 
 
-def _matmul(input: Tensor, other: Tensor) -> Iterable[_Recognised]:  # noqa: A002
+def _matmul(input: Tensor, other: Tensor) -> Iterable[_Recognised]:
     if other.ndim == 2:
         yield _Recognised(ProductGeometry(0), input, other)
     elif other.ndim == 3 and input.ndim >= 3 and input.shape[-3] == other.shape[0]:
         yield _Recognised(StackGeometry(1), input, other)
 
 
-def _addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
-           ) -> Iterable[_Recognised]:  # fmt: skip  # noqa: A002
-    if beta == 1 and alpha == 1:
+def _addmm(
+    input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Iterable[_Recognised]:
+    if alpha == beta == 1:
         yield _Recognised(ProductGeometry(0), mat1, mat2, input)
 
 
-def _baddbmm(input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
-             ) -> Iterable[_Recognised]:  # fmt: skip  # noqa: A002
-    if alpha == 1:
-        yield _Recognised(StackGeometry(1), batch1, batch2)
+def _baddbmm(
+    input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
+) -> Iterable[_Recognised]:
+    if alpha == beta == 1:
+        yield _Recognised(StackGeometry(1), batch1, batch2, input)
 
 
 def _einsum(equation: str, *operands: Any) -> Iterable[_Recognised]:
@@ -342,11 +348,7 @@ def _einsum(equation: str, *operands: Any) -> Iterable[_Recognised]:
 
 
 def _recurrent(
-    input: Tensor,  # noqa: A002 - the name of torch's argument
-    second: Any,
-    third: Any,
-    fourth: Any,
-    *rest: Any,
+    input: Tensor, _state: Any, third: Any, fourth: Any, *rest: Any
 ) -> Iterable[_Recognised]:
     # Packed sequences: (data, batch sizes, state, weights, biases?, layers, dropout, train,
     # bidirectional); others: (input, state, weights, biases?, ...).

@@ -1,0 +1,262 @@
+"""Teacher and student side by side on every batch: each reader is solved where it is reached.
+
+The student of a batch stops before a reader that is not solved yet, the teacher after each that it
+has passed. When all students are there, their rows and the teacher's decide the reader's new
+weights, and the students go on with them. So each reader is fitted to what it will read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.calling.forward import Forward
+from taskprune.compensation.compensated import ReaderReport
+from taskprune.compensation.compensation_settings import CompensationSettings
+from taskprune.compensation.harm import Change
+from taskprune.compensation.lockstep import Stoppable
+from taskprune.compensation.reading_calls import Read, ReadingMode
+from taskprune.compensation.reads import Geometry
+from taskprune.compensation.refitting import Refitted, Rows, refit
+from taskprune.compensation.survey import Reader, Survey
+from taskprune.importance.calibration import run_forward
+from taskprune.plan.decisions import KeptEntries
+from taskprune.plan.plan import PruningPlan
+from taskprune.restore.lending import lent
+from taskprune.rewrite.surgery import named_tensors
+
+
+class SideBySide:
+    """The pass over the readers.
+
+    Args:
+        teacher: The original, with the plan's replacements.
+        student: The sliced model; its readers get new data.
+        plan: What was sliced.
+        survey: What is known of the readers.
+        batches: As in the survey, in its order.
+        forward: How they reach the models.
+        settings: How readers are fitted.
+
+    Attributes:
+        changes: What was done to the student, in order.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        student: nn.Module,
+        plan: PruningPlan,
+        survey: Survey,
+        batches: Sequence[Any],
+        forward: Forward,
+        settings: CompensationSettings,
+    ) -> None:
+        self.survey, self.settings, self.forward = survey, settings, forward
+        self.changes: list[Change] = []
+        self.solved: set[str] = set()
+        self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
+        self._kept = {(kept.name, kept.dim): kept for kept in plan.tensors}
+        self._lanes = [_Lane(self, n, batch, teacher, student) for n, batch in enumerate(batches)]
+
+    def refit_all(self) -> tuple[ReaderReport, ...]:
+        """Go through the readers in the order of the forward pass."""
+        try:
+            return tuple(self._refit(reader) for reader in self.survey.readers.values())
+        finally:
+            for lane in self._lanes:
+                lane.abandon()
+
+    def _refit(self, reader: Reader) -> ReaderReport:
+        self.solved.add(reader.name)
+        if reader.kept is None or reader.geometry is None or reader.refused:
+            return ReaderReport(reader.name, undone=reader.refused or "nothing reads through it")
+        self.solved.discard(reader.name)
+        report = ReaderReport(reader.name, dropped=reader.kept.size - len(reader.kept.keep))
+        aware = self.settings.aware and reader.corresponds and reader.calls == 1
+        geometry = reader.geometry
+        weight = geometry.blocks(self._of_teacher[reader.name].detach().double())
+        keep = _by_block(reader.kept, geometry, weight)
+        outputs = self._outputs(reader.name, geometry, weight)
+        rows = []
+        for lane in self._lanes:
+            lane.approach(reader.name)
+            rows += lane.rows(reader.name, keep, outputs, aware=aware)
+        bias = weight.new_zeros(outputs.shape if geometry.by_output else ())
+        if reader.bias and geometry.by_output:
+            whole = self._of_teacher[reader.bias].detach().double()
+            bias = whole.reshape(weight.shape[0], -1).gather(1, outputs)
+        refitted = refit(
+            weight.gather(1, outputs[:, :, None, None].expand(-1, -1, *weight.shape[2:])),
+            bias,
+            keep,
+            rows,
+            geometry=geometry,
+            intercept=bool(reader.bias or reader.norm),
+            settings=self.settings,
+        )
+        self._write(reader, geometry, refitted)
+        self.solved.add(reader.name)
+        return replace(
+            report,
+            gain=refitted.gain,
+            ridge=refitted.ridge,
+            tap_ridge=refitted.tap_ridge,
+            aware=aware,
+            shifted=reader.bias or reader.norm,
+        )
+
+    def _outputs(self, name: str, geometry: Geometry, weight: Tensor) -> Tensor:
+        """Return the numbers of the outputs that stay. Shape ``[G, O]``."""
+        kept = self._kept.get((name, geometry.out_dim))
+        if kept is None:
+            return torch.arange(weight.shape[1], device=weight.device).expand(len(weight), -1)
+        stays = torch.zeros_like(self._of_teacher[name], dtype=torch.bool)
+        stays.index_fill_(geometry.out_dim, torch.tensor(kept.keep, device=stays.device), True)
+        by_block = geometry.blocks(stays)[:, :, 0, 0]
+        return by_block.nonzero()[:, 1].reshape(len(weight), -1)
+
+    def _write(self, reader: Reader, geometry: Geometry, refitted: Refitted) -> None:
+        if refitted.ridge == refitted.tap_ridge == torch.inf:
+            return
+        new = {reader.name: geometry.weight(refitted.weight)}
+        for name, sign in ((reader.bias, 1), (reader.norm, -1)):
+            if name:
+                old = self._of_student[name].detach().double()
+                new[name] = old + sign * refitted.shift.reshape(-1)
+        found = []
+        for name, value in new.items():
+            tensor = self._of_student[name]
+            after = torch.empty_like(tensor.data).copy_(value.reshape(tensor.shape))
+            found.append((name, tensor, tensor.data, after))
+        self.changes.append(Change(reader.name, tuple(found)))
+        self.changes[-1].redo()
+
+
+class _Lane:
+    """Teacher and student on one batch."""
+
+    def __init__(
+        self, run: SideBySide, number: int, batch: Any, teacher: nn.Module, student: nn.Module
+    ) -> None:
+        self._run, self._number = run, number
+        self._passed: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
+        self._teacher = _Forward(run, teacher, batch, after=self._pass)
+        self._student = _Forward(run, student, batch, before=self._wait)
+
+    def approach(self, name: str) -> None:
+        """Let the student come as far as it can, and the teacher pass a reader."""
+        expected = len(self._run.survey.samples.get(name, {}).get(self._number, ()))
+        while len(self._passed.get(name, ())) < expected and not self._teacher.call.is_finished:
+            self._teacher.call.advance()
+        while not self._student.call.is_finished and not self._is_waiting():
+            self._student.call.advance()
+
+    def rows(self, name: str, keep: Tensor, outputs: Tensor, *, aware: bool) -> list[Rows]:
+        """Return the rows of all calls of a reader in this batch."""
+        found = []
+        waiting: tuple[Read, ...] = self._student.call.stopped_at or ()
+        own = next((read for read in waiting if read.name == name), None)
+        samples = self._run.survey.samples.get(name, {}).get(self._number, [])
+        for sample, (x, y) in zip(samples, self._passed.pop(name, []), strict=True):
+            whole = x.double()
+            if aware and own is not None:
+                kept = own.geometry.columns(own.x, sample.rows).double()
+            else:
+                kept = whole.gather(2, keep[:, None, :, None].expand(-1, *_middle(whole)))
+            made = None
+            if y is not None:
+                made = y.double().gather(2, outputs[:, None].expand(-1, y.shape[1], -1))
+            weights = self._run.survey.weights(name, sample)
+            found.append(Rows(whole, kept, made, weights, x.dtype))
+        return found
+
+    def abandon(self) -> None:
+        """Let both threads go."""
+        self._teacher.call.abandon()
+        self._student.call.abandon()
+
+    def _is_waiting(self) -> bool:
+        waiting = self._student.call.stopped_at or ()
+        return any(read.name not in self._run.solved for read in waiting)
+
+    def _wait(self, reads: tuple[Read, ...]) -> None:
+        while any(read.name not in self._run.solved for read in reads):
+            self._student.call.stop(reads)
+
+    def _pass(self, reads: tuple[Read, ...]) -> None:
+        """Keep the rows that count: the teacher's output may be overwritten further on."""
+        for read in reads:
+            calls = self._passed.setdefault(read.name, [])
+            samples = self._run.survey.samples.get(read.name, {}).get(self._number, ())
+            if len(calls) < len(samples) and read.name not in self._run.solved:
+                rows = samples[len(calls)].rows
+                assert read.y is not None
+                made = None
+                if read.geometry.by_output:
+                    made = read.geometry.targets(read.own(read.y), rows)
+                calls.append((read.geometry.columns(read.x, rows), made))
+        self._teacher.call.stop(reads)
+
+
+class _Forward:
+    """A model on a batch, that stops at readers.
+
+    It has modules of its own, so that what the forwards of other batches leave in theirs stays
+    apart; the tensors are the model's.
+    """
+
+    def __init__(
+        self,
+        run: SideBySide,
+        model: nn.Module,
+        batch: Any,
+        *,
+        before: Callable[[tuple[Read, ...]], None] | None = None,
+        after: Callable[[tuple[Read, ...]], None] | None = None,
+    ) -> None:
+        memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        own = copy.deepcopy(model, memo).eval()
+        self._before, self._after = before, after
+        dims = {
+            name: (reader.kept.dim,)
+            for name, reader in run.survey.readers.items()
+            if reader.kept is not None and not reader.refused
+        }
+        mode = ReadingMode(dict(model.named_parameters()), dims, self)
+
+        def call() -> None:
+            with mode, lent(batch):
+                run_forward(own, batch, run.forward, where="a calibration batch")
+
+        self.call = Stoppable(call)
+
+    def about_to_read(self, reads: tuple[Read, ...]) -> None:
+        """See :class:`~.reading_calls.Listener`."""
+        if self._before is not None:
+            self._before(reads)
+
+    def has_read(self, reads: tuple[Read, ...]) -> None:
+        """See :class:`~.reading_calls.Listener`."""
+        if self._after is not None:
+            self._after(reads)
+
+    def has_called(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        """See :class:`~.reading_calls.Listener`."""
+
+
+def _by_block(kept: KeptEntries, geometry: Geometry, weight: Tensor) -> Tensor:
+    """Return the numbers of the channels that stay. Shape ``[G, P]``."""
+    stays = torch.zeros(kept.size, dtype=torch.bool, device=weight.device)
+    stays[list(kept.keep)] = True
+    by_block = geometry.block_of(stays).expand(len(weight), -1)
+    return by_block.nonzero()[:, 1].reshape(len(weight), -1)
+
+
+def _middle(whole: Tensor) -> tuple[int, int, int]:
+    return whole.shape[1], -1, whole.shape[3]

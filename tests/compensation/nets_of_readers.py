@@ -1,0 +1,135 @@
+"""Nets with a reader of each kind, their tasks, and plans that drop a third of everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from taskprune import Task
+from taskprune.calling.forward import call_inputs
+from taskprune.coupling import couple
+from taskprune.graph import trace
+from taskprune.plan.plan import PruningPlan, build_plan
+
+
+class TwoHeads(nn.Module):
+    """Convolutions with norms, a shared trunk, two heads; one conv is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 12, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(12)
+        self.trunk = nn.Conv2d(12, 9, 3, stride=2, padding=1)
+        self.again = nn.Conv2d(9, 9, 1)
+        self.grouped = nn.Conv2d(9, 6, 3, padding=1, groups=3)
+        self.up = nn.ConvTranspose2d(6, 8, 2, stride=2)
+        self.dense = nn.Conv2d(8, 1, 1)
+        self.label = nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = F.relu(self.norm(self.stem(x)))
+        x = F.relu(self.trunk(x))
+        x = x + F.relu(self.again(F.relu(self.again(x))))
+        return {
+            "dense": self.dense(F.relu(self.up(F.relu(self.grouped(x))))),
+            "label": self.label(x.mean((2, 3))),
+        }
+
+
+class Tokens(nn.Module):
+    """Attention, layer norms, a product with a bare parameter, a recurrent layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 12)
+        self.attention = nn.MultiheadAttention(12, 3, batch_first=True)
+        self.norm = nn.LayerNorm(12)
+        self.expand = nn.Linear(12, 18)
+        self.contract = nn.Parameter(0.2 * torch.randn(18, 12))
+        self.state = nn.GRU(12, 7, batch_first=True)
+        self.out = nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        x = x + F.gelu(self.expand(self.norm(x))) @ self.contract
+        return self.out(self.state(x)[0])
+
+
+class Chosen(nn.Module):
+    """Behind the top-k rows of teacher and student are different tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(5, 12)
+        self.score = nn.Linear(12, 1)
+        self.inner = nn.Linear(12, 15)
+        self.out = nn.Linear(15, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.embed(x))
+        best = self.score(x).topk(3, dim=1).indices
+        x = x.gather(1, best.expand(-1, -1, x.shape[2]))
+        return self.out(F.relu(self.inner(x)))
+
+
+def images(n_batches: int = 4, size: int = 12, batch: int = 4) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(batch, 3, size, size, generator=generator, dtype=torch.float64)
+        for _ in range(n_batches)
+    ]
+
+
+def sequences(n_batches: int = 4) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        torch.randn(4, 11, 5, generator=generator, dtype=torch.float64) for _ in range(n_batches)
+    ]
+
+
+def made(kind: Callable[[], nn.Module]) -> nn.Module:
+    """Build a net in float64 with randomised norms, the same each time."""
+    state = torch.get_rng_state()
+    torch.manual_seed(0)
+    net = kind().double()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = 0.1 * torch.randn(module.num_features, dtype=torch.float64)
+            module.running_var = 0.5 + torch.rand(module.num_features, dtype=torch.float64)
+    torch.set_rng_state(state)
+    return net.eval()
+
+
+def third(model: nn.Module, example: Any, share: float = 0.34) -> PruningPlan:
+    """Plan to drop the first channels of each group."""
+    groups = couple(trace(model, example, forward=call_inputs))
+    drop = {
+        group.name: np.arange(max(1, int(share * group.n_channels)))
+        for group in groups
+        if group.n_channels > 1
+    }
+    return build_plan(groups, drop)
+
+
+def tasks() -> dict[str, Task]:
+    """Return tasks of :class:`TwoHeads`; their labels are made from the batch."""
+    return {
+        "dense": Task(
+            lambda outputs, batch: F.binary_cross_entropy_with_logits(
+                outputs["dense"], (batch.sum(1, keepdim=True) > 1).double()
+            ),
+            outputs="dense",
+        ),
+        "label": Task(
+            lambda outputs, batch: F.cross_entropy(
+                outputs["label"], batch.mean((1, 2, 3)).abs().mul(100).long() % 4
+            ),
+            outputs="label",
+        ),
+    }

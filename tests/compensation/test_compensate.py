@@ -1,0 +1,258 @@
+"""Laws of compensation."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nets_of_readers import Chosen, Tokens, TwoHeads, images, made, sequences, tasks, third
+from torch import Tensor, nn
+
+from taskprune import apply_plan
+from taskprune.calling.forward import call_batch, call_inputs
+from taskprune.calling.outputs import flatten_outputs
+from taskprune.compensation import CompensationSettings, compensate
+from taskprune.compensation import least_squares as least_squares_module
+from taskprune.compensation.harm import task_losses
+from taskprune.coupling import couple
+from taskprune.errors import TraceError
+from taskprune.graph import trace
+from taskprune.plan.plan import PruningPlan, build_plan
+from taskprune.rewrite.masking import masked_copy
+
+NETS: list[tuple[Callable[[], nn.Module], Callable[[], list[Tensor]]]] = [
+    (TwoHeads, images),
+    (Tokens, sequences),
+    (Chosen, sequences),
+]
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return flatten_outputs(model.eval()(inputs))
+
+
+def distance(model: nn.Module, teacher: nn.Module, data: list[Tensor]) -> float:
+    worst = 0.0
+    for batch in data:
+        wanted = outputs_of(teacher, batch)
+        for name, found in outputs_of(model, batch).items():
+            worst = max(worst, float((found - wanted[name]).abs().max()))
+    return worst
+
+
+def same(one: nn.Module, other: nn.Module, tolerance: float = 0.0) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(
+        a == b and x.shape == y.shape and float((x - y).abs().max()) <= tolerance
+        for (a, x), (b, y) in pairs
+        if x.numel()
+    )
+
+
+@pytest.mark.parametrize(("kind", "data"), NETS)
+def test_removed_equals_masked_in_the_compensated_original(
+    kind: Callable[[], nn.Module], data: Callable[[], list[Tensor]]
+) -> None:
+    model, batches = made(kind), data()
+    plan = third(model, batches[0])
+    result = compensate(model, plan, batches)
+    masked = masked_copy(result.original(model, plan), plan)
+    assert any(not report.undone for report in result.readers)
+    assert distance(result.model, masked, batches) < 1e-12
+    assert same(result.model, apply_plan(result.original(model, plan), plan, verify=False))
+
+
+@pytest.mark.parametrize(("kind", "data"), NETS)
+def test_outputs_come_closer(
+    kind: Callable[[], nn.Module], data: Callable[[], list[Tensor]]
+) -> None:
+    model, batches = made(kind), data()
+    plan = third(model, batches[0])
+    result = compensate(model, plan, batches)
+    for sliced, compensated in result.losses.values():
+        assert compensated <= sliced
+    assert any(compensated < 0.7 * sliced for sliced, compensated in result.losses.values())
+
+
+def dependent() -> tuple[nn.Module, PruningPlan]:
+    """Return a net whose first channels are sums of others, and the plan that drops them."""
+    model = made(TwoHeads)
+    assert isinstance(model, TwoHeads)
+    plan = third(model, images()[0])
+    with torch.no_grad():
+        # Behind a ReLU only multiples of one channel are linear in it.
+        for module in (model.stem, model.trunk, model.up):
+            weight = module.weight.transpose(0, 1) if module is model.up else module.weight
+            n_dropped = max(1, int(0.34 * len(weight)))
+            for row in range(n_dropped):
+                weight[row] = (0.5 + row) * weight[n_dropped + row]
+                if module.bias is not None:
+                    module.bias[row] = (0.5 + row) * module.bias[n_dropped + row]
+        for values in (model.norm.weight, model.norm.running_var):
+            values[:4] = values[4:8]
+        for row in range(4):
+            model.norm.running_mean[row] = (0.5 + row) * model.norm.running_mean[4 + row]
+            model.norm.bias[row] = (0.5 + row) * model.norm.bias[4 + row]
+    return model, plan
+
+
+def test_a_planted_dependence_costs_nothing() -> None:
+    model, plan = dependent()
+    only = {d.name: d.drop for d in plan.groups if d.name in ("stem", "up")}
+    assert len(only) == 2
+    plan = narrowed(model, only)
+    sliced = distance(apply_plan(model, plan, verify=False), model, images())
+    found = distance(compensate(model, plan, images()).model, model, images())
+    assert sliced > 1e-2
+    assert found < 1e-5 * sliced
+
+
+def narrowed(model: nn.Module, drop: dict[str, tuple[int, ...]]) -> PruningPlan:
+    groups = couple(trace(model, images()[0], forward=call_inputs))
+    return build_plan(groups, {name: np.array(channels) for name, channels in drop.items()})
+
+
+@pytest.mark.parametrize(("kind", "data"), NETS)
+def test_an_infinite_ridge_is_slicing_to_the_bit(
+    kind: Callable[[], nn.Module],
+    data: Callable[[], list[Tensor]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(least_squares_module, "RIDGES", ())
+    model, batches = made(kind).float(), [batch.float() for batch in data()]
+    plan = third(model, batches[0])
+    result = compensate(model, plan, batches)
+    assert same(result.model, apply_plan(model, plan, verify=False))
+
+
+def test_no_calibration_loss_rises() -> None:
+    model, batches = made(TwoHeads), images()
+    plan = third(model, batches[0], share=0.6)
+    result = compensate(model, plan, batches, tasks=tasks())
+    sliced = task_losses(apply_plan(model, plan, verify=False), tasks(), batches, call_batch)
+    found = task_losses(result.model, tasks(), batches, call_batch)
+    for name, (before, after) in result.losses.items():
+        assert found[name] == after <= before == sliced[name]
+
+
+def test_what_a_task_is_worse_off_with_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batches = made(TwoHeads), images()
+    plan = third(model, batches[0])
+    all_of_it = CompensationSettings(cautious=False)
+    changed = compensate(model, plan, batches, tasks=tasks(), settings=all_of_it)
+
+    def losses(student: nn.Module, *_: Any) -> dict[str, float]:
+        """Hate what was made of one reader."""
+        kept = next(k for k in plan.tensors if (k.name, k.dim) == ("grouped.weight", 0))
+        now = student.get_parameter("grouped.weight")
+        sliced = model.get_parameter("grouped.weight")[list(kept.keep)][:, -now.shape[1] :]
+        return {"dense": float((now - sliced).abs().max()), "label": 1.0}
+
+    assert "grouped.weight" in changed.weights
+    monkeypatch.setattr("taskprune.compensation.compensating.task_losses", losses)
+    result = compensate(model, plan, batches, tasks=tasks())
+    assert {r.name: r.undone for r in result.readers if r.undone}.keys() == {"grouped.weight"}
+    for name, value in result.weights.items():
+        assert torch.equal(value, changed.weights[name]) == (not name.startswith("grouped")), name
+
+
+def test_twice_is_once() -> None:
+    model, batches = made(TwoHeads), images()
+    plan = third(model, batches[0])
+    once = compensate(model, plan, batches, tasks=tasks())
+    twice = compensate(once.original(model, plan), plan, batches, tasks=tasks())
+    assert same(once.model, twice.model, tolerance=1e-9)
+
+
+def test_the_order_of_batches_does_not_matter() -> None:
+    model, batches = made(TwoHeads), images()
+    plan = third(model, batches[0])
+    one = compensate(model, plan, batches, tasks=tasks())
+    other = compensate(model, plan, batches[::-1], tasks=tasks())
+    assert same(one.model, other.model, tolerance=1e-10)
+
+
+def test_only_readers_and_what_takes_their_shift_change() -> None:
+    model, batches = made(TwoHeads), images()
+    plan = third(model, batches[0])
+    result = compensate(model, plan, batches, tasks=tasks())
+    sliced = apply_plan(model, plan, verify=False).state_dict()
+    readers = {report.name for report in result.readers}
+    shifted = {report.shifted for report in result.readers}
+    for name, value in result.model.state_dict().items():
+        if not torch.equal(value, sliced[name]):
+            assert name in readers | shifted
+            assert name in result.weights
+    assert "stem.weight" not in readers
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, batches = made(TwoHeads), images()
+    model.train()
+    model.trunk.eval()
+    model.stem.weight.requires_grad_(False)
+    plan = third(model, batches[0])
+    before = copy.deepcopy(model.state_dict())
+    given = [batch.clone() for batch in batches]
+    random = torch.get_rng_state()
+    result = compensate(model, plan, batches, tasks=tasks())
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(batches, given, strict=True))
+    assert model.state_dict().keys() == before.keys()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for net in (model, result.model):
+        assert net.training
+        assert not net.get_submodule("trunk").training
+        assert not net.get_parameter("stem.weight").requires_grad
+        assert all(p.grad is None for p in net.parameters())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+@pytest.mark.parametrize("fails_at", [1, 6, 11, 16])
+def test_an_exception_half_way_leaves_everything_as_it_was(fails_at: int) -> None:
+    model, batches = made(TwoHeads), images()
+    plan = third(model, batches[0])
+    before = copy.deepcopy(model.state_dict())
+    n_calls = 0
+
+    def forward(net: nn.Module, batch: Tensor) -> Any:
+        nonlocal n_calls
+        n_calls += 1
+        if n_calls == fails_at:
+            raise RuntimeError("out of luck")
+        return net(batch)
+
+    with pytest.raises(TraceError, match="out of luck"):
+        compensate(model, plan, batches, tasks=tasks(), forward=forward)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert not [t for t in threading.enumerate() if t.name == "taskprune-lane"]
+
+
+def test_rows_behind_a_choice_are_not_taken_for_the_same() -> None:
+    model, batches = made(Chosen), sequences()
+    result = compensate(model, third(model, batches[0]), batches)
+    aware = {report.name: report.aware for report in result.readers}
+    assert aware == {"score.weight": True, "inner.weight": False, "out.weight": False}
+
+
+def test_wide_readers_are_fitted_from_rows() -> None:
+    model, plan = dependent()
+    plan = narrowed(model, {d.name: d.drop for d in plan.groups if d.name in ("stem", "up")})
+    narrow = CompensationSettings(most_channels=1, most_unknowns=0)
+    result = compensate(model, plan, images(), settings=narrow)
+    assert distance(result.model, model, images()) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_models_stay_narrow(dtype: torch.dtype) -> None:
+    model, batches = made(Tokens).to(dtype), [batch.to(dtype) for batch in sequences()]
+    result = compensate(model, third(model, batches[0]), batches)
+    assert all(parameter.dtype == dtype for parameter in result.model.parameters())
+    assert any(after < 0.9 * before for before, after in result.losses.values())
