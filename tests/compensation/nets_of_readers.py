@@ -58,7 +58,8 @@ class Tokens(nn.Module):
         x = self.embed(x)
         x = x + self.attention(x, x, x, need_weights=False)[0]
         x = x + F.gelu(self.expand(self.norm(x))) @ self.contract
-        return self.out(self.state(x)[0])
+        made: Tensor = self.out(self.state(x)[0])
+        return made
 
 
 class Chosen(nn.Module):
@@ -75,7 +76,8 @@ class Chosen(nn.Module):
         x = F.relu(self.embed(x))
         best = self.score(x).topk(3, dim=1).indices
         x = x.gather(1, best.expand(-1, -1, x.shape[2]))
-        return self.out(F.relu(self.inner(x)))
+        made: Tensor = self.out(F.relu(self.inner(x)))
+        return made
 
 
 def images(n_batches: int = 4, size: int = 12, batch: int = 4) -> list[Tensor]:

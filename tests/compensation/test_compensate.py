@@ -94,10 +94,13 @@ def dependent() -> tuple[nn.Module, PruningPlan]:
                 weight[row] = (0.5 + row) * weight[n_dropped + row]
                 if module.bias is not None:
                     module.bias[row] = (0.5 + row) * module.bias[n_dropped + row]
-        for values in (model.norm.weight, model.norm.running_var):
+        mean, variance = model.norm.running_mean, model.norm.running_var
+        assert mean is not None
+        assert variance is not None
+        for values in (model.norm.weight, variance):
             values[:4] = values[4:8]
         for row in range(4):
-            model.norm.running_mean[row] = (0.5 + row) * model.norm.running_mean[4 + row]
+            mean[row] = (0.5 + row) * mean[4 + row]
             model.norm.bias[row] = (0.5 + row) * model.norm.bias[4 + row]
     return model, plan
 
@@ -194,6 +197,7 @@ def test_only_readers_and_what_takes_their_shift_change() -> None:
 
 def test_the_model_is_left_as_it_was() -> None:
     model, batches = made(TwoHeads), images()
+    assert isinstance(model, TwoHeads)
     model.train()
     model.trunk.eval()
     model.stem.weight.requires_grad_(False)
