@@ -91,6 +91,28 @@ def tracing_table(content: dict[str, Any]) -> str:
     return markdown(["", "trace", "couple", "memory", "Torch-Pruning", "torch-kirigami"], rows)
 
 
+def footprint_table(content: dict[str, Any]) -> str:
+    """Return seconds and memory of pruning per model, verified or not, Torch-Pruning's beside."""
+    rows = []
+    for row in content["rows"]:
+        for way in ("taskprune", "taskprune, unverified", "torch-pruning"):
+            found = row[way]
+            cells = [found["outcome"].partition(":")[0]]
+            if "bytes" in found:
+                passes = found["seconds"] / found["forward"]
+                models = found["bytes"] / found["weights"]
+                cells += [f"{found['seconds']:.1f} s", f"{passes:.1f} ×"]
+                cells += [f"{found['bytes'] / 2**30:.2f} GB", f"{models:.2f} ×"]
+            rows.append([row["name"], way, *cells, *["–"] * (5 - len(cells))])
+    headings = ["", "by", "outcome", "time", "of its forward pass", "memory", "of its weights"]
+    return markdown(headings, rows)
+
+
+def footprint_imports(content: dict[str, Any]) -> str:
+    """Return how long importing takes where torch is there already."""
+    return ", ".join(f"`{name}` {seconds:.2f} s" for name, seconds in content["imports"].items())
+
+
 def coverage_table(content: dict[str, Any]) -> str:
     """Return what became of each stock architecture, and the counts of all."""
     rows = []
@@ -301,6 +323,8 @@ VIEWS = {
     "coverage.summary": coverage_summary,
     "tracing": tracing_table,
     "distillation": distillation_table,
+    "footprint": footprint_table,
+    "footprint.imports": footprint_imports,
     "fusion": fusion_table,
     "fusion.recipe": fusion_recipe,
     "guarantees": guarantees_table,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.importance.channel_index import ChannelIndex
@@ -29,9 +30,23 @@ class MagnitudeImportance:
     ) -> ChannelScores:
         """Score every channel; the evidence is not looked at."""
         index = ChannelIndex(groups)
-        squares = {
-            name: w.detach().to(torch.promote_types(w.dtype, torch.float32)).square()
-            for name, w in index.find(dict(model.named_parameters())).items()
-        }
+        squares = _Squares(index.find(dict(model.named_parameters())))
         norms = index.sums(squares, torch.device("cpu")).sqrt()
         return ChannelScores("magnitude", BLIND, index.split(GroupScores.blind(norms)))
+
+
+@dataclass(frozen=True)
+class _Squares(Mapping[str, Tensor]):
+    """Squares of weights, each made when it is read: all at once would be a second model."""
+
+    weights: Mapping[str, Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self.weights[name].detach()
+        return weight.to(torch.promote_types(weight.dtype, torch.float32)).square()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
