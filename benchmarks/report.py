@@ -73,6 +73,16 @@ def criteria_table(content: dict[str, Any]) -> str:
     return markdown(headings, lines)
 
 
+def compensation_table(content: dict[str, Any]) -> str:
+    """Return what is left of each task without training: a row per network, budget and way."""
+    rows = []
+    for row in content["rows"]:
+        tasks = ", ".join(f"{name} {lost:+.1f}" for name, lost in row["tasks"].items())
+        worst = _with_spread((row["worst task"], row["worst task ±"]), "{:+.1f}")
+        rows.append([row["network"], row["budget"], row["way"], str(row["seeds"]), worst, tasks])
+    return markdown(["network", "budget", "way", "seeds", "worst task", "each task"], rows)
+
+
 def tracing_table(content: dict[str, Any]) -> str:
     """Return seconds and memory per model, the peers' seconds beside them."""
     peers = ("torch-pruning", "torch-kirigami")
@@ -319,6 +329,7 @@ def modality_duels(content: dict[str, Any]) -> str:
 VIEWS = {
     "demo": demo_table,
     "criteria": criteria_table,
+    "compensation": compensation_table,
     "coverage": coverage_table,
     "coverage.summary": coverage_summary,
     "tracing": tracing_table,
