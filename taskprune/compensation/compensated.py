@@ -19,9 +19,9 @@ class ReaderReport:
         name: The parameter.
         dropped: How many of the channels that it read go.
         gain: Fraction of its output's squared error, as the tasks weigh it, that went away.
-        ridge: Of the channel map, relative to the mean square of the channels; infinite where
-            nothing was changed.
-        tap_ridge: Of the fit over taps and channels that follows it.
+        ridge: Of the channel map, relative to the mean square of the channels; ``None`` where it
+            changed nothing.
+        tap_ridge: Of the fit over taps and channels that follows it; ``None`` likewise.
         aware: Whether it was fitted to what it reads in the smaller network, errors included.
         shifted: Name of the bias or running mean that took the shift; empty where none could.
         undone: Why it was given back, or left as sliced; empty where it was changed.
@@ -30,8 +30,8 @@ class ReaderReport:
     name: str
     dropped: int = 0
     gain: float = 0.0
-    ridge: float = float("inf")
-    tap_ridge: float = float("inf")
+    ridge: float | None = None
+    tap_ridge: float | None = None
     aware: bool = False
     shifted: str = ""
     undone: str = ""

@@ -16,6 +16,7 @@ from taskprune.calling.outputs import flatten_outputs
 from taskprune.calling.task import Task
 from taskprune.importance.calibration import run_forward
 from taskprune.importance.distributed import summed
+from taskprune.restore.borrow import entrusted
 from taskprune.restore.lending import lent
 
 PARTS = (8, 4, 2)
@@ -120,7 +121,7 @@ def task_losses(
     """Return the mean loss of each task over the batches of all processes."""
     sums = torch.zeros(len(tasks), 2, dtype=torch.float64)
     for batch in batches:
-        with torch.no_grad(), lent(batch):
+        with torch.no_grad(), lent(batch), entrusted(model):
             outputs = run_forward(model, batch, forward, where="a calibration batch")
             own, inner = (batch.task, batch.batch) if isinstance(batch, TaskBatch) else ("", batch)
             for row, (name, task) in enumerate(tasks.items()):
@@ -171,7 +172,7 @@ class OutputDistance:
         return {n: float(t / c) if c else 0.0 for n, (t, c) in zip(self.names, sums, strict=True)}
 
     def _outputs(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        with torch.no_grad(), lent(batch):
+        with torch.no_grad(), lent(batch), entrusted(model):
             outputs = flatten_outputs(
                 run_forward(model, batch, self.forward, where="a calibration batch")
             )

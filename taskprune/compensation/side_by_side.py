@@ -105,8 +105,8 @@ class SideBySide:
         return replace(
             report,
             gain=refitted.gain,
-            ridge=refitted.ridge,
-            tap_ridge=refitted.tap_ridge,
+            ridge=_finite(refitted.ridge),
+            tap_ridge=_finite(refitted.tap_ridge),
             aware=aware,
             shifted=reader.bias or reader.norm,
         )
@@ -204,11 +204,15 @@ class _Lane:
         self._teacher.call.stop(reads)
 
 
+def _finite(ridge: float) -> float | None:
+    return None if ridge == torch.inf else ridge
+
+
 class _Forward:
     """A model on a batch, that stops at readers.
 
-    It has modules of its own, so that what the forwards of other batches leave in theirs stays
-    apart; the tensors are the model's.
+    It has modules and buffers of its own, so that what the forwards of other batches leave in
+    theirs stays apart; what is re-weighted is the model's.
     """
 
     def __init__(
@@ -220,7 +224,9 @@ class _Forward:
         before: Callable[[tuple[Read, ...]], None] | None = None,
         after: Callable[[tuple[Read, ...]], None] | None = None,
     ) -> None:
-        memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+        means = {reader.norm for reader in run.survey.readers.values()}
+        shared = [b for name, b in model.named_buffers() if name in means]
+        memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *shared)}
         own = copy.deepcopy(model, memo).eval()
         self._before, self._after = before, after
         dims = {

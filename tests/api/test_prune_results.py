@@ -130,6 +130,7 @@ def test_stages_and_batches_are_announced(monkeypatch: pytest.MonkeyPatch) -> No
         "finding which channels belong together",
         *["scoring every channel"] * 4,
         "choosing channels",
+        "letting what stays say what goes said",
         "rewriting and verifying",
     ]
     assert "3 of 3 batches done" in seen[5]
