@@ -20,7 +20,7 @@ from taskprune.compensation.side_by_side import SideBySide
 from taskprune.compensation.survey import Reader, Survey
 from taskprune.errors import InputError
 from taskprune.importance.calibration import for_each_batch
-from taskprune.importance.projections import output_tasks
+from taskprune.importance.projections import Projection, output_tasks
 from taskprune.importance.scores import Evidence
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan
@@ -103,7 +103,7 @@ def compensate(
                 reports, changes = run.refit_all(), run.changes
                 losses: Mapping[str, tuple[float, float]] = {}
                 if settings.cautious and changes:
-                    settled = _settled(model, student, changes, named, counted, batches, forward)
+                    settled = _settled(model, student, changes, counted, batches, forward)
                     losses, undone = settled
                     changes = [c for c in changes if c.reader not in undone]
                     reports = tuple(_marked(report, undone) for report in reports)
@@ -126,20 +126,21 @@ def _settled(
     teacher: nn.Module,
     student: nn.Module,
     changes: Sequence[Change],
-    labelled: Mapping[str, Task],
-    counted: Mapping[str, Task],
+    tasks: Mapping[str, Task],
     batches: Sequence[Any],
     forward: Forward,
 ) -> tuple[dict[str, tuple[float, float]], frozenset[str]]:
     """Give back what the tasks lose by; return losses as sliced and now, and what was undone."""
+    # The value of a projection means nothing; what it projects can be compared.
+    outputs = {n: t.loss.paths for n, t in tasks.items() if isinstance(t.loss, Projection)}
+    labelled = {name: task for name, task in tasks.items() if name not in outputs}
     with evaluating(student), evaluating(teacher):
-        if labelled:
-            sliced, now, undone = settle(
-                changes, lambda: task_losses(student, labelled, batches, forward)
-            )
-        else:
-            distance = OutputDistance(teacher, batches, forward, tuple(counted))
-            sliced, now, undone = settle(changes, lambda: distance.of(student))
+        paths = tuple(dict.fromkeys(path for own in outputs.values() for path in own))
+        distance = OutputDistance(teacher, batches, forward, paths)
+        sliced, now, undone = settle(
+            changes,
+            lambda: {**task_losses(student, labelled, batches, forward), **distance.of(student)},
+        )
     return {name: (sliced[name], now[name]) for name in now}, undone
 
 

@@ -119,6 +119,8 @@ def task_losses(
     model: nn.Module, tasks: Mapping[str, Task], batches: Sequence[Any], forward: Forward
 ) -> Losses:
     """Return the mean loss of each task over the batches of all processes."""
+    if not tasks:
+        return {}
     sums = torch.zeros(len(tasks), 2, dtype=torch.float64)
     for batch in batches:
         with torch.no_grad(), lent(batch), entrusted(model):
@@ -155,10 +157,12 @@ class OutputDistance:
         names: Sequence[str],
     ) -> None:
         self.batches, self.forward, self.names = batches, forward, tuple(names)
-        self._known = [self._outputs(teacher, batch) for batch in batches]
+        self._known = [self._outputs(teacher, batch) for batch in batches] if names else []
 
     def of(self, model: nn.Module) -> Losses:
         """Return the mean squared distance of each output."""
+        if not self.names:
+            return {}
         sums = torch.zeros(len(self.names), 2, dtype=torch.float64)
         for batch, known in zip(self.batches, self._known, strict=True):
             found = self._outputs(model, batch)

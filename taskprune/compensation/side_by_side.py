@@ -27,7 +27,6 @@ from taskprune.compensation.survey import Reader, Survey
 from taskprune.importance.calibration import run_forward
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan
-from taskprune.restore.lending import lent
 from taskprune.rewrite.surgery import named_tensors
 
 
@@ -237,8 +236,10 @@ class _Forward:
         mode = ReadingMode(dict(model.named_parameters()), dims, self)
 
         def call() -> None:
-            with mode, lent(batch):
-                run_forward(own, batch, run.forward, where="a calibration batch")
+            # Other forwards stand in the middle of this batch: what writes to it needs its own.
+            own_batch = copy.deepcopy(batch)
+            with mode:
+                run_forward(own, own_batch, run.forward, where="a calibration batch")
 
         self.call = Stoppable(call)
 

@@ -142,7 +142,10 @@ def test_the_front_door_equals_the_stages() -> None:
     plan = taskprune.solve(groups, scores, taskprune.Budget.from_ratio(0.3))
     assert plan.drop == result.plan.drop
     assert any(name in plan.drop for name in attention_groups(groups))
-    assert_same_outputs(result.model, apply_plan(model, plan), inputs)
+    compensated = taskprune.compensate(model, plan, [inputs], tasks=tasks)
+    assert_same_outputs(result.model, compensated.model, inputs)
+    sliced = taskprune.prune(model, tasks, 0.3, data=[inputs], compensate=False)
+    assert_same_outputs(sliced.model, apply_plan(model, plan), inputs)
 
 
 def test_the_plan_says_what_it_replaces_also_in_its_file() -> None:
