@@ -93,7 +93,7 @@ class Job:
         skeleton(model)  # a copy is needed later on; this one holds no weights
 
 
-BATCHES_KEPT = 32
+BATCHES_KEPT = 8
 """How many batches are kept at most for what needs them again after scoring."""
 
 
