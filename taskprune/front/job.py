@@ -123,17 +123,15 @@ class Examined:
     Attributes:
         model: The model; it is as it was.
         inputs: What it ran on.
-        tasks: The tasks by name: those asked for, or one for each output.
         graph: Its traced passes.
         groups: Which channels live or die together.
         scores: What they are worth to each task.
-        kept: Batches that it was scored on, or those of each task's own loader; ``None`` without
-            data.
+        kept: Batches that it was scored on, or those of each task's own loader; ``None`` where the
+            job does not compensate.
     """
 
     model: nn.Module
     inputs: ModelInputs
-    tasks: Mapping[str, Task]
     graph: ModelGraph
     groups: CouplingGroups
     scores: ChannelScores
@@ -171,12 +169,12 @@ def examine(job: Job, model: nn.Module, say: Say) -> Examined:
     if settings.modalities is not None or job.budget.modalities:
         groups = labelled(groups, None if settings.modalities == "inputs" else settings.modalities)
     say("scoring every channel")
-    batches = _remembered(inputs.batches)
+    batches = _remembered(inputs.batches) if job.compensates else None
     scores = score(
         model,
         groups,
         tasks,
-        batches,
+        inputs.batches if batches is None else batches,
         importance=job.importance,
         forward=inputs.forward,
         n_batches=settings.n_batches,
@@ -184,7 +182,7 @@ def examine(job: Job, model: nn.Module, say: Say) -> Examined:
         progress=lambda done: say(f"scoring every channel, {inputs.count(done)}"),
     )
     kept = _kept(batches, settings.n_batches)
-    return Examined(model, inputs, tasks, graph, groups, scores, kept)
+    return Examined(model, inputs, graph, groups, scores, kept)
 
 
 def choose(job: Job, found: Examined, context: StepContext, say: Say) -> PruningPlan:

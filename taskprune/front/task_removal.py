@@ -109,7 +109,7 @@ def drop_task(
     without = duplicate(model)
     with preserved_rng(), torch.inference_mode(False):
         source = model_inputs(data, example_inputs, named, forward=forward)
-        inputs, call = source.example, source.forward
+        inputs, call = source.example, source.on_example
         owners = output_owners(model, named, inputs, forward=call)
         # Training as well where it runs on these inputs: a branch of its own goes too.
         traced = trace(model, inputs, forward=call, tasks=owners, modes="all")
