@@ -1,7 +1,15 @@
 """Compensation: the channels that stay say what the removed ones said."""
 
 from taskprune.compensation.compensated import CompensationResult, ReaderReport
-from taskprune.compensation.compensating import compensate
+from taskprune.compensation.compensating import compensate, compensate_surveyed
 from taskprune.compensation.compensation_settings import CompensationSettings
+from taskprune.compensation.survey import Survey
 
-__all__ = ["CompensationResult", "CompensationSettings", "ReaderReport", "compensate"]
+__all__ = [
+    "CompensationResult",
+    "CompensationSettings",
+    "ReaderReport",
+    "Survey",
+    "compensate",
+    "compensate_surveyed",
+]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +16,11 @@ from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.compensation.compensated import CompensationResult, ReaderReport
 from taskprune.compensation.compensation_settings import CompensationSettings
-from taskprune.compensation.harm import Change, OutputDistance, settle, task_losses
+from taskprune.compensation.harm import Change, Harm, runs, settle
 from taskprune.compensation.side_by_side import SideBySide
-from taskprune.compensation.survey import Reader, Survey
+from taskprune.compensation.survey import Survey
 from taskprune.errors import InputError
-from taskprune.importance.calibration import for_each_batch
-from taskprune.importance.projections import Projection, output_tasks
-from taskprune.importance.scores import Evidence
+from taskprune.importance.projections import output_tasks
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan
 from taskprune.replace import replaced_modules
@@ -53,8 +52,9 @@ def compensate(
     indices. How much it may change is chosen on images kept out of its fit, nothing among the
     choices; and at the end no task's loss on the data is higher than as sliced.
 
-    Cost: of each batch one forward with T backwards, three forwards of the smaller model and one of
-    the original; memory of the live activations of all batches in one forward, without gradients.
+    Cost: of each batch one forward with T backwards, then two forwards of the smaller model and one
+    of the original; memory of the live activations of all batches in one forward, without
+    gradients.
 
     Args:
         model: The original; it is left as it was.
@@ -79,7 +79,6 @@ def compensate(
         squares on readers, one after the other). Rows that count by task are ours.
     """
     model = bare(model)
-    settings = settings or CompensationSettings()
     named = check_tasks(tasks) if tasks else {}
     batches = list(task_batches(check_loaders(data, named)) if isinstance(data, Mapping) else data)
     if not batches:
@@ -87,32 +86,49 @@ def compensate(
             "Expected at least one calibration batch. Found none: pass `data=`, a loader or list "
             "of batches (an iterator can be gone through only once)."
         )
-    with torch.inference_mode(False), uncompiled(model), preserved_rng():
-        student = apply_plan(model, plan, verify=False)
+    with _undisturbed(model):
         with replaced_modules(model, plan.replacements):
+            dims = _kept(model, plan)
             counted = named or output_tasks(model, batches[0], forward=forward)
-            candidates = _candidates(model, plan)
-            survey = Survey(model, candidates, len(counted), settings)
-            evidence = Evidence(tasks=counted, batches=batches, forward=forward)
-            for_each_batch(model, {}, evidence, survey.add, watch=survey)
+        survey = Survey(dims, counted, forward=forward, settings=settings or CompensationSettings())
+        survey.look(model, batches, replacements=plan.replacements)
+    return compensate_surveyed(model, plan, survey)
+
+
+def compensate_surveyed(model: nn.Module, plan: PruningPlan, survey: Survey) -> CompensationResult:
+    """Do what :func:`compensate` does after a survey, which scoring can make on its way.
+
+    Args:
+        model: The original, that was surveyed.
+        plan: What goes.
+        survey: What was seen of it. Under several processes each has its own.
+    """
+    model = bare(model)
+    settings = survey.settings
+    with _undisturbed(model):
+        student = apply_plan(model, plan, verify=False)
+        with replaced_modules(model, plan.replacements), torch.no_grad():
             survey.finish()
-            for name in candidates:
-                survey.readers.setdefault(name, Reader(name))
-            run = SideBySide(model, student, plan, survey, batches, forward, settings)
-            with torch.no_grad():
-                reports, changes = run.refit_all(), run.changes
-                losses: Mapping[str, tuple[float, float]] = {}
-                if settings.cautious and changes:
-                    settled = _settled(model, student, changes, counted, batches, forward)
-                    losses, undone = settled
-                    changes = [c for c in changes if c.reader not in undone]
-                    reports = tuple(_marked(report, undone) for report in reports)
-            weights = _of_original(model, plan, survey.readers.values(), changes)
+            kept = _kept(model, plan)
+            run = SideBySide(model, student, plan, kept, survey)
+            reports, changes = run.refit_all(), run.changes
+            losses: Mapping[str, tuple[float, float]] = {}
+            if settings.cautious and changes:
+                losses, undone = _settled(run, student, survey)
+                changes = [c for c in changes if c.reader not in undone]
+                reports = tuple(_marked(report, undone) for report in reports)
+            weights = _of_original(model, plan, run, changes)
     return CompensationResult(student, reports, weights, losses)
 
 
-def _candidates(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, KeptEntries]]:
-    """Return what the parameters keep that lose channels they read, by name and dim."""
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    with torch.inference_mode(False), uncompiled(model), preserved_rng():
+        yield
+
+
+def _kept(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, KeptEntries]]:
+    """Return what each parameter keeps that loses channels it reads, by name and dim."""
     parameters = dict(model.named_parameters())
     reading = {name for group in plan.groups if group.drop for name in group.read_by}
     found: dict[str, dict[int, KeptEntries]] = {}
@@ -123,23 +139,14 @@ def _candidates(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, Kept
 
 
 def _settled(
-    teacher: nn.Module,
-    student: nn.Module,
-    changes: Sequence[Change],
-    tasks: Mapping[str, Task],
-    batches: Sequence[Any],
-    forward: Forward,
+    run: SideBySide, student: nn.Module, survey: Survey
 ) -> tuple[dict[str, tuple[float, float]], frozenset[str]]:
     """Give back what the tasks lose by; return losses as sliced and now, and what was undone."""
-    # The value of a projection means nothing; what it projects can be compared.
-    outputs = {n: t.loss.paths for n, t in tasks.items() if isinstance(t.loss, Projection)}
-    labelled = {name: task for name, task in tasks.items() if name not in outputs}
-    with evaluating(student), evaluating(teacher):
-        paths = tuple(dict.fromkeys(path for own in outputs.values() for path in own))
-        distance = OutputDistance(teacher, batches, forward, paths)
+    harm = Harm(survey.tasks, (lane.teacher.outputs for lane in run.lanes))
+    now = harm.of((lane.student.outputs, lane.student.batch) for lane in run.lanes)
+    with evaluating(student):
         sliced, now, undone = settle(
-            changes,
-            lambda: {**task_losses(student, labelled, batches, forward), **distance.of(student)},
+            run.changes, lambda: harm.of(runs(student, survey.batches, survey.forward)), now
         )
     return {name: (sliced[name], now[name]) for name in now}, undone
 
@@ -151,22 +158,23 @@ def _marked(report: ReaderReport, undone: frozenset[str]) -> ReaderReport:
 
 
 def _of_original(
-    model: nn.Module, plan: PruningPlan, readers: Iterable[Reader], changes: Sequence[Change]
+    model: nn.Module, plan: PruningPlan, run: SideBySide, changes: Sequence[Change]
 ) -> dict[str, Tensor]:
     """Return what changed in the coordinates of the original: 0 where dropped channels are read."""
     originals = named_tensors(model)
     found: dict[str, Tensor] = {}
-    for reader in readers:
-        if reader.kept is not None and not reader.refused:
+    for reader in run.readers:
+        kept = run.kept_of(reader)
+        if kept is not None:
             whole = found[reader.name] = originals[reader.name].detach().clone()
-            gone = sorted(set(range(reader.kept.size)) - set(reader.kept.keep))
-            whole.index_fill_(reader.kept.dim, torch.tensor(gone, device=whole.device), 0)
+            gone = sorted(set(range(kept.size)) - set(kept.keep))
+            whole.index_fill_(kept.dim, torch.tensor(gone, device=whole.device), 0)
     for name, after in ((n, after) for c in changes for n, _, _, after in c.tensors):
         whole = found[name] if name in found else originals[name].detach().clone()
         where = [torch.arange(size, device=whole.device) for size in whole.shape]
-        for kept in plan.tensors:
-            if kept.name == name:
-                where[kept.dim] = torch.tensor(kept.keep, device=whole.device)
+        for own in plan.tensors:
+            if own.name == name:
+                where[own.dim] = torch.tensor(own.keep, device=whole.device)
         whole[torch.meshgrid(*where, indexing="ij")] = after
         found[name] = whole
     return found

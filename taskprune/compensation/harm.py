@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from taskprune.calling.outputs import flatten_outputs
 from taskprune.calling.task import Task
 from taskprune.importance.calibration import run_forward
 from taskprune.importance.distributed import summed
+from taskprune.importance.projections import Projection
 from taskprune.restore.borrow import entrusted
 from taskprune.restore.lending import lent
 
@@ -47,21 +48,23 @@ class Change:
             tensor.data = after
 
 
-Losses = Mapping[str, float]
-Measure = Callable[[], Losses]
+Losses: TypeAlias = Mapping[str, float]
+Measure: TypeAlias = Callable[[], Losses]
 
 
-def settle(changes: Sequence[Change], measure: Measure) -> tuple[Losses, Losses, frozenset[str]]:
+def settle(
+    changes: Sequence[Change], measure: Measure, now: Losses
+) -> tuple[Losses, Losses, frozenset[str]]:
     """Undo the smallest range of depth without which no task is worse off than as sliced.
 
     Args:
         changes: In the order of the forward pass; all of them done.
         measure: Returns each task's loss of the model as it stands.
+        now: The losses with all changes done.
 
     Returns:
         The losses as sliced, those of the model as it stands in the end, and which are undone.
     """
-    now = measure()
     for change in changes:
         change.undo()
     sliced = measure()
@@ -115,69 +118,64 @@ def no_worse(losses: Losses, than: Losses) -> bool:
     return all(value <= than[name] for name, value in losses.items())
 
 
-def task_losses(
-    model: nn.Module, tasks: Mapping[str, Task], batches: Sequence[Any], forward: Forward
-) -> Losses:
-    """Return the mean loss of each task over the batches of all processes."""
-    if not tasks:
-        return {}
-    sums = torch.zeros(len(tasks), 2, dtype=torch.float64)
+Run: TypeAlias = tuple[Any, Any]
+"""What a model made of a batch, and the batch as it left it."""
+
+
+def runs(model: nn.Module, batches: Sequence[Any], forward: Forward) -> Iterator[Run]:
+    """Run a model on each batch; batch and model are as they were once the next is asked for."""
     for batch in batches:
         with torch.no_grad(), lent(batch), entrusted(model):
-            outputs = run_forward(model, batch, forward, where="a calibration batch")
-            own, inner = (batch.task, batch.batch) if isinstance(batch, TaskBatch) else ("", batch)
-            for row, (name, task) in enumerate(tasks.items()):
-                loss = task.loss(outputs, inner) if own in ("", name) else None
-                if loss is not None:
-                    sums[row] += torch.tensor([float(loss), 1.0], dtype=torch.float64)
-    sums = summed(sums)
-    return {
-        name: float(total / count) if count else 0.0
-        for name, (total, count) in zip(tasks, sums, strict=True)
-    }
+            yield run_forward(model, batch, forward, where="a calibration batch"), batch
 
 
-class OutputDistance:
-    """How far each output is from the teacher's, in units of its spread; for data without labels.
+class Harm:
+    """Measures what the tasks lose.
 
-    Values of rows that are other objects in either network are compared in ascending order.
+    Of tasks with labels it is the loss. The value of a projection means nothing, so that what it
+    projects is compared with the teacher's, in units of its spread; values of rows that are other
+    objects in either network in ascending order.
 
     Args:
-        teacher: Whose outputs are the measure.
-        batches: What both run on.
-        forward: How batches reach them.
-        names: Of the outputs.
+        tasks: Whose losses count.
+        teacher: What the teacher made of each batch.
     """
 
-    def __init__(
-        self,
-        teacher: nn.Module,
-        batches: Sequence[Any],
-        forward: Forward,
-        names: Sequence[str],
-    ) -> None:
-        self.batches, self.forward, self.names = batches, forward, tuple(names)
-        self._known = [self._outputs(teacher, batch) for batch in batches] if names else []
+    def __init__(self, tasks: Mapping[str, Task], teacher: Iterable[Any]) -> None:
+        outputs = {n: t.loss.paths for n, t in tasks.items() if isinstance(t.loss, Projection)}
+        self._labelled = {name: task for name, task in tasks.items() if name not in outputs}
+        self._paths = tuple(dict.fromkeys(path for own in outputs.values() for path in own))
+        self._teacher = [self._compared(made) for made in teacher] if self._paths else []
 
-    def of(self, model: nn.Module) -> Losses:
-        """Return the mean squared distance of each output."""
-        if not self.names:
-            return {}
-        sums = torch.zeros(len(self.names), 2, dtype=torch.float64)
-        for batch, known in zip(self.batches, self._known, strict=True):
-            found = self._outputs(model, batch)
-            for row, name in enumerate(self.names):
-                if name in known and name in found and known[name].shape == found[name].shape:
-                    difference = found[name].double() - known[name].double()
-                    spread = known[name].double().var().clamp_min(1e-30)
-                    distance = difference[difference.isfinite()].square().mean() / spread
-                    sums[row] += torch.tensor([float(distance), 1.0], dtype=torch.float64)
-        sums = summed(sums)
-        return {n: float(t / c) if c else 0.0 for n, (t, c) in zip(self.names, sums, strict=True)}
+    def of(self, found: Iterable[Run]) -> Losses:
+        """Return the mean over the batches of all processes, by task or output."""
+        sums = torch.zeros(len(self._labelled) + len(self._paths), 2, dtype=torch.float64)
+        for number, (outputs, batch) in enumerate(found):
+            with torch.no_grad():
+                values = [*self._losses(outputs, batch), *self._distances(outputs, number)]
+            for row, value in enumerate(values):
+                if value is not None:
+                    sums[row] += torch.tensor([float(value), 1.0], dtype=torch.float64)
+        totals = zip((*self._labelled, *self._paths), summed(sums), strict=True)
+        return {name: float(total / n) if n else 0.0 for name, (total, n) in totals}
 
-    def _outputs(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
-        with torch.no_grad(), lent(batch), entrusted(model):
-            outputs = flatten_outputs(
-                run_forward(model, batch, self.forward, where="a calibration batch")
-            )
-        return {name: outputs[name].detach().clone() for name in self.names if name in outputs}
+    def _losses(self, outputs: Any, batch: Any) -> Iterator[Tensor | None]:
+        own, inner = (batch.task, batch.batch) if isinstance(batch, TaskBatch) else ("", batch)
+        for name, task in self._labelled.items():
+            yield task.loss(outputs, inner) if own in ("", name) else None
+
+    def _distances(self, outputs: Any, number: int) -> Iterator[Tensor | None]:
+        if not self._paths:
+            return
+        known, found = self._teacher[number], self._compared(outputs)
+        for path in self._paths:
+            if path in known and path in found and known[path].shape == found[path].shape:
+                difference = found[path].double() - known[path].double()
+                spread = known[path].double().var().clamp_min(1e-30)
+                yield difference[difference.isfinite()].square().mean() / spread
+            else:
+                yield None
+
+    def _compared(self, outputs: Any) -> dict[str, Tensor]:
+        flat = flatten_outputs(outputs)
+        return {path: flat[path].detach().clone() for path in self._paths if path in flat}

@@ -8,16 +8,14 @@ weights, and the students go on with them. So each reader is fitted to what it w
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taskprune.calling.forward import Forward
 from taskprune.compensation.compensated import ReaderReport
-from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.harm import Change
 from taskprune.compensation.lockstep import Stoppable
 from taskprune.compensation.reading_calls import Read, ReadingMode
@@ -37,13 +35,13 @@ class SideBySide:
         teacher: The original, with the plan's replacements.
         student: The sliced model; its readers get new data.
         plan: What was sliced.
-        survey: What is known of the readers.
-        batches: As in the survey, in its order.
-        forward: How they reach the models.
-        settings: How readers are fitted.
+        kept: What each parameter keeps that may read, by name and dim.
+        survey: What is known of the readers, and the batches.
 
     Attributes:
+        readers: Those that may be re-weighted, in the order of the forward pass.
         changes: What was done to the student, in order.
+        lanes: Teacher and student on each batch.
     """
 
     def __init__(
@@ -51,39 +49,51 @@ class SideBySide:
         teacher: nn.Module,
         student: nn.Module,
         plan: PruningPlan,
+        kept: Mapping[str, Mapping[int, KeptEntries]],
         survey: Survey,
-        batches: Sequence[Any],
-        forward: Forward,
-        settings: CompensationSettings,
     ) -> None:
-        self.survey, self.settings, self.forward = survey, settings, forward
+        self.survey, self.kept = survey, kept
+        found = (survey.readers.get(name, Reader(name)) for name in kept)
+        order = {name: number for number, name in enumerate(survey.readers)}
+        self.readers = sorted(found, key=lambda reader: order.get(reader.name, len(order)))
         self.changes: list[Change] = []
         self.solved: set[str] = set()
         self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
-        self._kept = {(kept.name, kept.dim): kept for kept in plan.tensors}
-        self._lanes = [_Lane(self, n, batch, teacher, student) for n, batch in enumerate(batches)]
+        self._plan = {(kept.name, kept.dim): kept for kept in plan.tensors}
+        self.lanes = [
+            _Lane(self, n, batch, teacher, student) for n, batch in enumerate(survey.batches)
+        ]
 
     def refit_all(self) -> tuple[ReaderReport, ...]:
-        """Go through the readers in the order of the forward pass."""
+        """Go through the readers in the order of the forward pass, then let all run to the end."""
         try:
-            return tuple(self._refit(reader) for reader in self.survey.readers.values())
+            reports = tuple(self._refit(reader) for reader in self.readers)
+            for lane in self.lanes:
+                lane.finish()
         finally:
-            for lane in self._lanes:
+            for lane in self.lanes:
                 lane.abandon()
+        return reports
+
+    def kept_of(self, reader: Reader) -> KeptEntries | None:
+        """Return what a reader keeps of the dim that it reads; ``None`` if it loses nothing."""
+        if reader.geometry is None or reader.refused:
+            return None
+        return self.kept[reader.name].get(reader.geometry.dim)
 
     def _refit(self, reader: Reader) -> ReaderReport:
-        self.solved.add(reader.name)
-        if reader.kept is None or reader.geometry is None or reader.refused:
+        kept, geometry = self.kept_of(reader), reader.geometry
+        if kept is None or geometry is None:
+            self.solved.add(reader.name)
             return ReaderReport(reader.name, undone=reader.refused or "nothing reads through it")
-        self.solved.discard(reader.name)
-        report = ReaderReport(reader.name, dropped=reader.kept.size - len(reader.kept.keep))
-        aware = self.settings.aware and reader.corresponds and reader.calls == 1
-        geometry = reader.geometry
+        report = ReaderReport(reader.name, dropped=kept.size - len(kept.keep))
+        settings = self.survey.settings
+        aware = settings.aware and reader.corresponds and reader.calls == 1
         weight = geometry.blocks(self._of_teacher[reader.name].detach().double())
-        keep = _by_block(reader.kept, geometry, weight)
+        keep = _by_block(kept, geometry, weight)
         outputs = self._outputs(reader.name, geometry, weight)
         rows = []
-        for lane in self._lanes:
+        for lane in self.lanes:
             lane.approach(reader.name)
             rows += lane.rows(reader.name, keep, outputs, aware=aware)
         bias = weight.new_zeros(outputs.shape if geometry.by_output else ())
@@ -97,7 +107,7 @@ class SideBySide:
             rows,
             geometry=geometry,
             intercept=bool(reader.bias or reader.norm),
-            settings=self.settings,
+            settings=settings,
         )
         self._write(reader, geometry, refitted)
         self.solved.add(reader.name)
@@ -112,7 +122,7 @@ class SideBySide:
 
     def _outputs(self, name: str, geometry: Geometry, weight: Tensor) -> Tensor:
         """Return the numbers of the outputs that stay. Shape ``[G, O]``."""
-        kept = self._kept.get((name, geometry.out_dim))
+        kept = self._plan.get((name, geometry.out_dim))
         if kept is None:
             return torch.arange(weight.shape[1], device=weight.device).expand(len(weight), -1)
         stays = torch.zeros_like(self._of_teacher[name], dtype=torch.bool)
@@ -145,21 +155,21 @@ class _Lane:
     ) -> None:
         self._run, self._number = run, number
         self._passed: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
-        self._teacher = _Forward(run, teacher, batch, after=self._pass)
-        self._student = _Forward(run, student, batch, before=self._wait)
+        self.teacher = _Forward(run, teacher, batch, after=self._pass)
+        self.student = _Forward(run, student, batch, before=self._wait)
 
     def approach(self, name: str) -> None:
         """Let the student come as far as it can, and the teacher pass a reader."""
         expected = len(self._run.survey.samples.get(name, {}).get(self._number, ()))
-        while len(self._passed.get(name, ())) < expected and not self._teacher.call.is_finished:
-            self._teacher.call.advance()
-        while not self._student.call.is_finished and not self._is_waiting():
-            self._student.call.advance()
+        while len(self._passed.get(name, ())) < expected and not self.teacher.call.is_finished:
+            self.teacher.call.advance()
+        while not self.student.call.is_finished and not self._is_waiting():
+            self.student.call.advance()
 
     def rows(self, name: str, keep: Tensor, outputs: Tensor, *, aware: bool) -> list[Rows]:
         """Return the rows of all calls of a reader in this batch."""
         found = []
-        waiting: tuple[Read, ...] = self._student.call.stopped_at or ()
+        waiting: tuple[Read, ...] = self.student.call.stopped_at or ()
         own = next((read for read in waiting if read.name == name), None)
         samples = self._run.survey.samples.get(name, {}).get(self._number, [])
         for sample, (x, y) in zip(samples, self._passed.pop(name, []), strict=True):
@@ -175,18 +185,24 @@ class _Lane:
             found.append(Rows(whole, kept, made, weights, x.dtype))
         return found
 
+    def finish(self) -> None:
+        """Let both run to their ends."""
+        for forward in (self.teacher, self.student):
+            while not forward.call.is_finished:
+                forward.call.advance()
+
     def abandon(self) -> None:
         """Let both threads go."""
-        self._teacher.call.abandon()
-        self._student.call.abandon()
+        self.teacher.call.abandon()
+        self.student.call.abandon()
 
     def _is_waiting(self) -> bool:
-        waiting = self._student.call.stopped_at or ()
+        waiting = self.student.call.stopped_at or ()
         return any(read.name not in self._run.solved for read in waiting)
 
     def _wait(self, reads: tuple[Read, ...]) -> None:
         while any(read.name not in self._run.solved for read in reads):
-            self._student.call.stop(reads)
+            self.student.call.stop(reads)
 
     def _pass(self, reads: tuple[Read, ...]) -> None:
         """Keep the rows that count: the teacher's output may be overwritten further on."""
@@ -200,7 +216,7 @@ class _Lane:
                 if read.geometry.by_output:
                     made = read.geometry.targets(read.own(read.y), rows)
                 calls.append((read.geometry.columns(read.x, rows), made))
-        self._teacher.call.stop(reads)
+        self.teacher.call.stop(reads)
 
 
 def _finite(ridge: float) -> float | None:
@@ -212,6 +228,10 @@ class _Forward:
 
     It has modules and buffers of its own, so that what the forwards of other batches leave in
     theirs stays apart; what is re-weighted is the model's.
+
+    Attributes:
+        batch: A copy of the batch, as the model leaves it.
+        outputs: What it made of it, at the end.
     """
 
     def __init__(
@@ -223,23 +243,26 @@ class _Forward:
         before: Callable[[tuple[Read, ...]], None] | None = None,
         after: Callable[[tuple[Read, ...]], None] | None = None,
     ) -> None:
-        means = {reader.norm for reader in run.survey.readers.values()}
+        self.batch = self.outputs = None
+        means = {reader.norm for reader in run.readers}
         shared = [b for name, b in model.named_buffers() if name in means]
         memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *shared)}
         own = copy.deepcopy(model, memo).eval()
         self._before, self._after = before, after
         dims = {
-            name: (reader.kept.dim,)
-            for name, reader in run.survey.readers.items()
-            if reader.kept is not None and not reader.refused
+            reader.name: (kept.dim,)
+            for reader in run.readers
+            if (kept := run.kept_of(reader)) is not None
         }
         mode = ReadingMode(dict(model.named_parameters()), dims, self)
 
         def call() -> None:
             # Other forwards stand in the middle of this batch: what writes to it needs its own.
-            own_batch = copy.deepcopy(batch)
+            self.batch = copy.deepcopy(batch)
             with mode:
-                run_forward(own, own_batch, run.forward, where="a calibration batch")
+                self.outputs = run_forward(
+                    own, self.batch, run.survey.forward, where="a calibration batch"
+                )
 
         self.call = Stoppable(call)
 

@@ -7,24 +7,30 @@ is not outvoted by the road around it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 from torch.utils.weak import WeakIdKeyDictionary
 
+from taskprune.calling.forward import Forward
+from taskprune.calling.task import Task
+from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.correspondence import Correspondence
 from taskprune.compensation.reading_calls import Read, ReadingMode
 from taskprune.compensation.reads import Geometry
 from taskprune.importance.backwards import TaskGradients
+from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.distributed import gathered, summed
-from taskprune.plan.decisions import KeptEntries
+from taskprune.importance.projections import Projection
+from taskprune.importance.scores import Evidence
+from taskprune.replace import ModuleReplacement, replaced_modules
 
 LEAST_ROWS = 64
 """Rows that are looked at however wide they are."""
@@ -51,8 +57,7 @@ class Reader:
 
     Attributes:
         name: The parameter.
-        kept: What it keeps of the dim that reads; ``None`` if nothing was seen to read through it.
-        geometry: How it reads.
+        geometry: How it reads; ``None`` if nothing was seen to read through it.
         calls: How often a forward reads through it at most.
         corresponds: Whether the rows of teacher and student are the same positions.
         biases: Names of the biases that are added; ``""`` for a call without one.
@@ -62,7 +67,6 @@ class Reader:
     """
 
     name: str
-    kept: KeptEntries | None = None
     geometry: Geometry | None = None
     calls: int = 0
     corresponds: bool = True
@@ -83,11 +87,9 @@ class Reader:
 
     def agreed(self, others: Sequence[Reader]) -> Reader:
         """Return what all processes saw together."""
-        seen = [other for other in others if other.kept is not None]
         return Reader(
             self.name,
-            next((o.kept for o in seen), None),
-            next((o.geometry for o in seen), None),
+            next((o.geometry for o in others if o.geometry is not None), None),
             max(o.calls for o in others),
             all(o.corresponds for o in others),
             set().union(*(o.biases for o in others)),
@@ -97,48 +99,87 @@ class Reader:
 
 
 class Survey:
-    """Watches the teacher; a :class:`~taskprune.importance.calibration.Watch`.
+    """Looks on while a model is scored; a :class:`~taskprune.importance.Watch`.
 
     Args:
-        model: The teacher, with the plan's replacements.
-        candidates: What each parameter that may read keeps, by name and dim.
-        n_tasks: How many tasks there are.
+        dims: For each parameter that may read channels, the dims along which it does.
+        tasks: Whose losses say which rows count.
+        forward: ``(model, batch) -> outputs``.
         settings: How many rows to remember, and what they count.
+        most_batches: How many batches to look at and keep; ``None``: all.
 
     Attributes:
         readers: By name, in the order of the forward pass.
         samples: ``{reader: {number of the batch: one for each call}}``.
+        batches: Those that were looked at.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        candidates: Mapping[str, Mapping[int, KeptEntries]],
-        n_tasks: int,
-        settings: CompensationSettings,
+        dims: Mapping[str, Container[int]],
+        tasks: Mapping[str, Task],
+        *,
+        forward: Forward,
+        settings: CompensationSettings = CompensationSettings(),  # noqa: B008 - frozen
+        most_batches: int | None = None,
     ) -> None:
-        self.candidates, self.n_tasks, self.settings = candidates, n_tasks, settings
+        self.dims, self.tasks, self.settings = dims, tasks, settings
+        self.forward, self.most_batches = forward, most_batches
         self.readers: dict[str, Reader] = {}
         self.samples: dict[str, dict[int, list[Sample]]] = {}
-        self.batch = -1
-        self._parameters = dict(model.named_parameters())
-        self._means = {id(buffer): name for name, buffer in model.named_buffers()}
+        self.batches: list[Any] = []
         self._totals: dict[str, Tensor] = {}
-        self._begin()
+        self._is_finished = False
 
-    def _begin(self) -> None:
-        self._reads: list[tuple[Read, ...]] = []
-        self._edges: list[Any] = []
-        self._calls: dict[str, int] = {}
-        self._made: Any = WeakIdKeyDictionary()
-        self._rows = Correspondence(iter(self._parameters.values()))
+    def look(
+        self,
+        model: nn.Module,
+        batches: Iterable[Any],
+        *,
+        replacements: tuple[ModuleReplacement, ...] = (),
+    ) -> None:
+        """Run the batches for this alone, where nobody scores on them.
+
+        Args:
+            model: The model; left as it was.
+            batches: Calibration batches.
+            replacements: Of modules whose inner parts read.
+
+        Raises:
+            InputError, TraceError, LossError: See
+                :func:`~taskprune.importance.calibration.for_each_batch`.
+        """
+        model = bare(model)
+        evidence = Evidence(tasks=self.tasks, batches=batches, forward=self.forward, watch=self)
+        with uncompiled(model), replaced_modules(model, replacements):
+            parameters = dict(model.named_parameters())
+            readers = {name: parameters[name] for name in self.dims if name in parameters}
+            for_each_batch(model, readers, evidence, _go_through)
+
+    def wants(self, tasks: Mapping[str, Task]) -> bool:
+        """Return whether these are the losses that rows are to count by."""
+        if self.most_batches is not None and len(self.batches) >= self.most_batches:
+            return False
+        return list(tasks) == list(self.tasks) and all(
+            tasks[name].loss is own.loss
+            or (isinstance(own.loss, Projection) and isinstance(tasks[name].loss, Projection))
+            for name, own in self.tasks.items()
+        )
 
     @contextmanager
-    def recording(self, model: nn.Module) -> Iterator[None]:  # noqa: ARG002 - see Watch
+    def recording(self, model: nn.Module, batch: Any) -> Iterator[None]:
         """Listen to the forward of one batch."""
-        self.batch += 1
-        self._begin()
-        mode = ReadingMode(self._parameters, self.candidates, self)
+        self.batches.append(batch)
+        self._reads: list[tuple[Read, torch.device]] = []
+        self._loudness: list[list[Tensor | None]] = []
+        self._heard: list[Tensor | None] = []
+        self._calls: dict[str, int] = {}
+        self._made: Any = WeakIdKeyDictionary()
+        self._rows = Correspondence(model.parameters())
+        self._means = {id(buffer): name for name, buffer in model.named_buffers()}
+        parameters = dict(model.named_parameters())
+        dims = {n: d for n, d in self.dims.items() if n in parameters and parameters[n].ndim > 1}
+        mode = ReadingMode(parameters, dims, self)
         with mode:
             yield
         for name, function in mode.unrecognised.items():
@@ -146,16 +187,23 @@ class Survey:
         for name, count in self._calls.items():
             self.readers[name].calls = max(count, self.readers[name].calls)
 
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        """Edges of the graph, in place of tensors that the model may overwrite."""
-        return self._edges
+    def listening(self, batch: Iterator[TaskGradients]) -> Iterator[TaskGradients]:
+        """Take in the gradients of one batch, task by task, and choose its rows."""
+        for found in batch:
+            for place, rows in enumerate(self._heard):
+                if rows is not None:
+                    rows = rows / found.scale**2 if found.scale != 1 else rows
+                    self._loudness[place][found.task] = rows.pow_(self.settings.power)
+                    self._heard[place] = None
+            yield found
+        for (read, device), by_task in zip(self._reads, self._loudness, strict=True):
+            self._sample(read, self._told(read, by_task, device))
+        self._reads, self._loudness, self._heard = [], [], []
 
     def about_to_read(self, reads: tuple[Read, ...]) -> None:
         """See :class:`~.reading_calls.Listener`."""
         for read in reads:
             reader = self._reader(read.name)
-            reader.kept = self.candidates[read.name][read.geometry.dim]
             reader.geometry = read.geometry
             reader.corresponds &= self._rows.holds(read.x)
             reader.biases.add(read.bias or "")
@@ -184,37 +232,18 @@ class Survey:
                     for name in names:
                         self.readers[name].consumers.add(norm)
 
-    def add(self, batch: Iterator[TaskGradients]) -> None:
-        """Take in the gradients of one batch and choose its rows."""
-        reads = [(n, read) for n, group in enumerate(self._reads) for read in group]
-        loudness: list[list[Tensor | None]] = [[None] * self.n_tasks for _ in reads]
-        for found in batch:
-            for place, (number, read) in enumerate(reads):
-                gradient = found.watched[number]
-                if gradient is not None:
-                    own = read.own(gradient) if read.geometry.by_output else gradient
-                    rows = read.geometry.loudness(own.detach())
-                    loudness[place][found.task] = rows.pow_(self.settings.power)
-        for (_, read), by_task in zip(reads, loudness, strict=True):
-            whole = read.y if read.geometry.by_output else read.x
-            assert whole is not None
-            known = next((rows for rows in by_task if rows is not None), None)
-            if known is None:  # no task hangs on it in this batch
-                own = read.own(whole) if read.geometry.by_output else whole
-                known = torch.zeros_like(read.geometry.loudness(own.detach()))
-            quiet = torch.zeros_like(known)
-            self._sample(read, torch.stack([quiet if r is None else r for r in by_task]))
-        self._begin()
-
     def finish(self) -> None:
-        """Bring together what the processes saw."""
+        """Bring together what the processes saw, once."""
+        if self._is_finished:
+            return
+        self._is_finished = True
         everyone = gathered((self.readers, {n: t.cpu() for n, t in self._totals.items()}))
         names = list(dict.fromkeys(name for readers, _ in everyone for name in readers))
         self.readers = {
             name: Reader(name).agreed([readers.get(name, Reader(name)) for readers, _ in everyone])
             for name in names
         }
-        none = torch.zeros(self.n_tasks + 1, dtype=torch.float64)
+        none = torch.zeros(len(self.tasks) + 1, dtype=torch.float64)
         self._totals = {name: summed(self._totals.get(name, none)) for name in names}
 
     def weights(self, name: str, sample: Sample) -> Tensor:
@@ -228,12 +257,37 @@ class Survey:
         return self.readers.setdefault(name, Reader(name))
 
     def _follow(self, reads: tuple[Read, ...], tensor: Tensor) -> None:
-        if tensor.requires_grad:
-            self._edges.append(get_gradient_edge(tensor))
-            self._reads.append(reads)
-        else:
+        """Hear the gradients of a tensor, which the model may overwrite further on."""
+        if not tensor.requires_grad:
             for read in reads:
                 self._reader(read.name).refused = "what it reads does not hang on any weight"
+            return
+        first = len(self._heard)
+        for read in reads:
+            made = None if read.y is None else _shape_of(read.y)
+            shapes = replace(read, x=_shape_of(read.x), y=made)
+            self._reads.append((shapes, tensor.device))
+            self._loudness.append([None] * len(self.tasks))
+            self._heard.append(None)
+
+        def hear(gradient: Tensor) -> None:
+            # A backward that overflowed comes again, and what it said is replaced.
+            for place, read in enumerate(reads, start=first):
+                own = read.own(gradient) if read.geometry.by_output else gradient
+                self._heard[place] = read.geometry.loudness(own.detach())
+
+        tensor.register_hook(hear)  # type: ignore[no-untyped-call]
+
+    def _told(self, read: Read, by_task: list[Tensor | None], device: torch.device) -> Tensor:
+        """Return what all tasks say of the rows of a call. Shape ``[T, blocks, rows]``."""
+        known = next((rows for rows in by_task if rows is not None), None)
+        if known is None:  # no task hangs on it in this batch
+            whole = read.y if read.geometry.by_output else read.x
+            assert whole is not None
+            own = read.own(whole) if read.geometry.by_output else whole
+            known = torch.zeros_like(read.geometry.loudness(own), device=device)
+        quiet = torch.zeros_like(known)
+        return torch.stack([quiet if rows is None else rows for rows in by_task])
 
     def _norm(self, function: Any, args: tuple[Any, ...], kwargs: Any) -> str:
         """Return the name of the running mean if this is a norm that uses one."""
@@ -265,7 +319,17 @@ class Survey:
             rows = torch.searchsorted(cumulated, at).clamp_max(n_rows - 1)
             chosen = loudness.gather(2, rows.expand(n_tasks, -1, -1))
             sample = Sample(rows, step / counts.gather(1, rows), chosen)
-        self.samples.setdefault(read.name, {}).setdefault(self.batch, []).append(sample)
+        own = self.samples.setdefault(read.name, {})
+        own.setdefault(len(self.batches) - 1, []).append(sample)
+
+
+def _go_through(batch: Iterator[TaskGradients]) -> None:
+    deque(batch, maxlen=0)
+
+
+def _shape_of(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape that keeps no activation alive."""
+    return tensor.detach().to("meta")
 
 
 def _width(read: Read) -> int:

@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from taskprune.calling.forward import Forward
-from taskprune.calling.inputs import ModelInputs, model_inputs
+from taskprune.calling.inputs import ModelInputs, model_inputs, task_batches
 from taskprune.calling.task import Task
+from taskprune.compensation import Survey
 from taskprune.cost import Cost
 from taskprune.coupling import couple, labelled
 from taskprune.coupling.groups import CouplingGroups
@@ -94,26 +95,7 @@ class Job:
 
 
 BATCHES_KEPT = 8
-"""How many batches are kept at most for what needs them again after scoring."""
-
-
-class Remembered:
-    """Batches to be gone through once, of which the first are kept."""
-
-    def __init__(self, batches: Iterable[Any]) -> None:
-        self._seen: list[Any] = []
-        self._rest = iter(batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        for batch in self._rest:
-            if len(self._seen) < BATCHES_KEPT:
-                self._seen.append(batch)
-            yield batch
-
-    def kept(self, n_batches: int | None) -> list[Any]:
-        """Return the first batches that were gone through; where none were, those of the data."""
-        most = min(n_batches or BATCHES_KEPT, BATCHES_KEPT)
-        return self._seen or list(islice(self._rest, most))
+"""How many batches, of each loader, are kept to compensate on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,8 +108,8 @@ class Examined:
         graph: Its traced passes.
         groups: Which channels live or die together.
         scores: What they are worth to each task.
-        kept: Batches that it was scored on, or those of each task's own loader; ``None`` where the
-            job does not compensate.
+        survey: What the forwards and backwards showed of its readers, to compensate with; ``None``
+            where nobody asked.
     """
 
     model: nn.Module
@@ -135,7 +117,7 @@ class Examined:
     graph: ModelGraph
     groups: CouplingGroups
     scores: ChannelScores
-    kept: Batches | None
+    survey: Survey | None
 
 
 @contextmanager
@@ -148,13 +130,14 @@ def at_work(title: str) -> Iterator[Say]:
         yield say
 
 
-def examine(job: Job, model: nn.Module, say: Say) -> Examined:
+def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> Examined:
     """Trace a model, find its groups and score them.
 
     Args:
         job: What is asked for.
         model: The original, or what earlier steps have left of it; left as it is.
         say: Announces stages.
+        surveys: Look on while it is scored, for whoever compensates.
     """
     settings = job.settings
     inputs = model_inputs(
@@ -169,20 +152,23 @@ def examine(job: Job, model: nn.Module, say: Say) -> Examined:
     if settings.modalities is not None or job.budget.modalities:
         groups = labelled(groups, None if settings.modalities == "inputs" else settings.modalities)
     say("scoring every channel")
-    batches = _remembered(inputs.batches) if job.compensates else None
+    survey = _survey(tasks, inputs, groups) if surveys else None
     scores = score(
         model,
         groups,
         tasks,
-        inputs.batches if batches is None else batches,
+        inputs.batches,
         importance=job.importance,
         forward=inputs.forward,
         n_batches=settings.n_batches,
         calibrate=settings.calibrate,
         progress=lambda done: say(f"scoring every channel, {inputs.count(done)}"),
+        watch=survey,
     )
-    kept = _kept(batches, settings.n_batches)
-    return Examined(model, inputs, graph, groups, scores, kept)
+    if survey is not None and not survey.batches:
+        say("looking at what channels say")  # which this criterion did not have to
+        survey.look(model, _first(inputs, settings.n_batches), replacements=groups.replacements)
+    return Examined(model, inputs, graph, groups, scores, survey)
 
 
 def choose(job: Job, found: Examined, context: StepContext, say: Say) -> PruningPlan:
@@ -221,24 +207,23 @@ def choose(job: Job, found: Examined, context: StepContext, say: Say) -> Pruning
     return solved()
 
 
-def _remembered(
-    batches: Batches | None,
-) -> Remembered | Mapping[str, Remembered] | None:
-    if batches is None:
-        return None
-    if isinstance(batches, Mapping):
-        return {task: Remembered(own) for task, own in batches.items()}
-    return Remembered(batches)
+def _survey(tasks: Mapping[str, Task], inputs: ModelInputs, groups: CouplingGroups) -> Survey:
+    dims: dict[str, set[int]] = {}
+    for member in (member for group in groups for member in group.members):
+        if not member.produces:
+            dims.setdefault(member.name, set()).add(member.dim)
+    n_loaders = len(inputs.batches) if isinstance(inputs.batches, Mapping) else 1
+    most = BATCHES_KEPT * n_loaders
+    return Survey(dims, tasks, forward=inputs.forward, most_batches=most)
 
 
-def _kept(
-    batches: Remembered | Mapping[str, Remembered] | None, n_batches: int | None
-) -> Batches | None:
-    if batches is None:
-        return None
+def _first(inputs: ModelInputs, n_batches: int | None) -> list[Any]:
+    """Return the first batches, where none were gone through."""
+    most = min(n_batches or BATCHES_KEPT, BATCHES_KEPT)
+    batches = inputs.batches or ()
     if isinstance(batches, Mapping):
-        return {task: own.kept(n_batches) for task, own in batches.items()}
-    return batches.kept(n_batches)
+        return list(task_batches(batches, most))
+    return list(islice(batches, most))
 
 
 def _tasks(

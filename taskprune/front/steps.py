@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from taskprune.compensation import CompensationResult, compensate
+from taskprune.compensation import CompensationResult, Survey, compensate_surveyed
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.front.job import Examined, Job, Say, at_work, choose, examine
 from taskprune.plan.composition import compose
@@ -63,20 +63,24 @@ def in_steps(
     steps = job.settings.steps
     context = StepContext(steps=steps, looks_ahead=looks_ahead)
     current, plan, groups = model, None, None
+    survey: Survey | None = None
     original: dict[str, int] = {}
     spent: Counter[str] = Counter()
     for number in range(1, steps + 1):
         title = "Pruning" if steps == 1 else f"Pruning, step {number} of {steps}"
         with at_work(title) as say:
-            found = examine(job, current, say)
+            surveys = job.compensates and (trains or number == 1)
+            found = examine(job, current, say, surveys=surveys)
             own = choose(job, found, context, say)
             plan = own if plan is None else compose(plan, own)
-            groups = groups or found.groups
+            groups, survey = groups or found.groups, found.survey or survey
             # Where nothing was trained on the way, all that was lost so far can still be made up
             # for: the original knows what the removed channels said.
             again = job.compensates and not trains
             start = _Cut(model, groups, plan) if again else _Cut(current, found.groups, own)
-            current, verification, compensation = start.carried_out(job, found, say, verify=verify)
+            current, verification, compensation = start.carried_out(
+                found, survey, say, verify=verify
+            )
         original = original or {name: before for name, (before, _) in own.costs.items()}
         yield Step(number, found, own, plan, current, verification, compensation)
         spent.update(predicted_loss(found.scores, own.drop))
@@ -99,20 +103,13 @@ class _Cut:
     plan: PruningPlan
 
     def carried_out(
-        self, job: Job, found: Examined, say: Say, *, verify: bool
+        self, found: Examined, survey: Survey | None, say: Say, *, verify: bool
     ) -> tuple[nn.Module, VerificationReport | None, CompensationResult | None]:
-        """Return what the plan leaves, re-weighted where the job asks for it."""
+        """Return what the plan leaves, re-weighted where its readers were surveyed."""
         original, plan, compensation = self.model, self.plan, None
-        if job.compensates:
+        if survey is not None:
             say("letting what stays say what goes said")
-            assert found.kept is not None
-            compensation = compensate(
-                original,
-                plan,
-                found.kept,
-                tasks=job.tasks or None,
-                forward=found.inputs.forward,
-            )
+            compensation = compensate_surveyed(original, plan, survey)
             if not verify:
                 return compensation.model, None, compensation
             # What is cut must be the original but for the new weights: checked like any other.

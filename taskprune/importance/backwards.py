@@ -23,7 +23,8 @@ class TaskGradients:
         loss: Its loss value.
         gradients: ``{parameter name: gradient of the loss}``; ``None`` where the loss does not
             depend on the parameter.
-        watched: Gradients of the tensors of :class:`.calibration.Watch`, in its order.
+        scale: What the loss was multiplied by in the backward, for whoever listens inside of it;
+            ``gradients`` are divided by it.
     """
 
     task: int
@@ -31,13 +32,12 @@ class TaskGradients:
     batch: int
     loss: float
     gradients: Mapping[str, Tensor | None]
-    watched: tuple[Tensor | None, ...] = ()
+    scale: float = 1.0
 
 
 def backwards(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
-    watched: tuple[Tensor, ...],
     losses: dict[str, Tensor],
     scales: Mapping[str, LossScale],
     *,
@@ -48,7 +48,6 @@ def backwards(
     Args:
         model: The model.
         parameters: Those to differentiate by, by name.
-        watched: Tensors inside the forward to differentiate by as well.
         losses: By task; emptied, so that each task's own part of the graph goes with its backward
             and what the tasks share with the last one's.
         scales: That of each task of the run, in the order of their rows.
@@ -57,9 +56,8 @@ def backwards(
     Raises:
         LossError: A backward fails, or a loss depends on no parameter.
     """
-    inputs = (*parameters.values(), *watched)
+    inputs = tuple(parameters.values())
     rows = {name: row for row, name in enumerate(scales)}
-    n_parameters = len(parameters)
     while losses:
         name = next(iter(losses))
         loss = losses.pop(name)
@@ -78,9 +76,8 @@ def backwards(
                 f"The backward of task `{name}` failed on calibration batch {number}: {error}{hint}"
             ) from error
         del loss
-        gradients = dict(zip(parameters, found[:n_parameters], strict=True))
-        watched_gradients = tuple(found[n_parameters:])
-        yield TaskGradients(rows[name], name, number, value, gradients, watched_gradients)
+        gradients = dict(zip(parameters, found, strict=True))
+        yield TaskGradients(rows[name], name, number, value, gradients, scales[name].used)
 
 
 def _check_attached(model: nn.Module, name: str, loss: Tensor, number: int) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,17 +38,6 @@ Afterwards = Callable[[Any, Mapping[int, float]], None]
 """Called with a batch and ``{row of a task: its loss}`` once its graph is freed."""
 
 
-class Watch(Protocol):
-    """Tensors inside the forward to differentiate by as well."""
-
-    def recording(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Return a context in which the forward of one batch leaves its tensors here."""
-
-    @property
-    def tensors(self) -> Sequence[Tensor]:
-        """Those of the last forward."""
-
-
 def for_each_batch(
     model: nn.Module,
     parameters: Mapping[str, Tensor],
@@ -56,7 +45,6 @@ def for_each_batch(
     visit: Visitor,
     *,
     interim: Callable[[], Tensor] | None = None,
-    watch: Watch | None = None,
     afterwards: Afterwards | None = None,
 ) -> int:
     """Run the calibration batches and hand each task's gradients to ``visit``.
@@ -76,7 +64,6 @@ def for_each_batch(
         evidence: Tasks, batches and how a batch reaches the model.
         visit: Consumes one batch.
         interim: Returns the total scores so far, for ``evidence.settled``.
-        watch: Tensors inside the forward to differentiate by as well.
         afterwards: May run the model on the batch again.
 
     Returns:
@@ -104,7 +91,7 @@ def for_each_batch(
                 # the graph of the first batch, which its backward has freed.
                 with borrowed(model):
                     losses = _one_batch(
-                        model, parameters, batch, run.n_batches, evidence, visit, watch, scales
+                        model, parameters, batch, run.n_batches, evidence, visit, scales
                     )
                     run.seen.update(losses)
                     if afterwards:
@@ -132,16 +119,16 @@ def _one_batch(
     number: int,
     evidence: Evidence,
     visit: Visitor,
-    watch: Watch | None,
     scales: Mapping[str, LossScale],
 ) -> dict[str, float]:
     """Visit one batch and return its losses; nothing holds its graph any more after that."""
+    watch = evidence.watch if evidence.watch and evidence.watch.wants(evidence.tasks) else None
     with lent(batch):
-        with watch.recording(model) if watch else nullcontext():
+        with watch.recording(model, batch) if watch else nullcontext():
             losses = _losses(model, batch, evidence, where=f"calibration batch {number}")
         values = {name: float(loss.detach()) for name, loss in losses.items()}
-        watched = tuple(watch.tensors) if watch else ()
-        visit(backwards(model, parameters, watched, losses, scales, number=number))
+        gradients = backwards(model, parameters, losses, scales, number=number)
+        visit(watch.listening(gradients) if watch else gradients)
     return values
 
 

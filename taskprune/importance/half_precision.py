@@ -39,11 +39,12 @@ class LossScale:
 
     Attributes:
         value: The scale.
+        used: That of the last backward; 1 where nothing is float16.
         is_silent: Whether all gradients so far were exactly 0; ``None`` where there were none.
     """
 
     def __init__(self) -> None:
-        self.value = HIGHEST
+        self.value, self.used = HIGHEST, 1.0
         self.is_silent: bool | None = None
         self._in_half: bool | None = None
 
@@ -83,6 +84,7 @@ class LossScale:
                 allow_unused=True,
             )
             if self.value <= LOWEST or _all_finite(found):
+                self.used = self.value
                 return tuple(None if g is None else _wide(g) / self.value for g in found)
             self.value /= STEP
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -12,9 +13,23 @@ from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.task import Task
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
+from taskprune.importance.backwards import TaskGradients
 
 BLIND = ("all",)
 """Row names of criteria that do not tell tasks apart."""
+
+
+class Watch(Protocol):
+    """Looks on at forwards and backwards over calibration batches, whoever needs them."""
+
+    def wants(self, tasks: Mapping[str, Task]) -> bool:
+        """Return whether the next batch, with these losses, is of interest."""
+
+    def recording(self, model: nn.Module, batch: Any) -> AbstractContextManager[None]:
+        """Return a context for the forward of one batch."""
+
+    def listening(self, batch: Iterator[TaskGradients]) -> Iterator[TaskGradients]:
+        """Pass its backwards on; all of them are gone through."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +43,7 @@ class Evidence:
         progress: Called with (batches done) for display; does nothing by default.
         settled: Called after each batch with (batches done, total scores so far, shape ``[C]``) by
             criteria that know them; True ends the calibration. ``None``: all batches are used.
+        watch: Looks on at what is run.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
@@ -35,6 +51,7 @@ class Evidence:
     forward: Forward = call_batch
     progress: Callable[[int], None] = lambda _: None
     settled: Callable[[int, Tensor], bool] | None = None
+    watch: Watch | None = None
 
 
 @dataclass(frozen=True, eq=False, slots=True)

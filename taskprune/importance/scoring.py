@@ -26,6 +26,7 @@ from taskprune.importance.scores import (
     Evidence,
     GroupScores,
     Importance,
+    Watch,
 )
 from taskprune.importance.stability import RankingStability
 from taskprune.replace import replaced_modules
@@ -43,6 +44,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
     n_batches: int | None = None,
     calibrate: Literal["all", "auto"] = "all",
     progress: Callable[[int], None] | None = None,
+    watch: Watch | None = None,
 ) -> ChannelScores:
     """Score every channel of every group; a lower score goes first.
 
@@ -62,6 +64,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
             :class:`~taskprune.importance.stability.RankingStability`; ``ChannelScores.n_batches``
             says how many batches it took.
         progress: Called with the number of batches done.
+        watch: Looks on at the forwards and backwards, for whoever needs the same.
 
     Returns:
         Scores on the CPU, checked: every group, its number of channels, float64, finite.
@@ -87,6 +90,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
         forward=forward,
         progress=progress or (lambda _: None),
         settled=stability,
+        watch=watch,
     )
     # Sums made under a surrounding inference mode could not be added to outside of it.
     with (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from taskprune.calling.forward import call_batch, call_inputs
 from taskprune.calling.outputs import flatten_outputs
 from taskprune.compensation import CompensationSettings, compensate
 from taskprune.compensation import least_squares as least_squares_module
-from taskprune.compensation.harm import task_losses
+from taskprune.compensation.harm import Harm, runs
+from taskprune.compensation.side_by_side import SideBySide
 from taskprune.coupling import couple
 from taskprune.errors import TraceError
 from taskprune.graph import trace
@@ -138,8 +139,9 @@ def test_no_calibration_loss_rises() -> None:
     model, batches = made(TwoHeads), images()
     plan = third(model, batches[0], share=0.6)
     result = compensate(model, plan, batches, tasks=tasks())
-    sliced = task_losses(apply_plan(model, plan, verify=False), tasks(), batches, call_batch)
-    found = task_losses(result.model, tasks(), batches, call_batch)
+    harm = Harm(tasks(), ())
+    sliced = harm.of(runs(apply_plan(model, plan, verify=False).eval(), batches, call_batch))
+    found = harm.of(runs(result.model.eval(), batches, call_batch))
     for name, (before, after) in result.losses.items():
         assert found[name] == after <= before == sliced[name]
 
@@ -150,15 +152,25 @@ def test_what_a_task_is_worse_off_with_is_undone(monkeypatch: pytest.MonkeyPatch
     all_of_it = CompensationSettings(cautious=False)
     changed = compensate(model, plan, batches, tasks=tasks(), settings=all_of_it)
 
-    def losses(student: nn.Module, *_: Any) -> dict[str, float]:
+    students = []
+    real = SideBySide.__init__
+
+    def notice(run: SideBySide, teacher: nn.Module, student: nn.Module, *rest: Any) -> None:
+        students.append(student)
+        real(run, teacher, student, *rest)
+
+    def losses(_harm: Harm, found: Iterable[Any]) -> dict[str, float]:
         """Hate what was made of one reader."""
+        list(found)
+        student = students[-1]
         kept = next(k for k in plan.tensors if (k.name, k.dim) == ("grouped.weight", 0))
         now = student.get_parameter("grouped.weight")
         sliced = model.get_parameter("grouped.weight")[list(kept.keep)][:, -now.shape[1] :]
         return {"dense": float((now - sliced).abs().max()), "label": 1.0}
 
     assert "grouped.weight" in changed.weights
-    monkeypatch.setattr("taskprune.compensation.compensating.task_losses", losses)
+    monkeypatch.setattr(SideBySide, "__init__", notice)
+    monkeypatch.setattr(Harm, "of", losses)
     result = compensate(model, plan, batches, tasks=tasks())
     assert {r.name: r.undone for r in result.readers if r.undone}.keys() == {"grouped.weight"}
     for name, value in result.weights.items():

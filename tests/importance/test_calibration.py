@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from taskprune.calling.task import Task
 from taskprune.errors import InputError, LossError, PlanMismatchError, TraceError
 from taskprune.importance import score
+from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.scores import Evidence
 
@@ -239,41 +240,45 @@ def test_only_as_many_batches_as_asked_for_are_drawn() -> None:
     assert done == [1, 2]
 
 
-def test_tensors_inside_the_forward_can_be_watched() -> None:
+def test_whoever_watches_sees_every_forward_and_backward() -> None:
     net, data = two_task_net(), batches(2)
     watch = Inputs("second.0")
-    found: list[Tensor | None] = []
-    for_each_batch(
-        net,
-        {},
-        Evidence(two_tasks(), data),
-        lambda batch: found.extend(own.watched[0] for own in batch),
-        watch=watch,
-    )
-    assert len(found) == 4
+    score(net, two_task_groups(net), two_tasks(), data, watch=watch)
+    assert len(watch.gradients) == 4
     x = torch.relu(net.eval().norm(net.stem(data[0][0])))
     x = (x + net.square(x)).detach().requires_grad_()
     outputs = {"first": net.first(x.mean((2, 3))), "second": net.second(x)}
-    for gradient, loss in zip(found, (first_loss, second_loss), strict=False):
+    for gradient, loss in zip(watch.gradients, (first_loss, second_loss), strict=False):
         (expected,) = torch.autograd.grad(loss(outputs, data[0]), x)
-        assert gradient is not None
         torch.testing.assert_close(gradient, expected)
 
 
 class Inputs:
-    """Keeps what a layer reads in one forward."""
+    """Hears the gradients of what a layer reads."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.tensors: list[Tensor] = []
+        self.heard: Tensor | None = None
+        self.gradients: list[Tensor] = []
+
+    def wants(self, tasks: Mapping[str, Task]) -> bool:
+        return list(tasks) == ["first", "second"]
 
     @contextmanager
-    def recording(self, model: nn.Module) -> Iterator[None]:
-        self.tensors = []
+    def recording(self, model: nn.Module, batch: Batch) -> Iterator[None]:
+        def hear(gradient: Tensor) -> None:
+            self.heard = gradient.clone()
+
         handle = model.get_submodule(self.path).register_forward_pre_hook(
-            lambda _module, args: self.tensors.append(args[0])
+            lambda _module, args: args[0].register_hook(hear) and None
         )
         try:
             yield
         finally:
             handle.remove()
+
+    def listening(self, batch: Iterator[TaskGradients]) -> Iterator[TaskGradients]:
+        for found in batch:
+            assert self.heard is not None
+            self.gradients.append(self.heard)
+            yield found
