@@ -2,12 +2,14 @@
 
     python benchmarks/compensation.py                      # all cells, then the table
     python benchmarks/compensation.py --networks "driving n" --seeds 0
+    python benchmarks/compensation.py --device cuda --jobs 16
     python benchmarks/compensation.py --finished           # only the table
 
 Every row goes through the front door, ``taskprune.prune``, under the default limits, and is judged
 on the same unseen scenes; nothing is fine-tuned. *Sliced* leaves the weights that stay as they
-were; *compensated* re-weights what reads removed channels, after every step where there are
-several; *without labels* scores and compensates by outputs alone. Torch-Pruning's criterion scores
+were; *compensated* re-weights what reads removed channels, *in steps* after each of as many as
+``steps="auto"`` takes; *measured* corrects scores by what groups were measured to cost; *without
+labels* scores and compensates by outputs alone. Torch-Pruning's criterion scores
 the same groups, so that the comparison is about the score. A seed draws the calibration images
 and, for "dense", another trained network.
 
@@ -22,9 +24,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from multiprocessing import get_context
+from typing import Any, Literal
 
+import torch
 import torch_pruning as tp
 from cells import Cell, Cells
 from modality_frames import calibration as fusion_calibration
@@ -36,6 +41,7 @@ from torch import nn, no_grad
 
 import taskprune
 from taskprune import Budget, PruneSettings, Task
+from taskprune.allocation import MeasuredDamage
 from taskprune.calling import Forward
 from taskprune.driving.fusion import (
     BoxMetric,
@@ -75,7 +81,7 @@ class Way:
 
     importance: Callable[[], str | Importance]
     compensate: bool
-    steps: int = 1
+    steps: int | Literal["auto"] = 1
     labels: bool = True
 
 
@@ -89,12 +95,13 @@ WAYS: Mapping[str, Way] = {
     "Taylor, sliced": Way(lambda: "taylor", compensate=False),
     "compensated": Way(lambda: "task_taylor", compensate=True),
     "Taylor, compensated": Way(lambda: "taylor", compensate=True),
-    "compensated, 4 steps": Way(lambda: "task_taylor", compensate=True, steps=4),
-    "Taylor, compensated, 4 steps": Way(lambda: "taylor", compensate=True, steps=4),
+    "compensated, in steps": Way(lambda: "task_taylor", compensate=True, steps="auto"),
+    "Taylor, compensated, in steps": Way(lambda: "taylor", compensate=True, steps="auto"),
+    "measured, compensated, in steps": Way(MeasuredDamage, compensate=True, steps="auto"),
     "without labels, sliced": Way(lambda: "output_change", compensate=False, labels=False),
     "without labels, compensated": Way(lambda: "output_change", compensate=True, labels=False),
-    "without labels, compensated, 4 steps": Way(
-        lambda: "output_change", compensate=True, steps=4, labels=False
+    "without labels, compensated, in steps": Way(
+        lambda: "output_change", compensate=True, steps="auto", labels=False
     ),
 }
 
@@ -148,16 +155,19 @@ def _judge_fusion(model: nn.Module, n_images: int) -> dict[str, float]:
     return {"detection": average_precision, "drivable": 100 * ground.compute()}
 
 
-def cell(network: Network, budget: Budget, way: Way, seed: int, n_images: int) -> Cell:
-    """Prune in one way and judge."""
+def cell(
+    network: Network, budget: Budget, way: Way, seed: int, n_images: int, device: str = "cpu"
+) -> Cell:
+    """Prune in one way, on a device, and judge."""
     teacher = network.teacher(seed)
     before = network.judge(teacher, n_images)
+    batches = [batch.to(device) for batch in network.calibration(seed)]
     started = time.process_time()
     with flushed_denormals():
         result = taskprune.prune(
-            teacher,
+            teacher.to(device),
             network.tasks() if way.labels else None,
-            data=list(network.calibration(seed)),
+            data=batches,
             forward=network.forward,
             budget=budget,
             importance=way.importance(),
@@ -165,13 +175,23 @@ def cell(network: Network, budget: Budget, way: Way, seed: int, n_images: int) -
             settings=PruneSettings(steps=way.steps, verify=False),
         )
     seconds = time.process_time() - started
-    after = network.judge(result.model, n_images)
+    after = network.judge(result.model.cpu(), n_images)
     return {
         "removed": {cost: result.report.removed(cost) for cost in ("params", "macs")},
         "before": dict(before),
         "lost": {task: after[task] - before[task] for task in before},
+        "steps": max(1, len(result.report.steps)),
         "seconds": seconds,
+        "device": device,
+        "torch": torch.__version__,
     }
+
+
+def named_cell(name: str, budget: str, way: str, seed: int, images: int, device: str) -> Cell:
+    """Measure a cell by the names in its identity; one process, one thread."""
+    network = networks()[name]
+    measured = cell(network, network.budgets[budget], WAYS[way], seed, images, device)
+    return {**identity(name, budget, way, seed, images), **measured}
 
 
 def compute(args: argparse.Namespace) -> None:
@@ -185,10 +205,22 @@ def compute(args: argparse.Namespace) -> None:
         for way in args.ways
         if not cells.has(identity(name, budget, way, seed, args.images))
     ]
-    for name, budget, way, seed in track(wanted, description="compensation"):
-        network = networks()[name]
-        measured = cell(network, network.budgets[budget], WAYS[way], seed, args.images)
-        cells.append({**identity(name, budget, way, seed, args.images), **measured})
+    measure(cells, wanted, args.images, jobs=args.jobs, device=args.device)
+
+
+def measure(
+    cells: Cells,
+    wanted: Iterable[tuple[str, str, str, int]],
+    images: int,
+    *,
+    jobs: int = 1,
+    device: str = "cpu",
+) -> None:
+    """Measure cells in processes of their own, and keep each as it is done."""
+    with ProcessPoolExecutor(jobs, get_context("spawn"), torch.set_num_threads, (1,)) as pool:
+        running = [pool.submit(named_cell, *names, images, device) for names in wanted]
+        for done in track(as_completed(running), "compensation", total=len(running)):
+            cells.append(done.result())
 
 
 def identity(network: str, budget: str, way: str, seed: int, images: int) -> dict[str, Any]:
@@ -237,6 +269,8 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), metavar="WAY")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=160, help="unseen images to judge on")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--finished", action="store_true", help="tabulate, compute nothing")
     args = parser.parse_args()
     if not args.finished:

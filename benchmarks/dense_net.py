@@ -61,7 +61,7 @@ def object_mask(batch: DrivingBatch) -> Tensor | None:
     if batch.boxes is None:
         return None
     height, width = batch.images.shape[2:]
-    mask = torch.zeros(len(batch), height, width)
+    mask = torch.zeros(len(batch), height, width, device=batch.images.device)
     for row, boxes in enumerate(batch.boxes):
         for cx, cy, w, h in boxes.tolist():
             left, right = math.floor((cx - w / 2) * width), math.ceil((cx + w / 2) * width)

@@ -44,6 +44,29 @@ def task_batches(
                 del waiting[task]
 
 
+class Remembered:
+    """Batches to be gone through once, of which the first are kept.
+
+    Args:
+        batches: Any iterable; an iterator as well.
+        most: How many to keep at most.
+    """
+
+    def __init__(self, batches: Iterable[Any], most: int) -> None:
+        self._rest, self._most = iter(batches), most
+        self._seen: list[Any] = []
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._rest:
+            if len(self._seen) < self._most:
+                self._seen.append(batch)
+            yield batch
+
+    def kept(self) -> list[Any]:
+        """Return the first that were gone through; where none were, the first there are."""
+        return self._seen or list(islice(self, self._most))
+
+
 def check_loaders(
     data: Mapping[str, Iterable[Any]], tasks: Mapping[str, Task]
 ) -> Mapping[str, Iterable[Any]]:

@@ -1,6 +1,6 @@
 """Compensation: the channels that stay say what the removed ones said."""
 
-from taskprune.compensation.compensated import CompensationResult, ReaderReport
+from taskprune.compensation.compensated import CompensationResult, LossReport, ReaderReport
 from taskprune.compensation.compensating import compensate, compensate_surveyed
 from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.survey import Survey
@@ -8,6 +8,7 @@ from taskprune.compensation.survey import Survey
 __all__ = [
     "CompensationResult",
     "CompensationSettings",
+    "LossReport",
     "ReaderReport",
     "Survey",
     "compensate",

@@ -37,6 +37,21 @@ class ReaderReport:
     undone: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class LossReport:
+    """A task's mean loss on the calibration data.
+
+    Attributes:
+        original: Of the original.
+        sliced: Of the smaller model with the weights that it was left.
+        compensated: Of the smaller model as it is now.
+    """
+
+    original: float
+    sliced: float
+    compensated: float
+
+
 @dataclass(frozen=True, eq=False)
 class CompensationResult:
     """The smaller model, and what was done to it.
@@ -46,14 +61,14 @@ class CompensationResult:
         readers: A record for each, in the order of the forward pass.
         weights: Readers and what took their shifts, in the coordinates of the original: entries
             that read dropped channels are 0.
-        losses: ``{task: (as sliced, compensated)}`` on the calibration data; without labels the
-            squared distance of each output from the original's, in units of its variance.
+        losses: ``{task: its loss}`` on the calibration data; without labels the squared distance
+            of each output from the original's, in units of its variance.
     """
 
     model: nn.Module
     readers: tuple[ReaderReport, ...]
     weights: Mapping[str, Tensor]
-    losses: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    losses: Mapping[str, LossReport] = field(default_factory=dict)
 
     def original(self, model: nn.Module, plan: PruningPlan) -> nn.Module:
         """Return a copy of the original with the new weights: pruned by `plan`, it is the result.

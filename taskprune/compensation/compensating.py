@@ -14,7 +14,7 @@ from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.inputs import check_loaders, task_batches
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare, uncompiled
-from taskprune.compensation.compensated import CompensationResult, ReaderReport
+from taskprune.compensation.compensated import CompensationResult, LossReport, ReaderReport
 from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.harm import Change, Harm, runs, settle
 from taskprune.compensation.side_by_side import SideBySide
@@ -112,7 +112,7 @@ def compensate_surveyed(model: nn.Module, plan: PruningPlan, survey: Survey) -> 
             kept = _kept(model, plan)
             run = SideBySide(model, student, plan, kept, survey)
             reports, changes = run.refit_all(), run.changes
-            losses: Mapping[str, tuple[float, float]] = {}
+            losses: Mapping[str, LossReport] = {}
             if settings.cautious and changes:
                 losses, undone = _settled(run, student, survey)
                 changes = [c for c in changes if c.reader not in undone]
@@ -140,15 +140,16 @@ def _kept(model: nn.Module, plan: PruningPlan) -> dict[str, dict[int, KeptEntrie
 
 def _settled(
     run: SideBySide, student: nn.Module, survey: Survey
-) -> tuple[dict[str, tuple[float, float]], frozenset[str]]:
-    """Give back what the tasks lose by; return losses as sliced and now, and what was undone."""
+) -> tuple[dict[str, LossReport], frozenset[str]]:
+    """Give back what the tasks lose by; return all losses, and what was undone."""
     harm = Harm(survey.tasks, (lane.teacher.outputs for lane in run.lanes))
+    before = harm.of((lane.teacher.outputs, lane.teacher.batch) for lane in run.lanes)
     now = harm.of((lane.student.outputs, lane.student.batch) for lane in run.lanes)
     with evaluating(student):
         sliced, now, undone = settle(
             run.changes, lambda: harm.of(runs(student, survey.batches, survey.forward)), now
         )
-    return {name: (sliced[name], now[name]) for name in now}, undone
+    return {n: LossReport(before[n], sliced[n], now[n]) for n in now}, undone
 
 
 def _marked(report: ReaderReport, undone: frozenset[str]) -> ReaderReport:

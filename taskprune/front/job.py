@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
 from taskprune.calling.forward import Forward
-from taskprune.calling.inputs import ModelInputs, model_inputs, task_batches
+from taskprune.calling.inputs import ModelInputs, Remembered, model_inputs, task_batches
 from taskprune.calling.task import Task
 from taskprune.compensation import Survey
 from taskprune.cost import Cost
@@ -153,11 +153,12 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
         groups = labelled(groups, None if settings.modalities == "inputs" else settings.modalities)
     say("scoring every channel")
     survey = _survey(tasks, inputs, groups) if surveys else None
+    batches = _remembered(inputs, settings.n_batches) if surveys else inputs.batches
     scores = score(
         model,
         groups,
         tasks,
-        inputs.batches,
+        batches,
         importance=job.importance,
         forward=inputs.forward,
         n_batches=settings.n_batches,
@@ -167,7 +168,7 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
     )
     if survey is not None and not survey.batches:
         say("looking at what channels say")  # which this criterion did not have to
-        survey.look(model, _first(inputs, settings.n_batches), replacements=groups.replacements)
+        survey.look(model, _kept(batches), replacements=groups.replacements)
     return Examined(model, inputs, graph, groups, scores, survey)
 
 
@@ -217,13 +218,20 @@ def _survey(tasks: Mapping[str, Task], inputs: ModelInputs, groups: CouplingGrou
     return Survey(dims, tasks, forward=inputs.forward, most_batches=most)
 
 
-def _first(inputs: ModelInputs, n_batches: int | None) -> list[Any]:
-    """Return the first batches, where none were gone through."""
+def _remembered(
+    inputs: ModelInputs, n_batches: int | None
+) -> Remembered | Mapping[str, Remembered] | None:
     most = min(n_batches or BATCHES_KEPT, BATCHES_KEPT)
-    batches = inputs.batches or ()
+    if isinstance(inputs.batches, Mapping):
+        return {task: Remembered(own, most) for task, own in inputs.batches.items()}
+    return None if inputs.batches is None else Remembered(inputs.batches, most)
+
+
+def _kept(batches: Any) -> list[Any]:
+    """Return the first batches that :func:`_remembered` made to be kept."""
     if isinstance(batches, Mapping):
-        return list(task_batches(batches, most))
-    return list(islice(batches, most))
+        return list(task_batches({task: own.kept() for task, own in batches.items()}))
+    return [] if batches is None else batches.kept()
 
 
 def _tasks(

@@ -124,7 +124,7 @@ def _pruned(
     """Make one step after the other while every task holds."""
     settings = job.settings
     guard = Guard.over(job.tasks, validation, job.forward or call_batch)
-    if settings.steps > 1 or settings.between_steps is not None or validation is not None:
+    if settings.steps != 1 or settings.between_steps is not None or validation is not None:
         _check_passes(job.data)
     job.check(model)
     if validation is None:
@@ -182,7 +182,7 @@ class _Done:
             latency=latency,
             round_to=job.safety.multiple,
         )
-        watched = job.settings.steps > 1 or job.settings.between_steps is not None or guard.tasks
+        watched = job.settings.steps != 1 or job.settings.between_steps is not None or guard.tasks
         report = replace(
             report,
             metrics=guard.before,

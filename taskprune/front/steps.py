@@ -15,7 +15,7 @@ from taskprune.plan.composition import compose
 from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite import VerificationReport, apply_and_verify
 from taskprune.solver.loss_budget import predicted_loss
-from taskprune.solver.step_context import StepContext
+from taskprune.solver.step_context import StepContext, steps_towards
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,18 +60,24 @@ def in_steps(
     Raises:
         InfeasibleBudgetError: A step cannot be made.
     """
-    steps = job.settings.steps
+    steps = 1 if job.settings.steps == "auto" else job.settings.steps
     context = StepContext(steps=steps, looks_ahead=looks_ahead)
     current, plan, groups = model, None, None
     survey: Survey | None = None
     original: dict[str, int] = {}
     spent: Counter[str] = Counter()
-    for number in range(1, steps + 1):
+    number = 0
+    while number < steps:
+        number += 1
         title = "Pruning" if steps == 1 else f"Pruning, step {number} of {steps}"
         with at_work(title) as say:
             surveys = job.compensates and (trains or number == 1)
             found = examine(job, current, say, surveys=surveys)
             own = choose(job, found, context, say)
+            if number == 1 and job.settings.steps == "auto":
+                steps = steps_towards(own.costs)
+                context = replace(context, steps=steps)
+                own = choose(job, found, context, say) if steps > 1 else own
             plan = own if plan is None else compose(plan, own)
             groups, survey = groups or found.groups, found.survey or survey
             # Where nothing was trained on the way, all that was lost so far can still be made up

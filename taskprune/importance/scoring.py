@@ -108,12 +108,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
     try:
         return _read(found, groups, criterion, tuple(evidence.tasks), stability)
     except _NotFiniteError as error:
-        if broken := _first_not_finite(model):
-            raise InputError(
-                f"Expected a model whose weights are finite. `{broken}` holds NaN or infinities, "
-                "so its channels cannot be scored. Load sound weights, or find out where training "
-                "overflowed."
-            ) from error
+        _check_finite(model, error)
         raise
 
 
@@ -144,9 +139,15 @@ def _valueless(model: nn.Module, criterion: object) -> InputError:
     )
 
 
-def _first_not_finite(model: nn.Module) -> str:
+def _check_finite(model: nn.Module, error: Exception) -> None:
     floats = ((name, p) for name, p in model.named_parameters() if p.is_floating_point())
-    return next((n for n, p in floats if not p.is_meta and not p.isfinite().all()), "")
+    broken = next((n for n, p in floats if not p.is_meta and not p.isfinite().all()), "")
+    if broken:
+        raise InputError(
+            f"Expected a model whose weights are finite. `{broken}` holds NaN or infinities, so "
+            "its channels cannot be scored. Load sound weights, or find out where training "
+            "overflowed."
+        ) from error
 
 
 def _read(
@@ -165,7 +166,7 @@ def _read(
         return _checked(found, groups)
     if isinstance(found, Mapping):
         name = getattr(criterion, "__name__", type(criterion).__name__)
-        return _from_mapping(found, groups, name, tasks)
+        return scores_from_mapping(found, groups, name, tasks)
     raise InputError(
         "A criterion must return `ChannelScores` or a mapping {group name: scores}. Found "
         f"{type(found).__name__} from {criterion!r}."
@@ -193,9 +194,14 @@ def _batches(
     return () if data is None else islice(data, n_batches)
 
 
-def _from_mapping(
+def scores_from_mapping(
     found: Mapping[str, Tensor], groups: CouplingGroups, criterion: str, tasks: tuple[str, ...]
 ) -> ChannelScores:
+    """Return the full record of what a criterion returned in short form.
+
+    Raises:
+        InputError: A group is missing, or scores are of another shape or not finite.
+    """
     own: dict[str, GroupScores] = {}
     rows: int | None = None
     for group in groups:

@@ -44,8 +44,12 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         place = later.module, later.path
         changed[place] = replace(later, before=changed.get(place, later).before)
     stays = {(a.module, a.path): a for a in (*first.kept_attributes, *second.kept_attributes)}
+    groups, called = _composed_groups(first.groups, second.groups)
+    later_reasons = (
+        replace(why, group=called[why.group]) for why in second.rationale if why.group in called
+    )
     return PruningPlan(
-        groups=_composed_groups(first.groups, second.groups),
+        groups=groups,
         tensors=_composed_entries(first.tensors, second.tensors),
         activations=_composed_entries(first.activations, second.activations),
         attributes=tuple(changed.values()),
@@ -58,7 +62,7 @@ def compose(first: PruningPlan, second: PruningPlan) -> PruningPlan:
         },
         replacements=tuple(dict.fromkeys((*first.replacements, *second.replacements))),
         frozen=second.frozen,
-        rationale=(*first.rationale, *second.rationale),
+        rationale=(*first.rationale, *later_reasons),
         kept_attributes=tuple(kept for place, kept in stays.items() if place not in changed),
     )
 
@@ -78,8 +82,10 @@ def _composed_entries(
 
 def _composed_groups(
     first: Iterable[GroupDecision], second: Iterable[GroupDecision]
-) -> tuple[GroupDecision, ...]:
+) -> tuple[tuple[GroupDecision, ...], dict[str, str]]:
+    """Return the decisions, and what the second plan's groups are called among them."""
     composed = {decision.name: decision for decision in first}
+    names: dict[str, str] = {}
     for later in second:
         name = later.name
         while name in composed and composed[name].n_kept != later.n_channels:
@@ -89,10 +95,12 @@ def _composed_groups(
             if later.drop:
                 name = name if name.endswith(REGROUPED) else name + REGROUPED
                 composed[name] = replace(later, name=name)
+                names[later.name] = name
             continue
+        names[later.name] = name
         kept = np.delete(np.arange(earlier.n_channels), np.array(earlier.drop, dtype=np.int64))
         drop = (*earlier.drop, *kept[list(later.drop)].tolist())
         composed[name] = replace(
             later, name=name, n_channels=earlier.n_channels, drop=tuple(sorted(drop))
         )
-    return tuple(composed.values())
+    return tuple(composed.values()), names

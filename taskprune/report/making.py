@@ -49,7 +49,7 @@ def make_report(
                 n_channels=d.n_channels,
                 n_kept=d.n_kept,
                 tasks=d.tasks,
-                conflict=0.0 if (c := scores[d.name].conflict) is None else float(c.sum()),
+                conflict=_conflict(scores, d.name),
                 modality=d.modality,
             )
             for d in plan.groups
@@ -132,6 +132,11 @@ def _limits(plan: PruningPlan) -> tuple[BoundLimit, ...]:
     return tuple(BoundLimit(name, kept[name], limit) for name, limit in held.items() if limit)
 
 
+def _conflict(scores: ChannelScores, group: str) -> float:
+    known = scores.groups.get(group)
+    return float(known.conflict.sum()) if known and known.conflict is not None else 0.0
+
+
 def _task_line(row: int, scores: ChannelScores, plan: PruningPlan) -> TaskLine:
     task = scores.tasks[row]
     mine = [d for d in plan.groups if task in d.tasks or scores.tasks == BLIND]
@@ -140,6 +145,7 @@ def _task_line(row: int, scores: ChannelScores, plan: PruningPlan) -> TaskLine:
     removed = sum(
         float(scores[name].per_task[row, list(dropped)].clamp_min(0).sum())
         for name, dropped in plan.drop.items()
+        if name in scores.groups  # else it only formed in a later step, and was scored then
     )
     return TaskLine(
         task=task,

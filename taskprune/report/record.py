@@ -12,7 +12,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from taskprune.calling.tolerances import BrokenTolerance
-from taskprune.compensation import ReaderReport
+from taskprune.compensation import LossReport, ReaderReport
 from taskprune.cost.names import amount, cost_label
 from taskprune.deployment.latency import LatencyComparison
 from taskprune.importance.conflict_report import (
@@ -117,12 +117,12 @@ class CompensationReport:
     """What re-weighting the readers of removed channels was worth in the last step.
 
     Attributes:
-        losses: ``{task: (as sliced, re-weighted)}`` on the calibration data; without labels the
-            squared distance of an output from the original's, in units of its variance.
+        losses: ``{task: its loss}`` on the calibration data; without labels the squared distance
+            of an output from the original's, in units of its variance.
         readers: A record per parameter that reads removed channels.
     """
 
-    losses: Mapping[str, tuple[float, float]]
+    losses: Mapping[str, LossReport]
     readers: tuple[ReaderReport, ...]
 
     def __str__(self) -> str:
@@ -252,13 +252,13 @@ def task_table(report: PruneReport) -> Table:
 
 
 def compensation_table(report: CompensationReport) -> Table:
-    """Each task's loss on the calibration data, as sliced and re-weighted."""
+    """Each task's loss on the calibration data: the original's, as sliced, and re-weighted."""
     table = Table(title="Compensated", title_justify="left", caption=f"{report}.")
-    for heading in ("task", "loss as sliced", "re-weighted", ""):
+    for heading in ("task", "loss of the original", "as sliced", "re-weighted"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
-    for task, (sliced, now) in report.losses.items():
-        change = f"{now / sliced - 1:+.1%}" if sliced else ""
-        table.add_row(task, f"{sliced:.4g}", f"{now:.4g}", change)
+    for task, loss in report.losses.items():
+        values = (loss.original, loss.sliced, loss.compensated)
+        table.add_row(task, *(f"{value:.4g}" for value in values))
     return table
 
 

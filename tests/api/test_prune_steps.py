@@ -101,7 +101,22 @@ def test_every_step_is_compensated_and_verified_against_what_it_re_weighted() ->
         n: p.shape for n, p in result.model.named_parameters()
     }
     assert result.report.compensation is not None
-    assert all(now <= then for then, now in result.report.compensation.losses.values())
+    losses = result.report.compensation.losses.values()
+    assert all(loss.compensated <= loss.sliced for loss in losses)
+
+
+def test_the_number_of_steps_can_be_left_to_what_goes() -> None:
+    result = pruned(budget=Budget(macs=0.6), steps="auto")
+    assert len(result.report.steps) in (4, 5)  # 0.88 ** 4 is just below 0.6
+    assert result.plan == pruned(budget=Budget(macs=0.6), steps=len(result.report.steps)).plan
+    assert len(pruned(budget=Budget(macs=0.97), steps="auto").report.steps) == 1
+
+
+@pytest.mark.parametrize("importance", ["output_change", "magnitude"])
+def test_criteria_that_look_at_no_losses_compensate_by_those_of_the_tasks(importance: str) -> None:
+    result = pruned(data=iter(batches()), importance=importance)
+    assert result.report.compensation is not None
+    assert result.report.compensation.losses.keys() == two_tasks().keys()
 
 
 @pytest.mark.parametrize("steps", [1, 2])

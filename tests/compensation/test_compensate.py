@@ -76,9 +76,9 @@ def test_outputs_come_closer(
     model, batches = made(kind), data()
     plan = third(model, batches[0])
     result = compensate(model, plan, batches)
-    for sliced, compensated in result.losses.values():
-        assert compensated <= sliced
-    assert any(compensated < 0.7 * sliced for sliced, compensated in result.losses.values())
+    for loss in result.losses.values():
+        assert loss.compensated <= loss.sliced
+    assert any(loss.compensated < 0.7 * loss.sliced for loss in result.losses.values())
 
 
 def dependent() -> tuple[nn.Module, PruningPlan]:
@@ -142,8 +142,10 @@ def test_no_calibration_loss_rises() -> None:
     harm = Harm(tasks(), ())
     sliced = harm.of(runs(apply_plan(model, plan, verify=False).eval(), batches, call_batch))
     found = harm.of(runs(result.model.eval(), batches, call_batch))
-    for name, (before, after) in result.losses.items():
-        assert found[name] == after <= before == sliced[name]
+    original = harm.of(runs(model.eval(), batches, call_batch))
+    for name, loss in result.losses.items():
+        assert found[name] == loss.compensated <= loss.sliced == sliced[name]
+        assert loss.original == original[name]
 
 
 def test_what_a_task_is_worse_off_with_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,4 +273,4 @@ def test_narrow_models_stay_narrow(dtype: torch.dtype) -> None:
     model, batches = made(Tokens).to(dtype), [batch.to(dtype) for batch in sequences()]
     result = compensate(model, third(model, batches[0]), batches)
     assert all(parameter.dtype == dtype for parameter in result.model.parameters())
-    assert any(after < 0.9 * before for before, after in result.losses.values())
+    assert any(loss.compensated < 0.9 * loss.sliced for loss in result.losses.values())

@@ -87,3 +87,24 @@ def test_attention_can_be_pruned_in_steps(steps: int) -> None:
     )
     assert result.report.verification is not None
     assert result.report.removed("params") >= 0.7
+
+
+def heads_first(_model: nn.Module, groups: CouplingGroups, _evidence: Any) -> dict[str, Tensor]:
+    return {g.name: torch.arange(g.n_channels) * float(g.n_channels > N_HEADS) for g in groups}
+
+
+@pytest.mark.parametrize(("importance", "ratio"), [(heads_first, 0.8), ("random", 0.85)])
+def test_what_formed_on_the_way_is_reported(importance: Any, ratio: float) -> None:
+    tasks = {"a": Task(lambda out, _batch: out.square().mean(), outputs="output")}
+    result = taskprune.prune(
+        net(),
+        tasks,
+        ratio,
+        data=[(X, None)],
+        importance=importance,
+        settings=PruneSettings(steps=2),
+        safety=taskprune.Safety(min_channels=1, max_removed=0.95, protected_quantile=1.0),
+    )
+    assert any(name.endswith(REGROUPED) for name in result.plan.drop)
+    assert any(line.name.endswith(REGROUPED) for line in result.report.groups)
+    assert {why.group for why in result.plan.rationale} <= {d.name for d in result.plan.groups}

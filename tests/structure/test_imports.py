@@ -26,7 +26,7 @@ FLOORS = (
     ("plan",),
     ("solver", "rewrite"),
     ("deployment", "compensation"),
-    ("report",),
+    ("report", "allocation"),
     ("front",),
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
