@@ -14,6 +14,8 @@ from pathlib import Path
 import networkx as nx
 import pytest
 
+import taskprune
+
 PACKAGE = Path(__file__).parents[2] / "taskprune"
 
 # A room may import from its own floor's rooms below it, never sideways or up.
@@ -157,6 +159,37 @@ def _defining(found: Import, modules: set[str]) -> Iterator[str]:
 
 def test_what_serves_one_file_is_imported_when_it_is_used() -> None:
     heavy = ["accelerate", "jinja2", "matplotlib", "networkx", "scipy", "torch_pruning", "typer"]
-    code = f"import sys, taskprune; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys; from taskprune import *; print([m for m in {heavy} if m in sys.modules])"
+    assert printed(code) == "[]"
+
+
+def test_the_face_imports_nothing_before_it_is_used() -> None:
+    loaded = printed("import sys, taskprune; print(*sys.modules)").split()
+    ours = {module for module in loaded if module.split(".")[0] == "taskprune"}
+    assert ours == {"taskprune", "taskprune.errors", "taskprune.version"}
+    assert "torch" not in loaded
+
+
+def test_every_public_name_is_the_one_that_type_checkers_see() -> None:
+    seen = {found.name: found.module for found in imports(PACKAGE / "__init__.py")}
+    assert seen.keys() == set(taskprune.__all__)
+    assert seen.keys() <= set(dir(taskprune))
+    code = (
+        "import importlib, taskprune\n"
+        f"for name, home in {seen}.items():\n"
+        "    there = getattr(importlib.import_module(home), name)\n"
+        "    print(name if getattr(taskprune, name) is not there else '', end='')"
+    )
+    assert printed(code) == ""
+
+
+def test_rooms_are_attributes_and_unknown_names_are_not() -> None:
+    assert printed("import taskprune; print(taskprune.plan.PruningPlan.__name__)") == "PruningPlan"
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(taskprune, "nothing")  # noqa: B009
+
+
+def printed(code: str) -> str:
+    """Return what a new process prints."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.strip()
