@@ -11,7 +11,6 @@ from torch import nn
 from taskprune.calling.forward import Forward
 from taskprune.calling.task import Task
 from taskprune.calling.tolerances import BrokenTolerance, broken_tolerances, check_watched
-from taskprune.distillation import measure
 from taskprune.errors import InputError
 from taskprune.front.steps import Step
 from taskprune.report.making import costs_of_a_sample
@@ -74,4 +73,6 @@ class Guard:
     def _measured(self, model: nn.Module) -> Mapping[str, float]:
         if not self.tasks:
             return {}
+        from taskprune.distillation import measure
+
         return measure(model, self.tasks, self.held_out, forward=self.forward)
