@@ -34,6 +34,7 @@ from taskprune.importance import output_owners
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.replace import ModuleReplacement, dropping, replace_modules
 from taskprune.replace.absent import ABSENT, DroppedModule, form_of
+from taskprune.restore.borrow import entrusted
 from taskprune.restore.modes import Mode, evaluating
 from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite.surgery import duplicate
@@ -122,7 +123,8 @@ def drop_task(
                 f"the outputs ({paths}) depend on is also used for others. Tasks that share all "
                 "of a decoder have to go together: drop them in one call."
             )
-        replacements = _Removal(duplicate(model), inputs, call, private).find()
+        with entrusted(without):
+            replacements = _Removal(without, inputs, call, private).find()
         replace_modules(without, replacements)
         _check_others_unchanged(model, without, inputs, call, graph.tasks[_OTHERS])
         kept = {task: paths for task, paths in owners.items() if task not in names}
@@ -302,11 +304,13 @@ def _check_others_unchanged(
     Raises:
         VerificationError: One differs or is missing.
     """
-    with evaluating(original), evaluating(without), torch.no_grad(), preserved_rng():
-        torch.manual_seed(0)
-        expected = flatten_outputs(forward(original, inputs))
-        torch.manual_seed(0)
-        found = flatten_outputs(forward(without, inputs))
+
+    def outputs(model: nn.Module) -> dict[str, Tensor]:
+        with entrusted(model), evaluating(model), torch.no_grad():
+            torch.manual_seed(0)
+            return flatten_outputs(forward(model, inputs))
+
+    expected, found = outputs(original), outputs(without)
     for path in paths:
         if path not in expected:  # an output of training mode
             continue

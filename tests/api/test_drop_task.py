@@ -143,6 +143,27 @@ def test_the_original_stays_as_it_was() -> None:
     assert not model._forward_hooks
 
 
+class Counting(ThreeHeads):
+    """Remembers its calls in a buffer and in a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("steps", torch.zeros(()))
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        self.steps += 1
+        self.seen.append(len(x))
+        return super().forward(x)
+
+
+def test_neither_the_original_nor_the_result_knows_of_the_calls_it_took() -> None:
+    model = Counting()
+    result: Any = taskprune.drop_task(model, tasks(), "lane", example_inputs=INPUTS)
+    for own in (model, result.model):
+        assert (own.steps.item(), own.seen, own.training) == (0, [], True)
+
+
 def test_several_tasks_go_together() -> None:
     result = taskprune.drop_task(net(), tasks(), ("lane", "detection"), example_inputs=INPUTS)
     assert {n.split(".")[0] for n, _ in result.model.named_parameters()} == {"trunk", "kind"}
