@@ -25,7 +25,7 @@ from taskprune.compensation.survey import Reader, Survey
 from taskprune.importance.calibration import run_forward
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan
-from taskprune.rewrite.surgery import named_tensors
+from taskprune.rewrite.surgery import duplicate, named_tensors
 
 
 class SideBySide:
@@ -246,8 +246,7 @@ class _Forward:
         self.batch = self.outputs = None
         means = {reader.norm for reader in run.readers}
         shared = [b for name, b in model.named_buffers() if name in means]
-        memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *shared)}
-        own = copy.deepcopy(model, memo).eval()
+        own = duplicate(model, instead={t: t for t in (*model.parameters(), *shared)}).eval()
         self._before, self._after = before, after
         dims = {
             reader.name: (kept.dim,)

@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 
 def part_of(parameter: Tensor, rows: slice = slice(None)) -> nn.Parameter:
-    """Return a copy of some rows of a parameter and its gradient."""
-    part = nn.Parameter(parameter.detach()[rows].clone(), requires_grad=parameter.requires_grad)
+    """Return some rows of a parameter as one of their own, in its memory; the gradient likewise."""
+    part = nn.Parameter(parameter.detach()[rows], requires_grad=parameter.requires_grad)
     if parameter.grad is not None:
-        part.grad = parameter.grad.detach()[rows].clone()
+        part.grad = parameter.grad.detach()[rows]
     return part

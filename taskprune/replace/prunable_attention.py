@@ -64,7 +64,7 @@ class PrunableMultiheadAttention(nn.Module):
 
     @classmethod
     def from_torch(cls, module: nn.MultiheadAttention) -> PrunableMultiheadAttention:
-        """Return an equal module with copies of the weights.
+        """Return an equal module, whose weights lie in the memory of the original's.
 
         Training flag, dtype, device, ``requires_grad`` and gradients are kept.
         """

@@ -56,7 +56,8 @@ def replace_modules(
 ) -> Callable[[], None]:
     """Put the replacements in place in ``model`` itself; those already there stay.
 
-    A module that occurs in several places is replaced by one. Stacks of
+    A module that occurs in several places is replaced by one. Its weights lie in the memory of
+    those it replaces, which whoever hands it out has to end. Stacks of
     ``torch.nn.TransformerEncoder`` stop packing padded inputs into nested tensors, which only the
     fused inference path of packed attention takes; positions of padding then hold what the layers
     compute there, as in training, in place of zeros.

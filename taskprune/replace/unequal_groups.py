@@ -70,7 +70,7 @@ class UnequalGroupsConv(nn.Module):
 
     @classmethod
     def from_torch(cls, module: _ConvNd) -> UnequalGroupsConv:
-        """Return an equal module with copies of the weights.
+        """Return an equal module, whose weights lie in the memory of the original's.
 
         Training flag, hooks, attributes, dtype, device, ``requires_grad`` and gradients are kept.
         """

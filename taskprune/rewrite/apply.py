@@ -17,8 +17,7 @@ from taskprune.restore.autocast import without_cached_casts
 from taskprune.rewrite.surgery import (
     UndoLog,
     cut,
-    duplicate,
-    shrinking,
+    give_own_memory,
     skeleton,
     tensor_shapes,
 )
@@ -97,12 +96,19 @@ def apply_and_verify(
         )
         comparing = False
     original = skeleton(model) if comparing and inplace else model
-    smaller = model if inplace else duplicate(model, borrowing=_given_other_data(model, plan))
+    smaller = model if inplace else skeleton(model)
+    split = split_parameters(model, plan.replacements).values()
+    parts = {part for moved in split for part, _ in moved}
     undo = UndoLog()
     try:
         undo.add(replace_modules(smaller, plan.replacements))
         plan.check_fits(tensor_shapes(smaller))
         cut(smaller, plan, undo)
+        new = {kept.name for kept in plan.tensors}
+        for name, parameter in smaller.named_parameters():
+            borrows = name in parts or (not inplace and type(parameter) is nn.Parameter)
+            if borrows and name not in new:
+                give_own_memory(parameter)
         report = (
             verify_against_masked(
                 original,
@@ -119,8 +125,3 @@ def apply_and_verify(
         undo.roll_back()
         raise
     return smaller, report
-
-
-def _given_other_data(model: nn.Module, plan: PruningPlan) -> frozenset[str]:
-    """Return the parameters of `model` that nothing is left of once the plan is carried out."""
-    return shrinking(plan) | split_parameters(model, plan.replacements).keys()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -41,11 +41,6 @@ def cut(model: nn.Module, plan: PruningPlan, undo: UndoLog) -> None:
     store_attributes(model, plan.attributes, undo)
 
 
-def shrinking(plan: PruningPlan) -> frozenset[str]:
-    """Return the names of the parameters and buffers that :func:`cut` gives other data."""
-    return frozenset(kept.name for kept in plan.tensors)
-
-
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Return all parameters, then all buffers, tied ones under their first name only.
 
@@ -66,24 +61,18 @@ def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(tensor.shape) for name, tensor in named_tensors(model).items()}
 
 
-def duplicate(model: nn.Module, *, borrowing: Collection[str] = ()) -> nn.Module:
+def duplicate(model: nn.Module, *, instead: Mapping[Tensor, Tensor] | None = None) -> nn.Module:
     """Return a deep copy.
 
     Args:
         model: Any module.
-        borrowing: Names of parameters whose data the caller replaces before the copy runs. Copying
-            it would double the memory of a large model for nothing; it stays the original's.
+        instead: What the copy holds in place of copies of these parameters and buffers.
 
     Raises:
         InputError: The model holds something that cannot be copied.
     """
-    memo: dict[int, Any] = {
-        id(parameter): nn.Parameter(parameter.data, parameter.requires_grad)
-        for name, parameter in model.named_parameters()
-        if name in borrowing and type(parameter) is nn.Parameter
-    }
     try:
-        return copy.deepcopy(model, memo)
+        return copy.deepcopy(model, {id(own): other for own, other in (instead or {}).items()})
     except Exception as error:
         raise InputError(
             f"Expected a model that `copy.deepcopy` can copy. {type(error).__name__}: {error}. "
@@ -96,15 +85,30 @@ def duplicate(model: nn.Module, *, borrowing: Collection[str] = ()) -> nn.Module
 def skeleton(model: nn.Module, replacements: Iterable[ModuleReplacement] = ()) -> nn.Module:
     """Return a deep copy that borrows the data of its parameters, with replacements in place.
 
-    Whoever writes to its parameters writes to the model's; giving them other data is fine.
+    Whoever writes to its parameters writes to the model's; giving them other data is fine. Copying
+    it would double the memory of a large model for nothing. Parameters of other classes than
+    torch's own are copied.
 
     Raises:
         InputError: The model holds something that cannot be copied.
         PlanMismatchError: The model has nothing to replace where it should.
     """
-    copied = duplicate(model, borrowing=dict(model.named_parameters()))
+    copied = duplicate(
+        model,
+        instead={
+            parameter: nn.Parameter(parameter.data, parameter.requires_grad)
+            for parameter in model.parameters()
+            if type(parameter) is nn.Parameter
+        },
+    )
     replace_modules(copied, replacements)
     return copied
+
+
+def give_own_memory(parameter: Tensor) -> None:
+    """Copy what a parameter holds, and its gradient, out of the memory that it lies in."""
+    grad = parameter.grad
+    _set(parameter, parameter.data.clone(), None if grad is None else grad.detach().clone())
 
 
 def copy_with(

@@ -345,13 +345,26 @@ def test_attention_can_be_protected_by_its_own_type_and_path() -> None:
         assert attention_groups(couple(graph, protect=[entry])) == []
 
 
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+@pytest.mark.parametrize("ratio", [0.0, 0.4])
 @pytest.mark.parametrize("name", NETS)
-def test_copies_with_replacements_share_no_memory_with_the_original(name: str) -> None:
+def test_every_weight_has_memory_of_its_own(name: str, ratio: float, inplace: bool) -> None:
     model, inputs = build(name)
-    plan = planned(model, inputs)
-    smaller = apply_plan(model, plan, verify=False)
-    own, others = (
-        {t.untyped_storage().data_ptr() for t in (*m.parameters(), *m.buffers()) if t.numel()}
-        for m in (smaller, model)
-    )
-    assert not own & others
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    plan = planned(model, inputs, ratio)
+    before = memory_of(model)
+    smaller = apply_plan(model, plan, verify=False, inplace=inplace)
+    for parameter in smaller.parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes
+        if inplace:
+            assert parameter.grad is not None
+            assert parameter.grad.untyped_storage().nbytes() == parameter.nbytes
+    if not inplace:
+        assert not memory_of(smaller) & before
+    assert len(memory_of(smaller)) == len([*smaller.parameters(), *smaller.buffers()])
+
+
+def memory_of(model: nn.Module) -> set[int]:
+    tensors = (*model.parameters(), *model.buffers())
+    return {t.untyped_storage().data_ptr() for t in tensors if t.numel()}

@@ -191,3 +191,13 @@ def test_a_rewrite_in_place_is_taken_back_on_failure() -> None:
     with pytest.raises(Exception, match="differ"):
         apply_plan(model, plan, example_inputs=inputs, forward=drifting, inplace=True)
     assert model.grouped is before
+
+
+@pytest.mark.parametrize("inplace", [False, True], ids=["copy", "in place"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_every_weight_has_memory_of_its_own(case: NetCase, inplace: bool) -> None:
+    model, inputs = built(case)
+    plan = planned(model, inputs)
+    smaller = apply_plan(model, plan, verify=False, inplace=inplace)
+    for name, parameter in smaller.named_parameters():
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes, name
