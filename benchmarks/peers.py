@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from taskprune.calling import call_inputs
-from taskprune.graph import flatten_outputs
+from taskprune.calling import call_inputs, flatten_outputs
 
 TOLERANCE = 1e-4
 """Largest error, relative to the output's largest value, that goes as equal in float32."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from taskprune.calling.forward import Forward
 from taskprune.calling.inputs import model_inputs
+from taskprune.calling.outputs import flatten_outputs
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare
 from taskprune.cost import count_macs, count_params
@@ -23,19 +24,13 @@ from taskprune.errors import (
     TaskPruneError,
     VerificationError,
 )
-from taskprune.graph import (
-    ModelGraph,
-    flatten_outputs,
-    set_mode_without_updates,
-    tasks_reached,
-    trace,
-)
+from taskprune.graph import ModelGraph, tasks_reached, trace
 from taskprune.importance import output_owners
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.replace import ModuleReplacement, dropping, replace_modules
 from taskprune.replace.absent import ABSENT, DroppedModule, form_of
 from taskprune.restore.borrow import entrusted
-from taskprune.restore.modes import Mode, evaluating
+from taskprune.restore.modes import Mode, evaluating, set_mode_without_updates
 from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite.surgery import duplicate
 

@@ -79,7 +79,7 @@ def output_owners(
         forward: ``(model, batch) -> outputs``.
 
     Returns:
-        ``{task: output paths}``, see :func:`taskprune.graph.flatten_outputs` for what a path is.
+        ``{task: output paths}``, see :func:`taskprune.calling.flatten_outputs` for what a path is.
 
     Raises:
         InputError: A declared output does not exist.

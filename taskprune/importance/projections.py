@@ -44,7 +44,7 @@ class Projection:
     floating-point tensors or that no gradient reaches. ``None`` where what is left is constant.
 
     Args:
-        paths: Outputs, see :func:`taskprune.graph.flatten_outputs`; a prefix takes all below it.
+        paths: Outputs, see :func:`taskprune.calling.flatten_outputs`; a prefix takes all below it.
         seed: Of the generator.
 
     Raises:

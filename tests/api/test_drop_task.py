@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import taskprune
 from taskprune import Task
+from taskprune.calling import flatten_outputs
 from taskprune.errors import AbsentValueError, InputError
-from taskprune.graph import flatten_outputs
 from taskprune.plan.composition import compose
 from taskprune.rewrite import apply_plan, remap_optimizer
 from taskprune.testing import randomise_
@@ -146,6 +146,8 @@ def test_the_original_stays_as_it_was() -> None:
 class Counting(ThreeHeads):
     """Remembers its calls in a buffer and in a plain attribute."""
 
+    steps: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("steps", torch.zeros(()))
@@ -158,7 +160,7 @@ class Counting(ThreeHeads):
 
 
 def test_neither_the_original_nor_the_result_knows_of_the_calls_it_took() -> None:
-    model = Counting()
+    model: Any = Counting()
     result: Any = taskprune.drop_task(model, tasks(), "lane", example_inputs=INPUTS)
     for own in (model, result.model):
         assert (own.steps.item(), own.seen, own.training) == (0, [], True)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from taskprune.graph import set_mode_without_updates
+from taskprune.restore.modes import set_mode_without_updates
 
 
 def net() -> nn.Sequential:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from taskprune.calling import flatten_outputs
 from taskprune.calling.outputs import matching_paths, resolve_paths
 from taskprune.errors import InputError
-from taskprune.graph import flatten_outputs
 
 T = torch.zeros(1)
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from random_nets import SIZE, Net, build, nets
 from torch import Tensor, nn
 
+from taskprune.calling import flatten_outputs
 from taskprune.coupling import couple
-from taskprune.graph import flatten_outputs, trace
+from taskprune.graph import trace
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.testing import (
