@@ -5,18 +5,16 @@ from taskprune.cost.measured import measure_macs, measure_params
 from taskprune.cost.measured_latency import LatencyReport, measure_latency
 from taskprune.cost.memory import ActivationMemory
 from taskprune.cost.modality_cost import modality_costs
-from taskprune.cost.model import CostModel, CostState, count_macs, count_params
+from taskprune.cost.model import CostModel, count_macs, count_params
 from taskprune.cost.operator_call import OperatorCall
 from taskprune.cost.operator_timer import CachedTimer, DeviceTimer, OperatorTimer, device_timer
-from taskprune.cost.protocol import Cost, CostAccount
+from taskprune.cost.protocol import Cost
 
 __all__ = [
     "ActivationMemory",
     "CachedTimer",
     "Cost",
-    "CostAccount",
     "CostModel",
-    "CostState",
     "DeviceTimer",
     "LatencyCost",
     "LatencyReport",

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -83,8 +82,8 @@ class LatencyCost:
 
     A table is flat where an operator takes no less time with fewer channels, and steep elsewhere.
     So that nothing stops at a step, :meth:`marginals` is the larger of what one more channel saves
-    and of the mean saving per channel down to the smallest width that was measured; values and
-    :meth:`LatencyAccount.saving` are exactly those of the tables.
+    and of the mean saving per channel down to the smallest width that was measured; values
+    are exactly those of the tables.
 
     Args:
         groups: The model's coupling groups.
@@ -126,9 +125,6 @@ class LatencyCost:
         self.pair_site: IntArray = np.array([s for s, _ in slopes], dtype=np.int64)
         self.pair_group: IntArray = np.array([g for _, g in slopes], dtype=np.int64)
         self.pair_slopes: IntArray = np.array(list(slopes.values()), dtype=np.int64).reshape(-1, 2)
-        order = np.argsort(self.pair_group, kind="stable")
-        bounds = np.searchsorted(self.pair_group[order], np.arange(len(self.names) + 1))
-        self.pairs_of = [order[a:b] for a, b in pairwise(bounds.tolist())]
 
     def calibrated(self, measured: Sequence[Measured]) -> LatencyCost:
         """Return this cost with scale and offset so that it agrees with measurements.
@@ -194,62 +190,22 @@ class LatencyCost:
 
     def value(self, kept: Mapping[str, int] | IntArray | None = None) -> int:
         """Return the predicted time in nanoseconds."""
-        return self.at(kept).total
+        sizes = self.sizes(self.counts(kept))
+        return self.offset + int(self.interpolated(np.arange(len(sizes)), sizes).sum())
 
     def marginals(self, kept: Mapping[str, int] | IntArray | None = None) -> IntArray:
         """Return what one more channel of each group is worth, see the class."""
-        return self.at(kept).marginals
-
-    def at(self, kept: Mapping[str, int] | IntArray | None = None) -> LatencyAccount:
-        """Return a running account that starts from these counts."""
-        return LatencyAccount(self, self.counts(kept))
-
-
-class LatencyAccount:
-    """The predicted time at the current counts."""
-
-    def __init__(self, cost: LatencyCost, counts: IntArray) -> None:
-        self.cost = cost
-        self.counts = counts.copy()
-        self.sizes = cost.sizes(self.counts)
-        self.times = cost.interpolated(np.arange(len(self.sizes)), self.sizes)
-        self.total = cost.offset + int(self.times.sum())
-
-    @property
-    def marginals(self) -> IntArray:
-        """What one more channel of each group is worth. Shape ``[n_groups]``."""
-        cost = self.cost
-        sites, slopes = cost.pair_site, cost.pair_slopes
-        sizes, now = self.sizes[sites], self.times[sites]
-        one = now - cost.interpolated(sites, sizes - slopes)
+        sites, slopes = self.pair_site, self.pair_slopes
+        sizes = self.sizes(self.counts(kept))[sites]
+        now = self.interpolated(sites, sizes)
+        one = now - self.interpolated(sites, sizes - slopes)
         # Down to the smallest width that was measured, in steps of one channel.
-        room = (sizes - cost.grid[sites, :, 0]) / np.maximum(slopes, 1)
+        room = (sizes - self.grid[sites, :, 0]) / np.maximum(slopes, 1)
         steps = np.maximum(1, np.where(slopes > 0, room, 0).max(axis=1, initial=1)).astype(np.int64)
-        mean = (now - cost.interpolated(sites, sizes - slopes * steps[:, None])) // steps
-        marginals: IntArray = np.zeros(len(cost.names), dtype=np.int64)
-        np.add.at(marginals, cost.pair_group, np.maximum(one, mean))
+        mean = (now - self.interpolated(sites, sizes - slopes * steps[:, None])) // steps
+        marginals: IntArray = np.zeros(len(self.names), dtype=np.int64)
+        np.add.at(marginals, self.pair_group, np.maximum(one, mean))
         return marginals
-
-    def saving(self, group: int, n_channels: int) -> int:
-        """Return what dropping ``n_channels`` more channels of one group saves."""
-        return int((self.times[self._sites(group)] - self._after(group, n_channels)[1]).sum())
-
-    def update(self, group: int, count: int) -> None:
-        """Set how many channels one group keeps."""
-        sites = self._sites(group)
-        sizes, times = self._after(group, int(self.counts[group]) - count)
-        self.total += int((times - self.times[sites]).sum())
-        self.counts[group], self.sizes[sites], self.times[sites] = count, sizes, times
-
-    def _sites(self, group: int) -> IntArray:
-        sites: IntArray = self.cost.pair_site[self.cost.pairs_of[group]]
-        return sites
-
-    def _after(self, group: int, n_channels: int) -> tuple[IntArray, IntArray]:
-        sites = self._sites(group)
-        slopes = self.cost.pair_slopes[self.cost.pairs_of[group]]
-        sizes: IntArray = self.sizes[sites] - n_channels * slopes
-        return sizes, self.cost.interpolated(sites, sizes)
 
 
 def _table(groups: CouplingGroups, site: OperatorSite, timer: OperatorTimer) -> SiteTable:

@@ -30,8 +30,8 @@ class ActivationMemory:
 
     Where several operators are near the peak, dropping a channel lowers it only if all of them have
     it, and no channel would seem worth anything. :meth:`marginals` therefore weighs operators
-    smoothly by how close they come to the peak, as the gradient of a soft maximum does; the value
-    and :meth:`MemoryAccount.saving` are exact.
+    smoothly by how close they come to the peak, as the gradient of a soft maximum does; values
+    are exact.
 
     Args:
         groups: The model's coupling groups.
@@ -84,35 +84,6 @@ class ActivationMemory:
         np.add.at(saved, model.pair_group, per_product[model.pair_term] * fewer)
         marginals: IntArray = np.ceil(saved).astype(np.int64)
         return marginals
-
-    def at(self, kept: Mapping[str, int] | IntArray | None = None) -> MemoryAccount:
-        """Return a running account that starts from these counts."""
-        return MemoryAccount(self, self.products.counts(kept))
-
-
-class MemoryAccount:
-    """The peak at the current counts."""
-
-    def __init__(self, cost: ActivationMemory, counts: IntArray) -> None:
-        self.cost = cost
-        self.counts = counts.copy()
-        self.total = cost.value(self.counts)
-
-    @property
-    def marginals(self) -> IntArray:
-        """About what dropping one more channel of each group saves."""
-        return self.cost.marginals(self.counts)
-
-    def saving(self, group: int, n_channels: int) -> int:
-        """Return what dropping ``n_channels`` more channels of one group saves, exactly."""
-        counts = self.counts.copy()
-        counts[group] -= n_channels
-        return self.total - self.cost.value(counts)
-
-    def update(self, group: int, count: int) -> None:
-        """Set how many channels one group keeps."""
-        self.counts[group] = count
-        self.total = self.cost.value(self.counts)
 
 
 def _in_use(groups: CouplingGroups) -> list[list[TensorForm]]:

@@ -13,11 +13,9 @@ those alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from taskprune.coupling.groups import CouplingGroups, IntArray, LinearForm
 from taskprune.errors import InputError
@@ -90,7 +88,7 @@ class CostModel:
         return cls(groups, ((term.multiplier, term.factors) for term in groups.macs))
 
     def _build(self) -> None:
-        """Lay the terms out as arrays; see :class:`CostState` for how they are used."""
+        """Lay the terms out as arrays."""
         n_factors = max((len(factors) for _, factors in self._terms), default=0)
         forms: dict[tuple[int, tuple[tuple[str, int], ...]], int] = {(1, ()): 0}
         multipliers, factor_ids = [], []
@@ -175,77 +173,6 @@ class CostModel:
         np.add.at(marginals, self.pair_group, saved)
         return marginals
 
-    def at(self, kept: Mapping[str, int] | IntArray | None = None) -> CostState:
-        """Return a running account that starts from these counts."""
-        return CostState(self, self.counts(kept))
-
-
-class CostState:
-    """A cost at the current counts, kept up to date while channels are dropped group by group.
-
-    An update of one group recomputes only the terms that depend on it: its cost does not grow with
-    the model.
-
-    Attributes:
-        counts: Channels kept per group. Shape ``[n_groups]``. Change it by :meth:`update` only.
-        total: The cost.
-        marginals: What dropping one more channel of each group saves, exactly. Shape
-            ``[n_groups]``, int64.
-    """
-
-    def __init__(self, model: CostModel, counts: IntArray) -> None:
-        self.model = model
-        self.counts = counts.copy()
-        n_groups, n_terms = len(model.names), len(model.multipliers)
-        self._sizes = model.sizes(self.counts)
-        self._values = model.multipliers * self._sizes[model.factors].prod(axis=1)
-        self.total = int(self._values.sum())
-        self._pair_savings = self._savings(np.arange(len(model.pair_term)), 1)
-        self.marginals: IntArray = np.zeros(n_groups, dtype=np.int64)
-        np.add.at(self.marginals, model.pair_group, self._pair_savings)
-        self._entries_of_group = _rows_by(model.group_of, n_groups)
-        self._pairs_of_group = _rows_by(model.pair_group, n_groups)
-        self._pairs_of_term = _rows_by(model.pair_term, n_terms)
-        # All pairs whose saving changes with a group: those of every term the group occurs in.
-        self._pairs_near: list[IntArray | None] = [None] * n_groups
-
-    def saving(self, group: int, n_channels: int) -> int:
-        """Return what dropping ``n_channels`` more channels of one group saves, exactly."""
-        return int(self._savings(self._pairs_of_group[group], n_channels).sum())
-
-    def update(self, group: int, count: int) -> None:
-        """Set how many channels one group keeps."""
-        model = self.model
-        entries = self._entries_of_group[group]
-        step = count - int(self.counts[group])
-        self.counts[group] = count
-        self._sizes[model.form_of[entries]] += model.coefficient[entries] * step
-        terms = model.pair_term[self._pairs_of_group[group]]
-        values = model.multipliers[terms] * self._sizes[model.factors[terms]].prod(axis=1)
-        self.total += int((values - self._values[terms]).sum())
-        self._values[terms] = values
-        pairs = self._near(group)
-        savings = self._savings(pairs, 1)
-        np.add.at(self.marginals, model.pair_group[pairs], savings - self._pair_savings[pairs])
-        self._pair_savings[pairs] = savings
-
-    def _near(self, group: int) -> IntArray:
-        near = self._pairs_near[group]
-        if near is None:
-            terms = self.model.pair_term[self._pairs_of_group[group]]
-            parts = [self._pairs_of_term[term] for term in terms.tolist()]
-            near = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
-            self._pairs_near[group] = near
-        return near
-
-    def _savings(self, pairs: IntArray, n_channels: int) -> IntArray:
-        model = self.model
-        terms = model.pair_term[pairs]
-        sizes = self._sizes[model.factors[terms]]
-        less = sizes - n_channels * model.pair_slopes[pairs]
-        saved: IntArray = model.multipliers[terms] * (sizes.prod(axis=1) - less.prod(axis=1))
-        return saved
-
 
 def _merged(terms: Iterable[Term]) -> list[Term]:
     """Add up terms with the same sizes; fold constant sizes into the multipliers."""
@@ -266,10 +193,3 @@ def _merged(terms: Iterable[Term]) -> list[Term]:
 
 def _key(form: LinearForm) -> tuple[int, tuple[tuple[str, int], ...]]:
     return form.constant, tuple(sorted((g, c) for g, c in form.coefficients.items() if c))
-
-
-def _rows_by(labels: NDArray[np.int64], n_labels: int) -> list[IntArray]:
-    """Return, for each label, the rows that carry it."""
-    order = np.argsort(labels, kind="stable")
-    bounds = np.searchsorted(labels[order], np.arange(n_labels + 1))
-    return [order[start:end].astype(np.int64) for start, end in pairwise(bounds.tolist())]

@@ -8,24 +8,6 @@ from typing import Protocol
 from taskprune.coupling.groups import IntArray
 
 
-class CostAccount(Protocol):
-    """A cost at the current counts, kept up to date while they change group by group."""
-
-    @property
-    def total(self) -> int:
-        """The cost."""
-
-    @property
-    def marginals(self) -> IntArray:
-        """What dropping one more channel of each group saves. Shape ``[n_groups]``."""
-
-    def saving(self, group: int, n_channels: int) -> int:
-        """Return what dropping ``n_channels`` more channels of one group saves; may be negative."""
-
-    def update(self, group: int, count: int) -> None:
-        """Set how many channels one group keeps."""
-
-
 class Cost(Protocol):
     """A cost as a function of how many channels each group keeps, in whole units."""
 
@@ -34,6 +16,3 @@ class Cost(Protocol):
 
     def marginals(self, kept: Mapping[str, int] | IntArray | None = None) -> IntArray:
         """Return what dropping one more channel of each group saves. Shape ``[n_groups]``."""
-
-    def at(self, kept: Mapping[str, int] | IntArray | None = None) -> CostAccount:
-        """Return a running account that starts from these counts."""

@@ -134,15 +134,16 @@ def make_rationale(
     }
     kept = {g.name: g.n_channels - len(drop.get(g.name, ())) for g in groups}
     counts = np.array([kept[group.name] for group in groups], dtype=np.int64)
-    states = {name: model.at(counts) for name, model in models.items()}
+    costs = {name: model.value(counts) for name, model in models.items()}
     originals = {name: model.value() for name, model in models.items()}
     rationale = []
     for position, group in enumerate(groups):
         dropped = np.asarray(drop.get(group.name, ()), dtype=np.int64)
-        # Costs are polynomials in the counts: dropping a negative number puts back, exactly.
+        without = counts.copy()
+        without[position] = group.n_channels
         savings = tuple(
-            Saving(name, -state.saving(position, -len(dropped)), originals[name])
-            for name, state in states.items()
+            Saving(name, model.value(without) - costs[name], originals[name])
+            for name, model in models.items()
         )
         rationale.append(
             _group_rationale(group.name, scores, dropped, savings, held_by.get(group.name, ""))

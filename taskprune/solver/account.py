@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from taskprune.cost import Cost, CostAccount
+from taskprune.cost import Cost
 from taskprune.cost.names import kind_of
 from taskprune.coupling.groups import IntArray
 from taskprune.solver.blocks import FloatArray
@@ -41,7 +41,7 @@ class Account:
         limits: The bounds.
         exceeded: Those that the whole model does not meet.
         power: How much prices count, see :func:`price_power`.
-        states: The bounded costs at present.
+        costs: The bounded costs at present.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Account:
         self.removed: IntArray = np.zeros(len(self.parts), dtype=np.int64)
         self.original = {name: model.value() for name, model in self.models.items()}
         self.limits = dict(limits)
-        self.states: dict[str, CostAccount] = {name: self.models[name].at() for name in self.limits}
+        self.costs = {name: self.original[name] for name in self.limits}
         self.exceeded = tuple(name for name in self.limits if self.shortfall(name) > 0)
         self.power = max(price_power(name) for name in self.exceeded or self.limits)
 
@@ -66,54 +66,48 @@ class Account:
 
     def shortfall(self, name: str, removed: IntArray | None = None) -> float:
         """Return how far a cost is above its bound: 1 at the start, 0 at the bound."""
-        if removed is None:
-            cost = self.states[name].total
-        else:
-            cost = self.models[name].value(self.full - removed)
-        return (cost - self.limits[name]) / self.span(name)
+        return (self.cost(name, removed) - self.limits[name]) / self.span(name)
 
     def excess(self, removed: IntArray | None = None) -> float:
         """By how much the bounds are exceeded: 0 if all hold, 1 each at the start."""
         return sum(max(0.0, self.shortfall(name, removed)) for name in self.limits)
 
-    def miss(self) -> float:
+    def miss(self, removed: IntArray | None = None) -> float:
         """How far below the tightest bound the model is, as a fraction of the original."""
         return min(
-            (limit - self.states[name].total) / max(1, self.original[name])
+            (limit - self.cost(name, removed)) / max(1, self.original[name])
             for name, limit in self.limits.items()
         )
 
-    def set_removed(self, group: int, n_channels: int) -> None:
-        """Let ``n_channels`` of one group be gone."""
-        self.removed[group] = n_channels
-        for state in self.states.values():
-            state.update(group, int(self.full[group]) - n_channels)
+    def cost(self, name: str, removed: IntArray | None = None) -> int:
+        """Return a bounded cost at present, or with so many channels of every group gone."""
+        return self.costs[name] if removed is None else self.models[name].value(self.full - removed)
+
+    def with_removed(self, group: int, n_channels: int) -> IntArray:
+        """Return the channels gone per group if ``n_channels`` of one were."""
+        removed: IntArray = self.removed.copy()
+        removed[group] = n_channels
+        return removed
 
     def move_to(self, removed: IntArray) -> None:
-        """Let as many channels of every group be gone."""
-        for group in np.flatnonzero(removed != self.removed).tolist():
-            self.set_removed(group, int(removed[group]))
+        """Let so many channels of every group be gone."""
+        self.removed = removed
+        self.costs = {name: self.cost(name, removed) for name in self.limits}
 
     def prices(self) -> FloatArray:
         """Saving of one more channel per group, in shares of what is still exceeded."""
         prices = np.zeros(len(self.parts))
         for name, limit in self.limits.items():
-            state = self.states[name]
-            if state.total > limit:
-                prices += state.marginals / (state.total - limit)
+            if self.costs[name] > limit:
+                marginals = self.models[name].marginals(self.full - self.removed)
+                prices += marginals / (self.costs[name] - limit)
         return prices
 
-    def fits(self, group: int, n_channels: int) -> bool:
-        """Whether all bounds hold when ``n_channels`` of this group are gone."""
-        more = n_channels - int(self.removed[group])
-        # A negative number of drops adds: ``saving`` is exact in both directions.
-        return all(
-            self.states[name].total - self.states[name].saving(group, more) <= limit
-            for name, limit in self.limits.items()
-        )
+    def fits(self, removed: IntArray) -> bool:
+        """Whether all bounds hold when so many channels of every group are gone."""
+        return all(self.cost(name, removed) <= limit for name, limit in self.limits.items())
 
     def lowest(self, name: str) -> int:
         """Return a cost with everything removed that may be."""
         most = np.array([len(part.order) for part in self.parts], dtype=np.int64)
-        counts: IntArray = self.full - most
-        return self.models[name].value(counts)
+        return self.cost(name, most)

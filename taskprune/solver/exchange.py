@@ -40,9 +40,9 @@ def _coarsest(account: Account, blocks: Sequence[Blocks]) -> list[int]:
     found: list[tuple[float, int]] = []
     for group in np.flatnonzero(account.removed).tolist():
         back = _before_last(blocks[group], int(account.removed[group]))
-        more = back - int(account.removed[group])
+        without = account.with_removed(group, back)
         size = max(
-            -account.states[name].saving(group, more) / max(1, account.original[name])
+            (account.cost(name, without) - account.cost(name)) / max(1, account.original[name])
             for name in account.limits
         )
         if size > MISS:
@@ -52,8 +52,9 @@ def _coarsest(account: Account, blocks: Sequence[Blocks]) -> list[int]:
 
 def _trade(account: Account, blocks: Sequence[Blocks], group: int) -> bool:
     """Give back a group's last step and land again; undo it if that is no nearer to the target."""
-    before, miss = account.removed.copy(), account.miss()
-    account.set_removed(group, int(blocks[group].ends[-1]) if len(blocks[group].ends) else 0)
+    before, miss = account.removed, account.miss()
+    most = int(blocks[group].ends[-1]) if len(blocks[group].ends) else 0
+    account.move_to(account.with_removed(group, most))
     remove(account, blocks)
     if account.excess() == 0:
         put_back(account, blocks)

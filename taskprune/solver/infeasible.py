@@ -71,7 +71,7 @@ def infeasible(
         lowest = account.lowest(name)
     else:  # a cost that rises where channels go, such as one that was measured
         name = max(account.limits, key=account.shortfall)
-        lowest = account.states[name].total
+        lowest = account.cost(name)
     limit = account.limits[name]
     original = context.original.get(name, account.original[name])
     held = sum(part.group.n_channels - len(part.order) for part in account.parts)

@@ -43,9 +43,7 @@ def remove(account: Account, blocks: Sequence[Blocks]) -> None:
             if account.excess(table.removed_after(order, account.removed)) <= target:
                 break
         count = _prefix(account, table, order, target)
-        after = table.removed_after(order[:count], account.removed)
-        for group in np.flatnonzero(after != account.removed).tolist():
-            account.set_removed(group, int(after[group]))
+        account.move_to(table.removed_after(order[:count], account.removed))
 
 
 def step_together(account: Account, blocks: Sequence[Blocks]) -> bool:
@@ -101,10 +99,10 @@ def put_back(account: Account, blocks: Sequence[Blocks]) -> None:
     while waiting:
         _, negated, i = heapq.heappop(waiting)
         group, own = -negated, blocks[-negated]
-        n_channels = int(own.ends[i - 1]) if i else 0
+        fewer = account.with_removed(group, int(own.ends[i - 1]) if i else 0)
         # What does not fit now never will: putting back others only makes it dearer.
-        if account.fits(group, n_channels):
-            account.set_removed(group, n_channels)
+        if account.fits(fewer):
+            account.move_to(fewer)
             if i:
                 heapq.heappush(waiting, (-float(own.scores[i - 1]), -group, i - 1))
 
@@ -120,16 +118,14 @@ def fill(account: Account, round_to: int) -> None:
         if not options:
             return
         _, group, n_channels = min(options)
-        account.set_removed(group, n_channels)
+        account.move_to(account.with_removed(group, n_channels))
 
 
 def _best_fill(account: Account, group: int, round_to: int) -> tuple[float, int, int] | None:
     """Put back as much of one group as fits; return what it would miss by, and the count."""
     gone = int(account.removed[group])
     for n_channels in range(max(0, gone - round_to + 1), gone):
-        if account.fits(group, n_channels):
-            account.set_removed(group, n_channels)
-            option = (account.miss(), group, n_channels)
-            account.set_removed(group, gone)
-            return option
+        fewer = account.with_removed(group, n_channels)
+        if account.fits(fewer):
+            return account.miss(fewer), group, n_channels
     return None

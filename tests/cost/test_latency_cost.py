@@ -70,21 +70,6 @@ def test_what_is_bilinear_in_the_widths_is_predicted_exactly() -> None:
         assert cost.value(kept) == real
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_account_equals_predicting_anew(name: str) -> None:
-    _, groups = made(name)
-    cost = LatencyCost(groups, measure_tables(groups, multiply_adds), offset=77, scale=1.3)
-    account = cost.at()
-    counts = cost.full.copy()
-    for group in range(len(counts)):
-        saving = account.saving(group, 1)
-        counts[group] -= 1
-        before = account.total
-        account.update(group, int(counts[group]))
-        assert account.total == before - saving == cost.value(counts)
-        np.testing.assert_array_equal(account.marginals, cost.marginals(counts))
-
-
 def test_noise_never_makes_fewer_channels_dearer() -> None:
     _, groups = made("chain")
     rng = np.random.default_rng(0)

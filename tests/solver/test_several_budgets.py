@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from synthetic_groups import apart, chain, dropped_score, random_scores
 
-from taskprune.cost import CostModel
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
@@ -56,9 +55,3 @@ def test_meeting_bounds_together_costs_no_more_than_one_after_the_other() -> Non
     union = {g.name: max((s.drop.get(g.name, ()) for s in singles), key=len) for g in groups}
     total = sum(float(scores[n].total[list(d)].sum()) for n, d in union.items())
     assert dropped_score(plan, scores) <= total
-
-
-def test_marginals_of_the_model_are_those_of_its_account() -> None:
-    for model in (CostModel.of_params(chain(WIDTHS)), CostModel.of_macs(chain(WIDTHS, PLACES))):
-        kept = model.full - 7
-        assert model.marginals(kept).tolist() == model.at(kept).marginals.tolist()
