@@ -75,7 +75,7 @@ def assemble(analysis: Analysis, solution: Partition, assignment: Assignment) ->
     forms = [*attributes.values(), *(form for _, own in work for form in own)]
     signature = _signatures(len(classes.frozen), [*tensors, *taps], forms)
     first = _first_positions(tensors, len(classes.frozen))
-    kinds = _kinds(~classes.frozen, signature, first, tensors)
+    kinds = _kinds(~classes.frozen, signature, first, tensors, fewest=2)  # one must stay
     reached = tasks_reached(graph)
     inputs = follow_inputs(graph)
     linear = _Linear(kinds)
@@ -205,25 +205,27 @@ def _first_positions(entries: Sequence[Entries], n_classes: int) -> IntArray:
 
 
 def _kinds(
-    free: NDArray[np.bool_],
+    classes: NDArray[np.bool_],
     signature: NDArray[np.uint64],
     first: IntArray,
     entries: Sequence[Entries],
+    *,
+    fewest: int,
 ) -> Kinds:
-    members = np.flatnonzero(free)
+    """Gather classes of one signature, where there are ``fewest`` of them at the least."""
+    members = np.flatnonzero(classes)
     members = members[np.argsort(first[members], kind="stable")]
     _, start, inverse, counts = np.unique(
         signature[members], axis=0, return_index=True, return_inverse=True, return_counts=True
     )
     inverse = inverse.reshape(-1)
-    counts = np.where(counts > 1, counts, 0)  # of a single channel none can go
     order = np.argsort(start, kind="stable")
-    order = order[counts[order] > 0]
+    order = order[counts[order] >= fewest]
     number = np.full(len(start), -1, np.int64)
     number[order] = np.arange(len(order))
-    of_class = np.full(len(free), -1, np.int64)
+    of_class = np.full(len(classes), -1, np.int64)
     of_class[members] = number[inverse]
-    rank = np.zeros(len(free), np.int64)
+    rank = np.zeros(len(classes), np.int64)
     by_kind = members[np.argsort(of_class[members], kind="stable")]
     by_kind = by_kind[of_class[by_kind] >= 0]
     sizes = counts[order].astype(np.int64)
@@ -283,22 +285,20 @@ class _Linear:
 # -- groups --------------------------------------------------------------------------------------
 
 
-def _slices(
-    entries: Sequence[Entries], of_class: IntArray, rank: IntArray, sizes: IntArray
-) -> dict[int, list[TensorSlice]]:
+def _slices(entries: Sequence[Entries], kinds: Kinds) -> dict[int, list[TensorSlice]]:
     """Return the entries of each kind, channel by channel."""
     found: dict[int, list[TensorSlice]] = {}
     for entry in entries:
-        kinds = of_class[entry.labels]
-        positions = np.flatnonzero(kinds >= 0)
+        of_entry = kinds.of_class[entry.labels]
+        positions = np.flatnonzero(of_entry >= 0)
         if not len(positions):
             continue
-        own = kinds[positions]
-        order = np.lexsort((positions, rank[entry.labels[positions]], own))
+        own = of_entry[positions]
+        order = np.lexsort((positions, kinds.rank[entry.labels[positions]], own))
         positions, own = positions[order], own[order]
         numbers, starts = np.unique(own, return_index=True)
         for number, part in zip(numbers, np.split(positions, starts[1:]), strict=True):
-            index = np.ascontiguousarray(part.reshape(int(sizes[number]), -1), dtype=np.int64)
+            index = np.ascontiguousarray(part.reshape(int(kinds.sizes[number]), -1), dtype=np.int64)
             found.setdefault(int(number), []).append(
                 TensorSlice(entry.name, entry.dim, index, entry.produces)
             )
@@ -313,8 +313,7 @@ def _groups(
     taps: Sequence[Entries],
     reached: Mapping[str, frozenset[str]],
 ) -> tuple[CouplingGroup, ...]:
-    members = _slices(tensors, kinds.of_class, kinds.rank, kinds.sizes)
-    activations = _slices(taps, kinds.of_class, kinds.rank, kinds.sizes)
+    members, activations = _slices(tensors, kinds), _slices(taps, kinds)
     crossed: dict[int, dict[str, None]] = {}
     for units, text in analysis.units.crossings:
         for number in np.unique(kinds.of_class[classes.labels[units]]):
@@ -348,30 +347,22 @@ def _frozen_groups(
     reached: Mapping[str, frozenset[str]],
 ) -> tuple[FrozenGroup, ...]:
     reasons, reason_of = _reasons(analysis, solution, kinds)
-    frozen = (kinds.of_class < 0) & (reason_of >= 0)
-    signature = _signatures(len(frozen), tensors, [])
+    signature = _signatures(len(reason_of), tensors, [])
+    frozen = (kinds.of_class < 0) & (reason_of >= 0) & signature.any(axis=1)
     signature[:, 0] += reason_of.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    members = np.flatnonzero(frozen & np.any(_signatures(len(frozen), tensors, []) != 0, axis=1))
-    members = members[np.argsort(first[members], kind="stable")]
-    _, start, inverse, counts = np.unique(
-        signature[members], axis=0, return_index=True, return_inverse=True, return_counts=True
-    )
-    order = np.argsort(start, kind="stable")
-    number = np.empty(len(order), np.int64)
-    number[order] = np.arange(len(order))
-    of_class = np.full(len(frozen), -1, np.int64)
-    of_class[members] = number[inverse.reshape(-1)]
-    names = _names(first[members[start[order]]], tensors)
-    slices = _slices(tensors, of_class, first, counts[order])
+    alike = _kinds(frozen, signature, first, tensors, fewest=1)
+    slices = _slices(tensors, alike)
+    of_kind = np.empty(len(alike.names), np.int64)
+    of_kind[alike.of_class[frozen]] = reason_of[frozen]
     return tuple(
         FrozenGroup(
             name=name,
-            n_channels=int(counts[order][n]),
+            n_channels=int(alike.sizes[n]),
             members=tuple(slices[n]),
-            reasons=(reasons[int(reason_of[members[start[order][n]]])],),
+            reasons=(reasons[int(of_kind[n])],),
             tasks=_tasks(slices[n], reached),
         )
-        for n, name in enumerate(names)
+        for n, name in enumerate(alike.names)
     )
 
 
