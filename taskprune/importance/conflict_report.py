@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
 from taskprune.importance.scores import ChannelScores
+from taskprune.terminal import text_table
 
 SHOWN = 10
 """How many groups the table shows."""
@@ -110,23 +112,20 @@ def conflict_report(groups: CouplingGroups, scores: ChannelScores) -> ConflictRe
 
 def conflict_table(report: ConflictReport) -> Table:
     """Return the groups with most conflict, and the whole model, as a table."""
-    table = Table(title="Where tasks fight: conflict / importance", title_justify="left")
-    table.add_column("group")
-    table.add_column("channels", justify="right")
-    for one, other in report.pairs:
-        table.add_column(f"{one} × {other}", justify="right")
-    table.add_column("all", justify="right")
-    for line in report.groups[:SHOWN]:
-        table.add_row(
-            line.group,
-            str(line.n_channels),
-            *(f"{share:.1%}" for share in line.pairs),
-            f"{line.share:.1%}",
-        )
+
+    def shares(values: Iterable[float]) -> list[str]:
+        return [f"{share:.1%}" for share in values]
+
+    table = text_table(
+        "Where tasks fight: conflict / importance",
+        ("group", "channels", *(f"{one} × {other}" for one, other in report.pairs), "all"),
+        (
+            (line.group, str(line.n_channels), *shares((*line.pairs, line.share)))
+            for line in report.groups[:SHOWN]
+        ),
+    )
     table.add_section()
     left = len(report.groups) - SHOWN
     name = f"whole model ({left} more groups)" if left > 0 else "whole model"
-    table.add_row(
-        name, "", *(f"{share:.1%}" for share in report.shares), f"{sum(report.shares):.1%}"
-    )
+    table.add_row(name, "", *shares((*report.shares, sum(report.shares))))
     return table

@@ -12,6 +12,7 @@ from taskprune.calling.modality import FUSION
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.coupling.modalities import modality_of_tensors
 from taskprune.plan.plan import PruningPlan
+from taskprune.terminal import text_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +61,7 @@ def modality_lines(groups: CouplingGroups, plan: PruningPlan) -> tuple[ModalityL
 
 def modality_table(lines: Iterable[ModalityLine]) -> Table:
     """What belongs to each modality, and what of it goes."""
-    table = Table(title="Channels by modality", title_justify="left")
-    for heading in ("modality", "groups", "channels", "dropped", "parameters", "left"):
-        table.add_column(heading, justify="left" if heading == "modality" else "right")
-    for line in lines:
-        before, after = line.params
-        table.add_row(
-            line.modality,
-            str(line.groups),
-            str(line.channels),
-            str(line.dropped),
-            f"{before:,}",
-            f"{after:,}",
-        )
-    return table
+    headings = ("modality", "groups", "channels", "dropped", "parameters", "left")
+    counted = ((line, (line.groups, line.channels, line.dropped, *line.params)) for line in lines)
+    rows = ((line.modality, *(f"{n:,}" for n in counts)) for line, counts in counted)
+    return text_table("Channels by modality", headings, rows)

@@ -13,16 +13,24 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from taskprune.cost.names import amount, cost_label
 from taskprune.errors import InputError
 from taskprune.files.atomic import replacing
 from taskprune.importance.conflict_report import ConflictLine, ConflictReport
 from taskprune.importance.scores import BLIND
 from taskprune.plan.explanation import reason_lines
 from taskprune.plan.plan import PruningPlan
-from taskprune.plan.rationale import GroupRationale
+from taskprune.plan.rationale import FrozenDecision, GroupRationale
 from taskprune.plan.tables import ranges_text
-from taskprune.report.record import FROZEN_ROWS, REASONS, FrozenLine, GroupLine, PruneReport
+from taskprune.report.record import (
+    FROZEN_ROWS,
+    REASONS,
+    GroupLine,
+    PruneReport,
+    cost_lines,
+    cost_name,
+    cost_text,
+    frozen_by_kind,
+)
 from taskprune.version import __version__
 
 if TYPE_CHECKING:
@@ -66,16 +74,6 @@ class Shown(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
-class CostCard:
-    """A figure before and after, as text, and which fraction of it is left."""
-
-    name: str
-    before: str
-    after: str
-    left: float
-
-
-@dataclass(frozen=True, slots=True)
 class MetricChange:
     """How well a task did before and after, and how much it may lose, if anybody said so."""
 
@@ -116,7 +114,7 @@ class FrozenKind:
     kind: str
     meaning: str
     n_channels: int
-    groups: Shown[FrozenLine]
+    groups: Shown[FrozenDecision]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def report_page(report: PruneReport, plan: PruningPlan, *, model: str) -> str:
         report=report,
         model=model,
         version=__version__,
-        costs=_costs(report),
+        costs=cost_lines(report),
         knows_tasks=tuple(line.task for line in report.tasks) != BLIND or len(_tasks(report)) > 1,
         colours={task: number % N_COLOURS for number, task in enumerate(_tasks(report))},
         metrics=_metrics(report),
@@ -190,8 +188,8 @@ def _template() -> Template:
     environment.filters["percent"] = _percent
     environment.filters["change"] = _change
     environment.filters["width"] = _width
-    environment.filters["cost"] = _cost
-    environment.globals["cost_name"] = _cost_name
+    environment.globals["cost_text"] = cost_text
+    environment.globals["cost_name"] = cost_name
     return environment.get_template("report.html.jinja")
 
 
@@ -206,32 +204,6 @@ def _change(left: float) -> str:
 
 def _width(fraction: float) -> str:
     return f"width:{100 * min(max(fraction, 0), 1):.1f}%"
-
-
-def _cost(value: int, name: str) -> str:
-    return amount(name, value) if name == "latency_ns" else f"{value:,}"
-
-
-def _cost_name(name: str) -> str:
-    names = {"macs": "multiply-adds a sample", "latency_ns": "latency, predicted"}
-    return names.get(name, cost_label(name))
-
-
-def _costs(report: PruneReport) -> list[CostCard]:
-    cards = [
-        CostCard(_cost_name(name), _cost(pair[0], name), _cost(pair[1], name), _left(*pair))
-        for name, pair in report.costs.items()
-    ]
-    if report.latency is not None:
-        whole, less = report.latency.measured_ms
-        cards.append(
-            CostCard("latency, measured", f"{whole:.3g} ms", f"{less:.3g} ms", _left(whole, less))
-        )
-    return cards
-
-
-def _left(before: float, after: float) -> float:
-    return after / before if before else 1.0
 
 
 def _tasks(report: PruneReport) -> tuple[str, ...]:
@@ -317,17 +289,15 @@ def _limits(report: PruneReport) -> dict[str, int]:
 
 def _frozen(report: PruneReport) -> list[FrozenKind]:
     """Frozen groups by reason; inputs and outputs of the model, which every model has, last."""
-    by_kind: defaultdict[str, list[FrozenLine]] = defaultdict(list)
-    for line in report.frozen:
-        by_kind[line.kind].append(line)
+    by_kind = sorted(frozen_by_kind(report).items(), key=lambda item: item[0] == "interface")
     return [
         FrozenKind(
             kind=kind,
             meaning=REASONS.get(kind, kind),
-            n_channels=sum(line.n_channels for line in lines),
-            groups=Shown.of(lines, FROZEN_ROWS),
+            n_channels=sum(group.n_channels for group in groups),
+            groups=Shown.of(groups, FROZEN_ROWS),
         )
-        for kind, lines in sorted(by_kind.items(), key=lambda item: item[0] == "interface")
+        for kind, groups in by_kind
     ]
 
 

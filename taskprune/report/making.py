@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 
 from taskprune.cost.names import kind_of
-from taskprune.coupling.groups import CouplingGroups, FrozenGroup
+from taskprune.coupling.groups import CouplingGroups
 from taskprune.deployment.latency import LatencyComparison
 from taskprune.graph import ModelGraph
 from taskprune.importance.conflict_report import conflict_report
 from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.plan.plan import PruningPlan
+from taskprune.plan.rationale import FrozenDecision
 from taskprune.report.by_modality import modality_lines
-from taskprune.report.record import FrozenLine, GroupLine, PruneReport, ReplacementLine, TaskLine
+from taskprune.report.record import GroupLine, PruneReport, TaskLine
 from taskprune.rewrite import VerificationReport
 from taskprune.solver.budget import Budget
 from taskprune.solver.landing import MISS
@@ -54,10 +55,10 @@ def make_report(
             )
             for d in plan.groups
         ),
-        frozen=tuple(_frozen_line(group) for group in groups.frozen),
+        frozen=tuple(FrozenDecision.of(group) for group in groups.frozen),
         untraced=groups.untraced,
         verification=verification,
-        replacements=tuple(ReplacementLine(r.path, r.kind) for r in plan.replacements),
+        replacements=plan.replacements,
         limits=_limits(plan),
         notes=tuple(dict.fromkeys(notes)),
         conflict=conflict_report(groups, scores) if scores.knows_conflict else None,
@@ -154,17 +155,4 @@ def _task_line(row: int, scores: ChannelScores, plan: PruningPlan) -> TaskLine:
         channels=sum(d.n_channels for d in mine),
         dropped=sum(len(d.drop) for d in mine),
         importance_removed=removed / total if total > 0 else 0.0,
-    )
-
-
-def _frozen_line(group: FrozenGroup) -> FrozenLine:
-    reason = group.reasons[0]
-    return FrozenLine(
-        name=group.name,
-        n_channels=group.n_channels,
-        kind=reason.kind,
-        detail=reason.detail,
-        operator=reason.operator,
-        module=reason.module,
-        source=reason.source,
     )

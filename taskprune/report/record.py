@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -19,9 +18,12 @@ from taskprune.importance.conflict_report import (
     ConflictReport,
     conflict_table,
 )
+from taskprune.plan.rationale import FrozenDecision
+from taskprune.replace import ModuleReplacement
 from taskprune.report.by_modality import ModalityLine, modality_table
 from taskprune.rewrite import VerificationReport
 from taskprune.solver.removable import BoundLimit
+from taskprune.terminal import text_table
 
 if TYPE_CHECKING:
     from rich.console import ConsoleOptions, RenderResult
@@ -75,27 +77,6 @@ class GroupLine:
 
 
 @dataclass(frozen=True, slots=True)
-class FrozenLine:
-    """One frozen group and the first thing that froze it."""
-
-    name: str
-    n_channels: int
-    kind: str
-    detail: str
-    operator: str
-    module: str
-    source: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReplacementLine:
-    """A module that was replaced by an equal one which can shrink."""
-
-    module: str
-    kind: str
-
-
-@dataclass(frozen=True, slots=True)
 class StepLine:
     """One step of a run in several, or one that was watched.
 
@@ -129,6 +110,16 @@ class CompensationReport:
         kept = sum(not reader.undone for reader in self.readers)
         undone = len(self.readers) - kept
         return f"{kept} readers of removed channels were re-weighted, {undone} left as sliced"
+
+
+@dataclass(frozen=True, slots=True)
+class CostLine:
+    """A cost before and after, as text, and which fraction of it is left."""
+
+    name: str
+    before: str
+    after: str
+    left: float
 
 
 @dataclass(frozen=True)
@@ -165,10 +156,10 @@ class PruneReport:
     costs: Mapping[str, tuple[int, int]]
     tasks: tuple[TaskLine, ...]
     groups: tuple[GroupLine, ...]
-    frozen: tuple[FrozenLine, ...]
+    frozen: tuple[FrozenDecision, ...]
     untraced: tuple[str, ...]
     verification: VerificationReport | None
-    replacements: tuple[ReplacementLine, ...] = ()
+    replacements: tuple[ModuleReplacement, ...] = ()
     limits: tuple[BoundLimit, ...] = ()
     notes: tuple[str, ...] = ()
     conflict: ConflictReport | None = None
@@ -212,95 +203,107 @@ class PruneReport:
             yield f"Verified: {self.verification}"
 
 
-def cost_table(report: PruneReport) -> Table:
-    """Parameters and multiply-adds before and after."""
-    table = Table(title=f"Pruned to {report.budget} by {report.criterion}", title_justify="left")
-    for heading in ("", "before", "after", "removed"):
-        table.add_column(heading, justify="left" if not heading else "right")
-    names = {"macs": "multiply-adds a sample", "latency_ns": "latency, predicted"}
-    for cost, pair in report.costs.items():
-        before, after = (amount(cost, n) if cost == "latency_ns" else f"{n:,}" for n in pair)
-        table.add_row(
-            names.get(cost, cost_label(cost)), before, after, f"{report.removed(cost):.2%}"
-        )
+def cost_lines(report: PruneReport) -> list[CostLine]:
+    """Return each cost before and after, also the latency where it was measured."""
+    lines = [
+        CostLine(cost_name(cost), cost_text(cost, a), cost_text(cost, b), _left(a, b))
+        for cost, (a, b) in report.costs.items()
+    ]
     if report.latency is not None:
         whole, less = report.latency.measured_ms
-        table.add_row(
-            "latency, measured", f"{whole:.3g} ms", f"{less:.3g} ms", f"{1 - less / whole:.2%}"
-        )
-    return table
+        left = _left(whole, less)
+        lines.append(CostLine("latency, measured", f"{whole:.3g} ms", f"{less:.3g} ms", left))
+    return lines
+
+
+def cost_name(cost: str) -> str:
+    """Return what the report calls a cost."""
+    names = {"macs": "multiply-adds a sample", "latency_ns": "latency, predicted"}
+    return names.get(cost, cost_label(cost))
+
+
+def cost_text(cost: str, value: int) -> str:
+    """Write an amount of a cost beside its name."""
+    return amount(cost, value) if cost == "latency_ns" else f"{value:,}"
+
+
+def _left(before: float, after: float) -> float:
+    return after / before if before else 1.0
+
+
+def cost_table(report: PruneReport) -> Table:
+    """Parameters and multiply-adds before and after."""
+    return text_table(
+        f"Pruned to {report.budget} by {report.criterion}",
+        ("", "before", "after", "removed"),
+        (
+            (line.name, line.before, line.after, f"{1 - line.left:.2%}")
+            for line in cost_lines(report)
+        ),
+    )
 
 
 def task_table(report: PruneReport) -> Table:
     """What each task can reach, and what of it goes."""
-    table = Table(title="Channels by task", title_justify="left")
-    for heading in ("task", "private groups", "shared groups", "channels", "dropped", "score lost"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
+    rows = []
     for line in report.tasks:
         counts = (line.private_groups, line.shared_groups)
         # Criteria that know no tasks have neither kind.
-        private, shared = (str(n) if any(counts) else "-" for n in counts)
-        table.add_row(
-            line.task,
-            private,
-            shared,
-            str(line.channels),
-            str(line.dropped),
-            f"{line.importance_removed:.2%}",
-        )
-    return table
+        kinds = (str(n) if any(counts) else "-" for n in counts)
+        lost = f"{line.importance_removed:.2%}"
+        rows.append((line.task, *kinds, str(line.channels), str(line.dropped), lost))
+    headings = ("task", "private groups", "shared groups", "channels", "dropped", "score lost")
+    return text_table("Channels by task", headings, rows)
 
 
 def compensation_table(report: CompensationReport) -> Table:
     """Each task's loss on the calibration data: the original's, as sliced, and re-weighted."""
-    table = Table(title="Compensated", title_justify="left", caption=f"{report}.")
-    for heading in ("task", "loss of the original", "as sliced", "re-weighted"):
-        table.add_column(heading, justify="left" if heading == "task" else "right")
-    for task, loss in report.losses.items():
-        values = (loss.original, loss.sliced, loss.compensated)
-        table.add_row(task, *(f"{value:.4g}" for value in values))
-    return table
+    rows = (
+        (task, *(f"{value:.4g}" for value in (loss.original, loss.sliced, loss.compensated)))
+        for task, loss in report.losses.items()
+    )
+    headings = ("task", "loss of the original", "as sliced", "re-weighted")
+    return text_table("Compensated", headings, rows, caption=f"{report}.")
 
 
 def step_table(report: PruneReport) -> Table:
     """What was left after each step, and how well each task did."""
-    table = Table(title="Steps", title_justify="left")
     costs = tuple(report.costs)
-    for heading in ("step", *costs, *report.metrics, ""):
-        table.add_column(heading, justify="right" if heading else "left")
     original = StepLine(0, {name: report.costs[name][0] for name in costs}, report.metrics, False)
-    for line in (original, *report.steps):
-        table.add_row(
+    rows = (
+        (
             str(line.step),
             *(f"{line.costs[name]:,}" for name in costs),
             *(f"{line.metrics[name]:.4g}" for name in report.metrics),
             "undone" if line.undone else "",
         )
-    return table
+        for line in (original, *report.steps)
+    )
+    return text_table("Steps", ("step", *costs, *report.metrics, ""), rows, words=("",))
+
+
+def frozen_by_kind(report: PruneReport) -> dict[str, list[FrozenDecision]]:
+    """Return the frozen groups by what froze them, in the order of :data:`REASONS`."""
+    by_kind: dict[str, list[FrozenDecision]] = {kind: [] for kind in REASONS}
+    for group in report.frozen:
+        by_kind.setdefault(group.kind, []).append(group)
+    return {kind: groups for kind, groups in by_kind.items() if groups}
 
 
 def frozen_table(report: PruneReport) -> RenderableType:
     """What had to stay, by reason."""
     if not report.frozen and not report.untraced:
         return "Nothing is frozen."
-    channels: Counter[str] = Counter()
-    count: Counter[str] = Counter()
-    first: dict[str, FrozenLine] = {}
-    for line in report.frozen:
-        channels[line.kind] += line.n_channels
-        count[line.kind] += 1
-        first.setdefault(line.kind, line)
-    table = Table(title="Frozen, and why", title_justify="left")
-    for heading in ("reason", "groups", "channels", "for example"):
-        table.add_column(heading, justify="right" if heading in ("groups", "channels") else "left")
-    for kind, meaning in REASONS.items():
-        if kind in first:
-            example = first[kind]
-            where = f" ({example.source})" if example.source else ""
-            table.add_row(meaning, str(count[kind]), str(channels[kind]), f"{example.name}{where}")
+    rows = []
+    for kind, groups in frozen_by_kind(report).items():
+        channels = sum(group.n_channels for group in groups)
+        where = f" ({groups[0].source})" if groups[0].source else ""
+        example = f"{groups[0].name}{where}"
+        rows.append((REASONS.get(kind, kind), str(len(groups)), str(channels), example))
     if report.untraced:
-        table.add_row("never reached", str(len(report.untraced)), "", report.untraced[0])
-    return table
+        rows.append(("never reached", str(len(report.untraced)), "", report.untraced[0]))
+    headings = ("reason", "groups", "channels", "for example")
+    return text_table("Frozen, and why", headings, rows, words=("reason", "for example"))
 
 
 def frozen_group_table(report: PruneReport) -> RenderableType:
@@ -309,42 +312,41 @@ def frozen_group_table(report: PruneReport) -> RenderableType:
     Groups that the code freezes come before those that are inputs and outputs of the model, and
     `FROZEN_ROWS` are shown.
     """
-    table = Table(title="Frozen groups", title_justify="left")
-    for heading in ("group", "channels", "why", "operator", "module", "source"):
-        table.add_column(
-            heading, justify="right" if heading == "channels" else "left", overflow="fold"
-        )
-    lines = sorted(report.frozen, key=lambda line: line.kind == "interface")
-    for line in lines[:FROZEN_ROWS]:
-        table.add_row(
-            line.name, str(line.n_channels), line.detail, line.operator, line.module, line.source
-        )
-    if len(lines) > FROZEN_ROWS:
-        table.caption = f"{len(lines) - FROZEN_ROWS} more in `report.frozen`"
-    return table
+    groups = sorted(report.frozen, key=lambda group: group.kind == "interface")
+    more = len(groups) - FROZEN_ROWS
+    return text_table(
+        "Frozen groups",
+        ("group", "channels", "why", "operator", "module", "source"),
+        (
+            (own.name, str(own.n_channels), own.detail, own.operator, own.module, own.source)
+            for own in groups[:FROZEN_ROWS]
+        ),
+        words=("group", "why", "operator", "module", "source"),
+        caption=f"{more} more in `report.frozen`" if more > 0 else None,
+    )
 
 
 def replacement_table(report: PruneReport) -> Table:
     """Modules that could not shrink as they were written, and what took their place."""
-    table = Table(title="Replaced by equal modules", title_justify="left")
-    for heading in ("module", "by"):
-        table.add_column(heading, overflow="fold")
-    for line in report.replacements:
-        table.add_row(line.module, line.kind)
-    return table
+    rows = ((replacement.path, replacement.kind) for replacement in report.replacements)
+    headings = ("module", "by")
+    return text_table("Replaced by equal modules", headings, rows, words=headings)
 
 
 def limit_table(report: PruneReport) -> Table:
     """Groups that would have lost more but for a field of `Safety`."""
-    table = Table(title="Held back by safety limits", title_justify="left")
-    for heading in ("limit", "groups", "for example", "kept"):
-        table.add_column(heading, justify="right" if heading in ("groups", "kept") else "left")
     by_limit: dict[str, list[BoundLimit]] = {}
     for bound in report.limits:
         by_limit.setdefault(bound.limit, []).append(bound)
-    for limit, bounds in by_limit.items():
-        table.add_row(limit, str(len(bounds)), bounds[0].group, str(bounds[0].n_kept))
-    return table
+    return text_table(
+        "Held back by safety limits",
+        ("limit", "groups", "for example", "kept"),
+        (
+            (limit, str(len(bounds)), bounds[0].group, str(bounds[0].n_kept))
+            for limit, bounds in by_limit.items()
+        ),
+        words=("limit", "for example"),
+    )
 
 
 def render(report: PruneReport, width: int = 100) -> str:

@@ -67,9 +67,9 @@ def test_replaced_modules_are_reported() -> None:
     result = taskprune.prune(
         Attending(), None, 0.2, example_inputs=torch.randn(2, 5, 16), importance="magnitude"
     )
-    assert [line.module for line in result.report.replacements] == ["attention"]
+    assert [line.path for line in result.report.replacements] == ["attention"]
     assert "Replaced by equal modules" in str(result)
-    assert json.loads(result.report.to_json())["replacements"][0]["module"] == "attention"
+    assert json.loads(result.report.to_json())["replacements"][0]["path"] == "attention"
 
 
 def test_limits_that_hold_groups_back_are_reported() -> None:

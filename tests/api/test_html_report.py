@@ -16,12 +16,13 @@ from taskprune.calling.tolerances import BrokenTolerance
 from taskprune.deployment.latency import LatencyComparison
 from taskprune.errors import InputError
 from taskprune.importance.conflict_report import ConflictLine, ConflictReport
+from taskprune.plan import FrozenDecision
 from taskprune.plan.decisions import GroupDecision
 from taskprune.plan.plan import PruningPlan
 from taskprune.report import html
 from taskprune.report.by_modality import ModalityLine
 from taskprune.report.html import report_page
-from taskprune.report.record import FrozenLine, GroupLine, PruneReport, StepLine, TaskLine
+from taskprune.report.record import GroupLine, PruneReport, StepLine, TaskLine
 from taskprune.solver.budget import Budget
 
 NASTY = """<script>alert("x")</script>&'"""
@@ -77,7 +78,7 @@ def made_up(n_groups: int = 1, name: str = "layer", task: str = "lane") -> tuple
         attributes=(),
         shapes={},
     )
-    frozen = FrozenLine(name, 3, "literal", name, "aten.view", name, f"{name}.py:7")
+    frozen = FrozenDecision(name, 3, (), "literal", name, "aten.view", name, f"{name}.py:7")
     report = PruneReport(
         budget=str(Budget(params=0.5)),
         criterion=name,
