@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -131,21 +131,13 @@ class PruningPlan:
         Every record has a line of its own and channels are written as ranges (``"0-3 7"``), so that
         two plans can be compared with any line-by-line tool.
         """
-        records: dict[str, list[Any]] = {
-            "groups": [{**_as_dict(d), "drop": ranges_text(d.drop)} for d in self.groups],
-            "tensors": [{**_as_dict(k), "keep": ranges_text(k.keep)} for k in self.tensors],
-            "activations": [{**_as_dict(k), "keep": ranges_text(k.keep)} for k in self.activations],
-            "attributes": [asdict(change) for change in self.attributes],
-            "shapes": [[name, *shape] for name, shape in self.shapes.items()],
-            "costs": [[name, *pair] for name, pair in self.costs.items()],
-            "replacements": [asdict(replacement) for replacement in self.replacements],
-            "frozen": [asdict(group) for group in self.frozen],
-            "rationale": [asdict(why) for why in self.rationale],
-            "kept_attributes": [asdict(kept) for kept in self.kept_attributes],
-        }
         parts = [f'"format": {FORMAT}']
-        for key, lines in records.items():
-            parts.append(f'"{key}": [\n' + ",\n".join(json.dumps(line) for line in lines) + "\n]")
+        for own in fields(self):
+            value = getattr(self, own.name)
+            by_name = isinstance(value, Mapping)
+            lines = [[n, *v] for n, v in value.items()] if by_name else map(_as_dict, value)
+            text = ",\n".join(json.dumps(line, default=asdict) for line in lines)
+            parts.append(f'"{own.name}": [\n{text}\n]')
         return "{\n" + ",\n".join(parts) + "\n}\n"
 
     @classmethod
@@ -161,19 +153,14 @@ class PruningPlan:
                 raise InputError(
                     f"This plan has format {data['format']!r}; this version reads {FORMAT}."
                 )
+            records: dict[str, Any] = {
+                name: tuple(_from_dict(kind, line) for line in data[name])
+                for name, kind in _RECORDS.items()
+            }
             return cls(
-                groups=tuple(GroupDecision(**_from_dict(d)) for d in data["groups"]),
-                tensors=tuple(KeptEntries(**_from_dict(d)) for d in data["tensors"]),
-                activations=tuple(KeptEntries(**_from_dict(d)) for d in data["activations"]),
-                attributes=tuple(AttributeChange(**_from_dict(d)) for d in data["attributes"]),
                 shapes={name: tuple(shape) for name, *shape in data["shapes"]},
                 costs={name: (before, after) for name, before, after in data["costs"]},
-                replacements=tuple(ModuleReplacement(**r) for r in data["replacements"]),
-                frozen=tuple(FrozenDecision(**_from_dict(f)) for f in data["frozen"]),
-                rationale=tuple(_rationale_from(r) for r in data["rationale"]),
-                kept_attributes=tuple(
-                    KeptAttribute(**_from_dict(d)) for d in data["kept_attributes"]
-                ),
+                **records,
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             if isinstance(error, InputError):
@@ -325,21 +312,35 @@ def _kept_entries(
     )
 
 
-def _as_dict(record: GroupDecision | KeptEntries) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__slots__}
+_RECORDS: Mapping[str, type] = {
+    "groups": GroupDecision,
+    "tensors": KeptEntries,
+    "activations": KeptEntries,
+    "attributes": AttributeChange,
+    "replacements": ModuleReplacement,
+    "frozen": FrozenDecision,
+    "rationale": GroupRationale,
+    "kept_attributes": KeptAttribute,
+}
+"""What each field of a plan is a tuple of."""
+
+_PARTS: Mapping[str, type] = {"shares": TaskShare, "savings": Saving}
+"""What fields of those are tuples of."""
+
+_CHANNELS = ("keep", "drop")
 
 
-def _rationale_from(record: dict[str, Any]) -> GroupRationale:
-    return GroupRationale(
-        **{
-            **record,
-            "shares": tuple(TaskShare(**share) for share in record["shares"]),
-            "savings": tuple(Saving(**saving) for saving in record["savings"]),
-            "conflict": tuple(record["conflict"]),
-        }
-    )
+def _as_dict(record: Any) -> dict[str, Any]:
+    values = ((own.name, getattr(record, own.name)) for own in fields(record))
+    return {name: ranges_text(v) if name in _CHANNELS else v for name, v in values}
 
 
-def _from_dict(record: dict[str, Any]) -> dict[str, Any]:
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in record.items()}
-    return {k: numbers_in(str(v)) if k in ("keep", "drop") else v for k, v in values.items()}
+def _from_dict(kind: type, record: Mapping[str, Any]) -> Any:
+    def read(name: str, value: Any) -> Any:
+        if name in _CHANNELS:
+            return numbers_in(str(value))
+        if name in _PARTS:
+            return tuple(_PARTS[name](**part) for part in value)
+        return tuple(value) if isinstance(value, list) else value
+
+    return kind(**{name: read(name, value) for name, value in record.items()})
