@@ -15,7 +15,6 @@ from taskprune.distillation.losses import (
     query_matching,
 )
 from taskprune.distillation.recording import FeatureRecorder, tapped
-from taskprune.distillation.regularisation import Regulariser, StudentRegulariser
 from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.settings import DistillSettings, OutputLoss, Schedule
 from taskprune.distillation.taps import Tap, TapSelector, resolve_taps
@@ -30,11 +29,9 @@ __all__ = [
     "FeatureRecorder",
     "OnOutputs",
     "OutputLoss",
-    "Regulariser",
     "Role",
     "Schedule",
     "StepRecord",
-    "StudentRegulariser",
     "Tap",
     "TapSelector",
     "Validation",

@@ -15,7 +15,6 @@ from taskprune.distillation.alignment import Alignment
 from taskprune.distillation.losses import FeatureLoss
 from taskprune.distillation.losses.feature_layout import at_least_float32
 from taskprune.distillation.recording import FeatureRecorder
-from taskprune.distillation.regularisation import StudentRegulariser
 from taskprune.distillation.settings import OutputLoss
 from taskprune.errors import LossError
 
@@ -36,7 +35,6 @@ class StudentObjective(nn.Module):
         recorder: FeatureRecorder,
         forward: Forward,
         feature_loss: FeatureLoss,
-        regularisers: Sequence[StudentRegulariser] = (),
     ) -> None:
         super().__init__()
         self.student = student
@@ -44,9 +42,6 @@ class StudentObjective(nn.Module):
         self._recorder = recorder
         self._call = forward
         self._feature_loss = feature_loss
-        self._regularisers = tuple(regularisers)
-        # As modules, so that their buffers are saved with the run.
-        self.acting = nn.ModuleList(x for x in regularisers if isinstance(x, nn.Module))
 
     def forward(
         self, batch: Any, teacher_features: Mapping[str, Tensor]
@@ -67,11 +62,6 @@ class StudentObjective(nn.Module):
                 loss = self._feature_loss(*module(features[module.label], teacher))
             losses[module.label] = _scalar(f"the feature loss of tap `{module.label}`", loss)
         return outputs, losses
-
-    def regularise(self, step: int) -> None:
-        """Let the regularisers act on the student after optimizer step ``step``, from 1."""
-        for regulariser in self._regularisers:
-            regulariser.after_step(step)
 
 
 @dataclass(frozen=True)

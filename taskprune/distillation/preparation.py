@@ -26,7 +26,6 @@ from taskprune.distillation.identity import known_models
 from taskprune.distillation.objective import StudentObjective
 from taskprune.distillation.probing import probing
 from taskprune.distillation.recording import FeatureRecorder, tapped
-from taskprune.distillation.regularisation import make_regularisers
 from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.run import Run
 from taskprune.distillation.settings import DistillSettings
@@ -95,7 +94,6 @@ def prepared(
             recorder=recorder,
             forward=forward,
             feature_loss=settings.feature_loss,
-            regularisers=make_regularisers(settings.regularisers, trained, n_steps),
         )
         if sharding is not None:
             shard(objective, trained, sharding, accelerator, example)

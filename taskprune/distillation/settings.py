@@ -13,7 +13,6 @@ from torch import Tensor
 
 from taskprune.distillation.history import Callback
 from taskprune.distillation.losses import FeatureLoss, pkd
-from taskprune.distillation.regularisation import Regulariser
 from taskprune.distillation.settings_check import check_settings
 from taskprune.distillation.validation import Validation
 from taskprune.errors import InputError
@@ -61,8 +60,6 @@ class DistillSettings:
         feature_loss: Compares aligned features of a tap, see ``taskprune.distillation.losses``.
         feature_weight: Factor of the sum of feature losses; a :data:`Schedule` changes it by step.
         output_losses: Compare outputs as well, by name, each with weight 1; needs no labels.
-        regularisers: Act on the student's weights after each optimizer step, such as a pull towards
-            sparsity; their state is part of the checkpoint. See :class:`Regulariser`.
         mixed_precision: ``"fp16"`` or ``"bf16"`` autocast; feature losses stay in float32.
         cpu: Stay on the CPU even where Accelerate finds an accelerator.
         seed: Of the order of the data and every random choice in training.
@@ -94,7 +91,6 @@ class DistillSettings:
     feature_loss: FeatureLoss = pkd
     feature_weight: float | Schedule = 1.0
     output_losses: Mapping[str, OutputLoss] = field(default_factory=dict)
-    regularisers: tuple[Regulariser, ...] = ()
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     cpu: bool = False
     seed: int = 0

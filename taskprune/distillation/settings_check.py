@@ -70,10 +70,6 @@ RULES: Mapping[str, Rule] = {
         ),
         "a dict of functions (student outputs, teacher outputs) -> scalar by name ({} for none)",
     ),
-    "regularisers": (
-        _are(lambda x: hasattr(x, "for_student") and not isinstance(x, type)),
-        "a tuple of objects with `for_student`, such as `(MyRegulariser(...),)`",
-    ),
     "mixed_precision": (lambda x: x in ("no", "fp16", "bf16"), "'no', 'fp16' or 'bf16'"),
     "cpu": _instance(bool, "True or False"),
     "seed": (lambda x: _is_whole(x) and x >= 0, "a whole number of at least 0"),

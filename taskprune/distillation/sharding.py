@@ -107,9 +107,6 @@ def _obstacles(
         yield "ignored modules", "Set `fsdp_ignored_modules` to none."
     if settings.mixed_precision == "fp16":
         yield "float16's loss scaling", "Choose `mixed_precision='bf16'`."
-    if settings.regularisers:
-        kinds = ", ".join(type(one).__name__ for one in settings.regularisers)
-        yield f"regularisers, which act on whole weights, and has {kinds}", "Leave them out."
     scalars = [name for name, p in student.named_parameters() if p.dim() == 0]
     if scalars:
         yield f"scalar parameters, and has `{scalars[0]}`", "Give it the shape [1]."

@@ -150,7 +150,6 @@ class Stepper:
         """Change all that the gradients of a step change."""
         self._optimizer.step()
         self._optimizer.zero_grad()
-        self._run.objective.regularise(step + 1)
         if not self._is_alone:
             # Each process normalises its own share; what is measured, saved and given back is one.
             take_from_main(self._slots.tensors())

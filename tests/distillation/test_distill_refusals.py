@@ -93,7 +93,6 @@ def test_settings_out_of_range_are_refused(changes: Mapping[str, Any]) -> None:
         ("feature_weight", None, "a number of at least 0"),
         ("output_losses", None, "a dict of functions"),
         ("output_losses", {"near": 1}, "a dict of functions"),
-        ("regularisers", "sparse", "with `for_student`"),
         ("seed", None, "a whole number of at least 0"),
         ("seed", 0.5, "a whole number of at least 0"),
         ("directory", 5, "a path, or None"),

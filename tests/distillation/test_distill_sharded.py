@@ -82,11 +82,6 @@ def plugin(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**{**usual, **changes})
 
 
-class Regular:
-    def for_student(self, student: nn.Module, n_steps: int, /) -> Any:
-        raise NotImplementedError
-
-
 class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +99,6 @@ class Scaled(nn.Module):
         ({"plugin": plugin(activation_checkpointing=True)}, "activation checkpointing"),
         ({"plugin": plugin(ignored_modules=["x"])}, "ignored modules"),
         ({"settings": DistillSettings(mixed_precision="fp16")}, "float16's loss scaling"),
-        ({"settings": DistillSettings(regularisers=(Regular(),))}, "regularisers.*has Regular"),
         ({"student": Scaled()}, "scalar parameters, and has `scale`"),
         ({"student": nn.Sequential(make_net(0), nn.Linear(1, 1).double())}, "several types"),
         ({"forward": lambda model, batch: model.stem(batch[0])}, "a method or a part of it"),
