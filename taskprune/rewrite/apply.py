@@ -104,6 +104,7 @@ def apply_and_verify(
         undo.add(replace_modules(smaller, plan.replacements))
         plan.check_fits(tensor_shapes(smaller))
         cut(smaller, plan, undo)
+        # What was cut is new. The rest still lies in the memory that it was borrowed from.
         new = {kept.name for kept in plan.tensors}
         for name, parameter in smaller.named_parameters():
             borrows = name in parts or (not inplace and type(parameter) is nn.Parameter)
