@@ -1,6 +1,36 @@
-"""Writing files so that nobody ever finds half of one."""
+"""Files that nobody finds half of, and that say what was written or are refused.
 
-from taskprune.files.atomic import replacing
+One discipline for all that taskprune writes and reads again: replaced in one go, sealed by a
+checksum over all that has meaning, bounded before anything is made of it, every field checked.
+"""
+
+from taskprune.files.atomic import clear_unfinished, replacing, write_text, writing
+from taskprune.files.bounded_json import parse_json, read_bytes
+from taskprune.files.json_lines import JsonLines
+from taskprune.files.locking import locked, only_user_of
 from taskprune.files.places import make_folder, make_folder_of
+from taskprune.files.sealed_tensors import read_sealed, read_texts, write_sealed
+from taskprune.files.sealing import sealed, unsealed
+from taskprune.files.typed_records import as_record, as_type, short
 
-__all__ = ["make_folder", "make_folder_of", "replacing"]
+__all__ = [
+    "JsonLines",
+    "as_record",
+    "as_type",
+    "clear_unfinished",
+    "locked",
+    "make_folder",
+    "make_folder_of",
+    "only_user_of",
+    "parse_json",
+    "read_bytes",
+    "read_sealed",
+    "read_texts",
+    "replacing",
+    "sealed",
+    "short",
+    "unsealed",
+    "write_sealed",
+    "write_text",
+    "writing",
+]

@@ -6,9 +6,8 @@ class. It needs neither the trace nor the scores it came from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from taskprune.coupling.groups import CouplingGroups, IntArray, TensorSlice
 from taskprune.errors import InputError, PlanMismatchError
+from taskprune.files import read_bytes, write_text
 from taskprune.plan.decisions import (
     AttributeChange,
     GroupDecision,
@@ -24,15 +24,13 @@ from taskprune.plan.decisions import (
     notes_on,
 )
 from taskprune.plan.explanation import Explanation, TensorLine, explain
-from taskprune.plan.rationale import FrozenDecision, GroupRationale, Saving, TaskShare
-from taskprune.plan.tables import numbers_in, plain_text, plan_summary, plan_table, ranges_text
+from taskprune.plan.plan_json import plan_parts, plan_text
+from taskprune.plan.rationale import FrozenDecision, GroupRationale
+from taskprune.plan.tables import plain_text, plan_summary, plan_table
 from taskprune.replace import ModuleReplacement
 
 if TYPE_CHECKING:
     from rich.console import Group
-
-FORMAT = 1
-"""Version of the JSON layout."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -131,53 +129,48 @@ class PruningPlan:
         Every record has a line of its own and channels are written as ranges (``"0-3 7"``), so that
         two plans can be compared with any line-by-line tool.
         """
-        parts = [f'"format": {FORMAT}']
-        for own in fields(self):
-            value = getattr(self, own.name)
-            by_name = isinstance(value, Mapping)
-            lines = [[n, *v] for n, v in value.items()] if by_name else map(_as_dict, value)
-            text = ",\n".join(json.dumps(line, default=asdict) for line in lines)
-            parts.append(f'"{own.name}": [\n{text}\n]')
-        return "{\n" + ",\n".join(parts) + "\n}\n"
+        return plan_text({part.name: getattr(self, part.name) for part in fields(self)})
 
     @classmethod
     def from_json(cls, text: str) -> PruningPlan:
         """Rebuild a plan from :meth:`to_json`.
 
+        A plan says what becomes of a model's weights, so one that was changed since is refused: to
+        change a plan, change the record (:func:`dataclasses.replace`) and write it again.
+
         Raises:
-            InputError: The text is not a plan of this format.
+            InputError: The text is no plan of this version, was changed, or contradicts itself.
         """
         try:
-            data = json.loads(text)
-            if data["format"] != FORMAT:
-                raise InputError(
-                    f"This plan has format {data['format']!r}; this version reads {FORMAT}."
-                )
-            records: dict[str, Any] = {
-                name: tuple(_from_dict(kind, line) for line in data[name])
-                for name, kind in _RECORDS.items()
-            }
-            return cls(
-                shapes={name: tuple(shape) for name, *shape in data["shapes"]},
-                costs={name: (before, after) for name, before, after in data["costs"]},
-                **records,
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
+            return cls(**plan_parts(text))
+        except InputError as error:
             raise InputError(
-                "Expected the JSON text of a pruning plan (from `PruningPlan.to_json`). "
-                f"Found something else: {type(error).__name__}: {error}."
+                "Expected the JSON text of a pruning plan (from `PruningPlan.to_json`). Found "
+                f"something else. {error}"
             ) from error
 
     def save(self, path: str | Path) -> None:
-        """Write the plan to a JSON file."""
-        Path(path).write_text(self.to_json(), encoding="utf-8")
+        """Write the plan to a JSON file, which appears under its name when it is complete.
+
+        Raises:
+            CheckpointError: The file cannot be written; what was there before still is.
+        """
+        write_text(Path(path), self.to_json())
 
     @classmethod
     def load(cls, path: str | Path) -> PruningPlan:
-        """Read a plan from a JSON file."""
-        return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        """Read a plan from a JSON file.
+
+        Raises:
+            InputError: The file is missing, or holds no plan that :meth:`from_json` reads.
+        """
+        try:
+            return cls(**plan_parts(read_bytes(Path(path))))
+        except (OSError, InputError) as error:
+            raise InputError(
+                f"Expected a pruning plan (from `PruningPlan.save`) in `{path}`. Found something "
+                f"else. {error}"
+            ) from error
 
     def check_fits(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Check that a model with these parameter and buffer shapes is the one planned for.
@@ -310,37 +303,3 @@ def _kept_entries(
         for (name, dim), mask in sorted(masks.items())
         if not mask.all()
     )
-
-
-_RECORDS: Mapping[str, type] = {
-    "groups": GroupDecision,
-    "tensors": KeptEntries,
-    "activations": KeptEntries,
-    "attributes": AttributeChange,
-    "replacements": ModuleReplacement,
-    "frozen": FrozenDecision,
-    "rationale": GroupRationale,
-    "kept_attributes": KeptAttribute,
-}
-"""What each field of a plan is a tuple of."""
-
-_PARTS: Mapping[str, type] = {"shares": TaskShare, "savings": Saving}
-"""What fields of those are tuples of."""
-
-_CHANNELS = ("keep", "drop")
-
-
-def _as_dict(record: Any) -> dict[str, Any]:
-    values = ((own.name, getattr(record, own.name)) for own in fields(record))
-    return {name: ranges_text(v) if name in _CHANNELS else v for name, v in values}
-
-
-def _from_dict(kind: type, record: Mapping[str, Any]) -> Any:
-    def read(name: str, value: Any) -> Any:
-        if name in _CHANNELS:
-            return numbers_in(str(value))
-        if name in _PARTS:
-            return tuple(_PARTS[name](**part) for part in value)
-        return tuple(value) if isinstance(value, list) else value
-
-    return kind(**{name: read(name, value) for name, value in record.items()})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from taskprune.cost.names import amount, cost_label
 from taskprune.plan.decisions import GroupDecision
 
 Costs = Mapping[str, tuple[int, int]]
+
+_RANGE = re.compile(r"\d{1,18}(-\d{1,18})?", re.ASCII)
 
 WIDTH = 100
 """Columns of a plan as text."""
@@ -78,10 +81,28 @@ def ranges_text(numbers: Sequence[int]) -> str:
     return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
 
 
-def numbers_in(ranges: str) -> tuple[int, ...]:
-    """Read what :func:`ranges_text` wrote."""
+def numbers_in(ranges: str, size: int, *, most: int) -> tuple[int, ...]:
+    """Read what :func:`ranges_text` wrote.
+
+    Args:
+        ranges: Such as ``"0-3 7"``.
+        size: What all numbers are below.
+        most: How many numbers there may be.
+
+    Raises:
+        ValueError: The text is none of that.
+    """
     numbers: list[int] = []
-    for part in ranges.split():
+    last = -1
+    for part in (match[0] for match in re.finditer(r"\S+", ranges)):
+        if not _RANGE.fullmatch(part):
+            raise ValueError(f"Found {part[:40]!r}")
         start, _, end = part.partition("-")
-        numbers.extend(range(int(start), int(end or start) + 1))
+        first, until = int(start), int(end or start)
+        if not last < first <= until < size:
+            raise ValueError(f"Found {part} after {last}")
+        if len(numbers) + until - first >= most:
+            raise ValueError(f"Found more than {most:,} in all")
+        numbers.extend(range(first, until + 1))
+        last = until
     return tuple(numbers)

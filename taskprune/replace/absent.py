@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from taskprune.errors import AbsentValueError
+from taskprune.errors import AbsentValueError, InputError
 
 
 class Absent:
@@ -104,12 +104,15 @@ class DroppedModule(nn.Module):
     Args:
         returns: The form of what the original returned in each mode, from :func:`form_of`, as JSON:
             ``{"eval": form, "train": form}``.
+
+    Raises:
+        InputError: It is no such form.
     """
 
     def __init__(self, returns: str) -> None:
         super().__init__()
         self.returns = returns
-        self._forms: dict[str, Any] = json.loads(returns)
+        self._forms = _forms_in(returns)
 
     def forward(self, *_args: Any, **_kwargs: Any) -> Any:
         """Return absence in the form of the original's result."""
@@ -140,8 +143,20 @@ def _absent_in(form: Any) -> Any:
     [(kind, parts)] = form.items()
     if kind == "dict":
         return {key: _absent_in(part) for key, part in parts.items()}
-    built = [_absent_in(part) for part in parts]
-    return tuple(built) if kind == "tuple" else built
+    return {"tuple": tuple, "list": list}[kind](map(_absent_in, parts))
+
+
+def _forms_in(returns: str) -> dict[str, Any]:
+    try:
+        forms: dict[str, Any] = json.loads(returns)
+        for form in forms.values():
+            _absent_in(form)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            "Expected the form of what a dropped module returned, as `drop_task` notes it. Found "
+            f"{returns[:80]!r}."
+        ) from error
+    return forms
 
 
 def none_for_absent(_module: nn.Module, _args: Any, outputs: Any) -> Any:
