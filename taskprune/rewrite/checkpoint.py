@@ -6,33 +6,38 @@ class, replays the plan and puts the weights in, so the file holds no code and i
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from taskprune.calling.wrappers import bare
 from taskprune.errors import CheckpointError, InputError, PlanMismatchError
-from taskprune.files.atomic import replacing
+from taskprune.files import (
+    as_record,
+    as_type,
+    parse_json,
+    read_sealed,
+    read_texts,
+    short,
+    write_sealed,
+)
 from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite import apply_plan
 from taskprune.rewrite.surgery import memory_format, named_tensors, tensor_shapes
-from taskprune.version import __version__
 
-FORMAT = 1
-"""Version of what the header holds."""
+FORMAT = "taskprune.checkpoint/2"
+"""Name and version of what the file holds."""
 
-_FORMATS = {
-    torch.channels_last: "channels_last",
-    torch.channels_last_3d: "channels_last_3d",
+_LAYOUTS = {
+    "channels_last": (4, torch.channels_last),
+    "channels_last_3d": (5, torch.channels_last_3d),
 }
+"""Layouts that are stored, and the dims of tensors that have them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,19 @@ class CheckpointHeader:
     metadata: Mapping[str, Any]
     model_class: str
     version: str
+
+
+@dataclass(frozen=True)
+class _Details:
+    """What the file says of the model beside its plan.
+
+    Attributes:
+        model_class: See :class:`CheckpointHeader`.
+        memory_formats: Layouts of the tensors that are not contiguous, by name.
+    """
+
+    model_class: str
+    memory_formats: Mapping[str, str]
 
 
 def save_checkpoint(
@@ -79,22 +97,19 @@ def save_checkpoint(
     path = Path(path)
     model = bare(model)
     _check_made_by(model, plan)
-    tensors = {name: tensor.detach() for name, tensor in _stored_tensors(model).items()}
-    stored = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    formats = {name: _FORMATS.get(memory_format(tensor)) for name, tensor in tensors.items()}
-    header = {
-        "format": FORMAT,
-        "version": __version__,
-        "model_class": f"{type(model).__module__}.{type(model).__qualname__}",
-        "sha256": _digest(stored),
-        "memory_formats": {name: layout for name, layout in formats.items() if layout},
-    }
+    tensors = _stored_tensors(model)
+    names = {layout: name for name, (_, layout) in _LAYOUTS.items()}
+    layouts = {name: names.get(memory_format(tensor)) for name, tensor in tensors.items()}
+    details = _Details(
+        model_class=f"{type(model).__module__}.{type(model).__qualname__}",
+        memory_formats={name: layout for name, layout in layouts.items() if layout},
+    )
     texts = {
-        "taskprune": json.dumps(header),
+        "taskprune": json.dumps(asdict(details)),
         "plan": plan.to_json(),
         "metadata": _metadata_text(metadata or {}),
     }
-    _write_atomically(path, stored, texts)
+    write_sealed(path, tensors, texts, file_format=FORMAT)
 
 
 def load_checkpoint(path: str | Path, model: nn.Module | Callable[[], nn.Module]) -> nn.Module:
@@ -113,8 +128,9 @@ def load_checkpoint(path: str | Path, model: nn.Module | Callable[[], nn.Module]
         CheckpointError: The file is missing, damaged or foreign, or the original is another one.
     """
     path = Path(path)
-    header, details = _read_header(path)
-    stored = _read_tensors(path, header.plan, details)
+    stored, texts = read_sealed(path, file_format=FORMAT)
+    header, details = _header(path, texts)
+    layouts = _checked_layouts(path, header.plan, stored, details)
     given = isinstance(model, nn.Module)
     original = bare(model if isinstance(model, nn.Module) else model())
     try:
@@ -129,9 +145,14 @@ def load_checkpoint(path: str | Path, model: nn.Module | Callable[[], nn.Module]
         odd = sorted(expected.keys() ^ stored.keys())[0]
         where = "the file but not in the model" if odd in stored else "the model but not the file"
         raise CheckpointError(f"`{path}` does not fit the model given: `{odd}` is in {where}.")
-    layouts = {name: layout for layout, name in _FORMATS.items()}
     for name, tensor in expected.items():
-        layout = layouts.get(details["memory_formats"].get(name), torch.contiguous_format)
+        if _kind(stored[name]) != _kind(tensor):
+            raise CheckpointError(
+                f"`{path}` does not fit the model given: `{name}` is {tensor.dtype} in the model "
+                f"and {stored[name].dtype} in the file."
+            )
+    for name, tensor in expected.items():
+        layout = layouts.get(name, torch.contiguous_format)
         # A copy of its own: tensors read from the file lie wherever it puts them, and kernels round
         # differently on memory that does not start at a whole vector.
         tensor.data = stored[name].to(tensor.device).clone(memory_format=layout)
@@ -144,7 +165,8 @@ def read_header(path: str | Path) -> CheckpointHeader:
     Raises:
         CheckpointError: The file is missing, damaged or foreign.
     """
-    return _read_header(Path(path))[0]
+    path = Path(path)
+    return _header(path, read_texts(path, file_format=FORMAT))[0]
 
 
 def _check_made_by(model: nn.Module, plan: PruningPlan) -> None:
@@ -174,81 +196,52 @@ def _stored_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {n: t for n, t in named_tensors(model).items() if n not in left_out}
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _kind(tensor: Tensor) -> tuple[bool, bool]:
+    """Return what must agree for one tensor to hold another's values, whatever its precision."""
+    return tensor.is_floating_point(), tensor.is_complex()
 
 
 def _metadata_text(metadata: Mapping[str, Any]) -> str:
     try:
-        return json.dumps(dict(metadata))
-    except (TypeError, ValueError) as error:
+        text = json.dumps(dict(metadata))
+        parse_json(text)
+    except (TypeError, ValueError, RecursionError) as error:
         raise InputError(
             f"`metadata` must hold what JSON can: numbers, text, lists and dicts. {error}."
         ) from error
+    return text
 
 
-def _write_atomically(path: Path, tensors: dict[str, Tensor], texts: dict[str, str]) -> None:
+def _header(path: Path, texts: Mapping[str, str]) -> tuple[CheckpointHeader, _Details]:
     try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=texts)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"Could not write `{path}`: {error}.") from error
-
-
-def _read_header(path: Path) -> tuple[CheckpointHeader, dict[str, Any]]:
-    if not path.is_file():
-        raise CheckpointError(f"Expected a checkpoint at `{path}`. There is no such file.")
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            texts = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"`{path}` is damaged, cut short, or no safetensors file: {error}. Copy it again from "
-            "where it came from."
-        ) from error
-    if "taskprune" not in texts or "plan" not in texts:
-        raise CheckpointError(
-            f"`{path}` is a safetensors file, but none that `save_checkpoint` wrote: its header "
-            f"holds no plan. Found the entries {sorted(texts)}."
-        )
-    try:
-        details = json.loads(texts["taskprune"])
-        if details["format"] != FORMAT:
-            raise CheckpointError(
-                f"`{path}` has format {details['format']!r}; this version of taskprune "
-                f"({__version__}) reads {FORMAT}. The file was written by {details['version']}."
-            )
+        details = as_record(_Details, parse_json(texts["taskprune"]), "the header")
         header = CheckpointHeader(
             plan=PruningPlan.from_json(texts["plan"]),
-            metadata=json.loads(texts.get("metadata", "{}")),
-            model_class=details["model_class"],
-            version=details["version"],
+            metadata=as_type(Mapping[str, Any], parse_json(texts["metadata"]), "`metadata`"),
+            model_class=details.model_class,
+            version=texts["version"],
         )
-    except (ValueError, KeyError, TypeError) as error:
+    except (InputError, KeyError) as error:
         raise CheckpointError(f"The header of `{path}` is damaged: {error}.") from error
     return header, details
 
 
-def _read_tensors(path: Path, plan: PruningPlan, details: Mapping[str, Any]) -> dict[str, Tensor]:
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"The weights in `{path}` are damaged: {error}.") from error
-    if _digest(tensors) != details.get("sha256"):
-        raise CheckpointError(
-            f"The weights in `{path}` are not those that were written: the checksum differs. Copy "
-            "the file again from where it came from."
-        )
+def _checked_layouts(
+    path: Path, plan: PruningPlan, stored: Mapping[str, Tensor], details: _Details
+) -> dict[str, torch.memory_format]:
+    """Return the layouts of the tensors that are not contiguous; check that all fit the plan."""
     shapes = plan.pruned_shapes
-    for name, tensor in tensors.items():
+    for name, tensor in stored.items():
         if tuple(tensor.shape) != shapes.get(name):
             raise CheckpointError(
                 f"`{path}` contradicts itself: its plan gives `{name}` the shape "
                 f"{shapes.get(name)}, its weights {tuple(tensor.shape)}."
             )
-    return tensors
+    layouts = {}
+    for name, layout in details.memory_formats.items():
+        n_dims, layouts[name] = _LAYOUTS.get(layout, (None, torch.contiguous_format))
+        if name not in stored or stored[name].ndim != n_dims:
+            raise CheckpointError(
+                f"`{path}` contradicts itself: `{name}` cannot have the layout {short(layout)}."
+            )
+    return layouts

@@ -163,8 +163,11 @@ def test_changed_weights_are_noticed(tmp_path: Path) -> None:
 def test_changed_plans_are_noticed(tmp_path: Path) -> None:
     path = saved(tmp_path)
     data = path.read_bytes()
-    for old, new in ((b'\\"size\\": 6', b'\\"sizo\\": 6'), (b'"format\\": 1', b'"format\\": 7')):
-        assert old in data or old.replace(b"\\", b"") in data
+    for old, new in (
+        (b'\\"size\\": 6', b'\\"sizo\\": 6'),
+        (b'\\"keep\\": \\"0', b'\\"keep\\": \\"1'),
+    ):
+        assert old in data
         path.write_bytes(data.replace(old, new))
         with pytest.raises(CheckpointError, match=r"net\.safetensors"):
             load_checkpoint(path, ConvNet)
@@ -200,7 +203,7 @@ def test_folders_are_no_files(tmp_path: Path) -> None:
     model, plan = pruned(conv_net())
     with pytest.raises(CheckpointError, match="is a folder"):
         save_checkpoint(tmp_path, model, plan)
-    with pytest.raises(CheckpointError, match="Could not write"):
+    with pytest.raises(CheckpointError, match="could not be written"):
         save_checkpoint(tmp_path / "none" / "a", model, plan)
 
 
