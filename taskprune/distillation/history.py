@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,8 +9,8 @@ from typing import TypeAlias
 
 from torch import nn
 
-from taskprune.distillation.writing import replacing, writing
-from taskprune.errors import CheckpointError
+from taskprune.errors import CheckpointError, InputError
+from taskprune.files import JsonLines, as_record
 
 
 @dataclass(frozen=True)
@@ -49,32 +48,35 @@ A figure may be a tensor or an array that holds one number; records keep it as a
 
 
 class HistoryLog:
-    """Appends step records to a JSONL file, and reads them back when a run goes on.
+    """Keeps step records, and in a file the lines that a run finds again when it goes on.
 
     Args:
-        path: The file; its folder must exist. ``None``: kept in memory only.
-        step: Go on after this step: later records, written before a kill but after the last
-            checkpoint, are cut off.
+        path: The file, see :class:`~taskprune.files.JsonLines`. ``None``: kept in memory only.
+        step: Go on after this step.
+        digest: Of the records up to it, as the run's checkpoint says.
 
     Raises:
         CheckpointError: The part of the file up to ``step`` is damaged, or nothing can be written.
     """
 
-    def __init__(self, path: Path | None, *, step: int = 0) -> None:
-        self.path = path
-        self.records: list[StepRecord] = []
-        self._lines: list[str] = []
-        if path is not None:
-            self.records = _read(path, step) if step else []
-            _rewrite(path, self.records)
+    def __init__(self, path: Path | None, *, step: int = 0, digest: str | None = None) -> None:
+        self._lines = None if path is None else JsonLines(path, step=step, digest=digest)
+        found = self._lines.records if self._lines else []
+        try:
+            self.records = [as_record(StepRecord, record, "a record") for record in found]
+        except InputError as error:
+            raise CheckpointError(f"`{path}` holds no records of training: {error}") from error
+
+    @property
+    def digest(self) -> str | None:
+        """Checksum of the records in the file."""
+        return self._lines.digest if self._lines else None
 
     def append(self, record: StepRecord) -> None:
         """Add one record; it reaches the disk with the next :meth:`flush`."""
         self.records.append(record)
-        if self.path is not None:
-            self._lines.append(json.dumps(asdict(record)) + "\n")
-            if len(self._lines) >= 20:
-                self.flush()
+        if self._lines:
+            self._lines.append(asdict(record))
 
     def flush(self) -> None:
         """Write what is waiting.
@@ -82,32 +84,5 @@ class HistoryLog:
         Raises:
             CheckpointError: The disk is full or the file cannot be written.
         """
-        if self.path is not None and self._lines:
-            with writing(self.path), self.path.open("a", encoding="utf-8") as file:
-                file.writelines(self._lines)
-            self._lines = []
-
-
-def _read(path: Path, step: int) -> list[StepRecord]:
-    records: list[StepRecord] = []
-    if not path.exists():
-        return records
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if records and records[-1].step >= step:
-            break
-        try:
-            record = StepRecord(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            raise CheckpointError(
-                f"Line {number} of `{path}` is not a training record ({error}), though the "
-                f"checkpoint beside it is at step {step}. Delete the file to go on without the "
-                "history."
-            ) from error
-        if record.step <= step:
-            records.append(record)
-    return records
-
-
-def _rewrite(path: Path, records: list[StepRecord]) -> None:
-    with replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(record)) + "\n" for record in records)
+        if self._lines:
+            self._lines.flush()

@@ -30,6 +30,7 @@ from taskprune.distillation.run_checkpoint import (
 from taskprune.distillation.sharding import reshard_all
 from taskprune.distillation.stepper import Stepper
 from taskprune.errors import InputError, TrainingError
+from taskprune.files import clear_unfinished
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,12 +51,16 @@ def train(run: Run, accelerator: Accelerator) -> tuple[tuple[StepRecord, ...], i
     # Before all else, because wrapping for several processes gives the model new buffers.
     model, optimizer, parts = _prepared(run, accelerator)
     state = parts.state(0, Position(), known)
+    is_main = accelerator.is_main_process
     path = None if settings.directory is None else Path(settings.directory) / FILE_NAME
+    history = path.with_name(HISTORY_NAME) if path and is_main else None
+    if path and history:
+        clear_unfinished(path)
+        clear_unfinished(history)
     if path is not None and path.exists():
         state = load_run(path, parts, known)
     stepper = Stepper(run, accelerator, parts, (model, optimizer))
-    is_main = accelerator.is_main_process
-    log = HistoryLog(path.with_name(HISTORY_NAME) if path and is_main else None, step=state.step)
+    log = HistoryLog(history, step=state.step, digest=state.history)
     keeper = _Keeper(run, parts, stepper, log, path, known, is_main=is_main)
     if is_main and state.step:
         _log_what_is_left(state.step, run)
@@ -175,7 +180,7 @@ class _Keeper:
         if self.path is None or not (self.is_main or self.run.original is not None):
             return
         self.log.flush()
-        state = self.parts.state(step, position, self.identity)
+        state = self.parts.state(step, position, self.identity, self.log.digest)
         save_run(self.path, self.parts, state, writes=self.is_main)
 
     def keep_what_is_good(self, step: int, position: Position, *, since: int) -> None:

@@ -32,7 +32,7 @@ from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.sharding import check_shardable, requested_sharding, shard
 from taskprune.distillation.taps import Tap, TapSelector, resolve_taps
 from taskprune.errors import InputError
-from taskprune.files import make_folder
+from taskprune.files import make_folder, only_user_of
 from taskprune.restore import evaluating, preserved_rng
 
 if TYPE_CHECKING:
@@ -57,16 +57,19 @@ def prepared(
     The arguments are those of :func:`taskprune.distillation.distill`, the models without wrappers.
 
     Raises:
-        InputError: The arguments do not fit each other.
+        InputError: The arguments do not fit each other, or another run has the directory.
         MissingDependencyError: Accelerate is not installed.
     """
     directory = None if settings.directory is None else Path(settings.directory)
+    option = "`DistillSettings.directory`"
     if directory is not None:
-        make_folder(directory, option="`DistillSettings.directory`")
+        make_folder(directory, option=option)
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
         stack.enter_context(preserved_generators(data))
         accelerator = stack.enter_context(accelerated(settings))
+        if directory is not None and accelerator.is_main_process:
+            stack.enter_context(only_user_of(directory, option=option))
         n_steps = settings.n_steps(data, n_processes=accelerator.num_processes)
         checksums = stack.enter_context(known_models(student, teacher, directory, accelerator))
         stack.enter_context(_borrowed(student))

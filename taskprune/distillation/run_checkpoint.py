@@ -11,15 +11,12 @@ state to save.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -27,11 +24,14 @@ from taskprune.distillation.batches import Position
 from taskprune.distillation.best_weights import BestWeights, Standing
 from taskprune.distillation.kept_weights import WeightAverage
 from taskprune.distillation.shards import part_for, whole
-from taskprune.distillation.writing import replacing
-from taskprune.errors import CheckpointError
+from taskprune.errors import CheckpointError, InputError
+from taskprune.files import as_record, as_type, parse_json, read_sealed, short, write_sealed
 
 FILE_NAME = "checkpoint.safetensors"
-FORMAT = "taskprune.distillation/1"
+FORMAT = "taskprune.distillation/2"
+
+_OPTIMIZER = "optimizer/"
+_ADAMW_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,17 @@ class RunParts:
     average: WeightAverage | None
     best: BestWeights | None
 
-    def state(self, step: int, position: Position, identity: Mapping[str, Any]) -> RunState:
+    def state(
+        self,
+        step: int,
+        position: Position,
+        identity: Mapping[str, Any],
+        history: str | None = None,
+    ) -> RunState:
         """Return what is not a tensor."""
         scale = None if self.scaler is None else dict(self.scaler.state_dict())
         standing = None if self.best is None else self.best.standing
-        return RunState(step, position, identity, scale, standing)
+        return RunState(step, position, identity, scale, standing, history)
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,15 @@ class RunState:
         identity: What the run is; must be equal for it to go on.
         loss_scale: State of float16's loss scaling, if used.
         best: What the best weights were worth, if they are kept.
+        history: Checksum of the records up to this step.
     """
 
     step: int
     position: Position
     identity: Mapping[str, Any]
-    loss_scale: Mapping[str, Any] | None
+    loss_scale: Mapping[str, int | float] | None
     best: Standing | None
+    history: str | None
 
 
 def save_run(path: Path, parts: RunParts, state: RunState, *, writes: bool = True) -> None:
@@ -87,18 +95,13 @@ def save_run(path: Path, parts: RunParts, state: RunState, *, writes: bool = Tru
     Raises:
         CheckpointError: The disk is full or the file cannot be written; the one before is kept.
     """
-    header = {"format": FORMAT, **asdict(state)}
     tensors = {}
     for name, tensor in _tensors(parts).items():
         gathered = whole(tensor.detach())
-        if writes:  # a copy, because a tensor that shares memory with another cannot be written
-            tensors[name] = gathered.to("cpu", copy=True, memory_format=torch.contiguous_format)
-    if not writes:
-        return
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"taskprune": json.dumps(header)})
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
+        if writes:
+            tensors[name] = gathered.cpu()
+    if writes:
+        write_sealed(path, tensors, {"taskprune": json.dumps(asdict(state))}, file_format=FORMAT)
 
 
 def load_run(path: Path, parts: RunParts, identity: Mapping[str, Any]) -> RunState:
@@ -109,21 +112,20 @@ def load_run(path: Path, parts: RunParts, identity: Mapping[str, Any]) -> RunSta
     Raises:
         CheckpointError: The file is damaged, something else, or of another run.
     """
-    with _opened(path) as file:
-        state = _state(path, file.metadata() or {})
+    saved, texts = read_sealed(path, file_format=FORMAT)
+    try:
+        state = as_record(RunState, parse_json(texts.get("taskprune", "")), "the header")
         _check_identity(path, state.identity, identity)
-        saved = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        _check_state(state, parts, identity)
+    except InputError as error:
+        raise CheckpointError(
+            f"`{path}` is no checkpoint of a distillation run. {error} Choose another `directory`."
+        ) from error
     live = _tensors(parts)
-    for name, tensor in live.items():
-        if name not in saved or saved[name].shape != tensor.shape:
-            found = tuple(saved[name].shape) if name in saved else "none"
-            raise CheckpointError(
-                f"`{path}`: expected a tensor `{name}` of shape {tuple(tensor.shape)}. Found "
-                f"{found}."
-            )
+    _check_tensors(path, parts, saved)
     with torch.no_grad():
         for name, tensor in live.items():
-            if not name.startswith("optimizer/"):
+            if not name.startswith(_OPTIMIZER):
                 tensor.copy_(part_for(saved[name], tensor))
     _load_optimizer(parts, saved)
     if parts.scaler is not None and state.loss_scale is not None:
@@ -133,25 +135,46 @@ def load_run(path: Path, parts: RunParts, identity: Mapping[str, Any]) -> RunSta
     return state
 
 
-def _state(path: Path, metadata: Mapping[str, str]) -> RunState:
-    try:
-        header = json.loads(metadata["taskprune"])
-        if header["format"] != FORMAT:
-            raise CheckpointError(
-                f"`{path}` has the format {header['format']!r}. Expected {FORMAT!r}: delete it, or "
-                "read it with the version of taskprune that wrote it."
-            )
-        return RunState(
-            header["step"],
-            Position(**header["position"]),
-            header["identity"],
-            header["loss_scale"],
-            None if header["best"] is None else Standing(**header["best"]),
+def _check_state(state: RunState, parts: RunParts, identity: Mapping[str, Any]) -> None:
+    done, position = state.step, state.position
+    if not 0 <= done <= identity["n_steps"] or min(position.epoch, position.batch) < 0:
+        raise InputError(
+            f"Expected a step of 0 to {identity['n_steps']}. Found {done}, at {position}."
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"`{path}` is no checkpoint of a distillation run. Choose another `directory`."
-        ) from error
+    if parts.scaler is not None:
+        wanted = {name: type(value) for name, value in parts.scaler.state_dict().items()}
+        scale = dict(state.loss_scale or {})
+        if scale.keys() != wanted.keys():
+            raise InputError(f"Expected a loss scale of {sorted(wanted)}. Found {short(scale)}.")
+        for name, kind in wanted.items():
+            as_type(kind, scale[name], f"`{name}` of the loss scale")
+    if parts.best is not None and state.best is None:
+        raise InputError("Expected what the best weights were worth. Found nothing.")
+
+
+def _check_tensors(path: Path, parts: RunParts, saved: Mapping[str, Tensor]) -> None:
+    """Check that what is saved is what the run has, by name, shape and type."""
+    live = {name: t for name, t in _tensors(parts).items() if not name.startswith(_OPTIMIZER)}
+    groups = parts.optimizer.param_groups
+    trained = {id(parameter) for group in groups for parameter in group["params"]}
+    for name, parameter in parts.model.named_parameters():
+        entries = {key: f"{_OPTIMIZER}{name}/{key}" for key in _ADAMW_STATE}
+        if id(parameter) in trained and not saved.keys().isdisjoint(entries.values()):
+            live |= dict.fromkeys(entries.values(), parameter)
+            step = saved.get(entries["step"], parameter)
+            is_number = step.ndim == 0 and step.is_floating_point()
+            live[entries["step"]] = step if is_number else torch.empty(())
+    for name in sorted(live.keys() | saved.keys()):
+        wanted, found = (_described(tensors.get(name)) for tensors in (live, saved))
+        if wanted != found:
+            raise CheckpointError(
+                f"`{path}`: expected {wanted} for `{name}`. Found {found}. Choose another "
+                "`directory`."
+            )
+
+
+def _described(tensor: Tensor | None) -> str:
+    return "no tensor" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
 
 
 def _check_identity(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
@@ -159,10 +182,10 @@ def _check_identity(path: Path, found: Mapping[str, Any], identity: Mapping[str,
     different = [key for key in expected if found.get(key) != expected[key]]
     if different:
         key = different[0]
-        was = _short(found[key]) if key in found else "not recorded"
+        was = short(found[key]) if key in found else "not recorded"
         raise CheckpointError(
             f"`{path}` belongs to another run: `{key}` was {was} and now is "
-            f"{_short(expected[key])}. Choose another `directory`, or delete the file to start "
+            f"{short(expected[key])}. Choose another `directory`, or delete the file to start "
             "anew."
         )
 
@@ -172,7 +195,7 @@ def _tensors(parts: RunParts) -> dict[str, Tensor]:
     for name, parameter in parts.model.named_parameters():
         tensors[f"model/{name}"] = parameter
         for key, value in parts.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{name}/{key}"] = value
+            tensors[f"{_OPTIMIZER}{name}/{key}"] = value
     for name, buffer in parts.model.named_buffers():
         tensors[f"model/{name}"] = buffer
     for kind, kept in (("average", parts.average), ("best", parts.best)):
@@ -186,8 +209,8 @@ def _load_optimizer(parts: RunParts, saved: Mapping[str, Tensor]) -> None:
     live = dict(parts.model.named_parameters())
     by_parameter: dict[str, dict[str, Tensor]] = {}
     for entry, tensor in saved.items():
-        if entry.startswith("optimizer/"):
-            name, _, key = entry.removeprefix("optimizer/").rpartition("/")
+        if entry.startswith(_OPTIMIZER):
+            name, _, key = entry.removeprefix(_OPTIMIZER).rpartition("/")
             of_entry = tensor.shape == live[name].shape  # all of AdamW's but the step's number
             value = part_for(tensor, live[name]) if of_entry else tensor
             by_parameter.setdefault(name, {})[key] = value
@@ -199,18 +222,3 @@ def _load_optimizer(parts: RunParts, saved: Mapping[str, Tensor]) -> None:
     }
     # Through the optimizer's own loader: it knows which entries belong on the parameter's device.
     parts.optimizer.load_state_dict({**parts.optimizer.state_dict(), "state": state})
-
-
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"`{path}` cannot be read as a checkpoint ({error}): cut off, or another kind of file. "
-            "Delete it to start anew."
-        ) from error
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -62,8 +62,8 @@ def die_at(step: int) -> Callback:
 
 def die_while_writing(at_write: int) -> None:
     """Kill the process when a checkpoint is half on the disk."""
-    run_checkpoint: Any = importlib.import_module("taskprune.distillation.run_checkpoint")
-    write, done = run_checkpoint.save_file, []
+    sealed_tensors: Any = importlib.import_module("taskprune.files.sealed_tensors")
+    write, done = sealed_tensors.save_file, []
 
     def half(tensors: Any, path: Path, metadata: Any) -> None:
         write(tensors, path, metadata=metadata)
@@ -72,7 +72,7 @@ def die_while_writing(at_write: int) -> None:
             os.truncate(path, path.stat().st_size // 2)
             die()
 
-    run_checkpoint.save_file = half
+    sealed_tensors.save_file = half
 
 
 def survive_random_kills(folder: Path, seed: int) -> int:

@@ -18,7 +18,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from taskprune.distillation import DistillSettings, StepRecord, distill
+from taskprune.distillation.run_checkpoint import FORMAT
 from taskprune.errors import CheckpointError
+from taskprune.files import write_sealed
 
 CHILD = Path(__file__).with_name("resume_child.py")
 
@@ -57,7 +59,7 @@ def test_a_run_killed_twice_ends_with_the_weights_of_one_never_stopped(tmp_path:
     expected, history = uninterrupted()
     assert killed_child(tmp_path, "step") == -signal.SIGKILL
     assert killed_child(tmp_path, "write") == -signal.SIGKILL
-    assert (tmp_path / "checkpoint.safetensors.partial").exists()
+    assert list(tmp_path.glob(".checkpoint.safetensors.*.tmp"))
     student, resumed = train(tmp_path)
     assert same_state(state(student), state(expected))
     assert resumed == history
@@ -124,17 +126,21 @@ def test_a_truncated_checkpoint_is_named(tmp_path: Path, part: float) -> None:
     path = tmp_path / "checkpoint.safetensors"
     size = path.stat().st_size
     os.truncate(path, int(part * size) if isinstance(part, float) else part)
-    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors` cannot be read"):
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors` is damaged"):
         run(tmp_path)
 
 
 def test_a_foreign_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.safetensors"
-    for metadata in (None, {"taskprune": "[]"}, {"taskprune": "{"}):
+    for metadata in (None, {"taskprune": "{}"}):
         save_file({"weight": torch.zeros(2)}, path, metadata=metadata)
+        with pytest.raises(CheckpointError, match="none that taskprune wrote"):
+            run(tmp_path)
+    for text in ("[]", "{", "{}"):
+        write_sealed(path, {}, {"taskprune": text}, file_format=FORMAT)
         with pytest.raises(CheckpointError, match="no checkpoint of a distillation run"):
             run(tmp_path)
-    save_file({}, path, metadata={"taskprune": '{"format": "other/2"}'})
+    write_sealed(path, {}, {}, file_format="other/2")
     with pytest.raises(CheckpointError, match="has the format 'other/2'"):
         run(tmp_path)
 

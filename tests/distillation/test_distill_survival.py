@@ -70,12 +70,12 @@ class Disk:
 def test_a_full_disk_says_so_and_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    module = importlib.import_module("taskprune.distillation.run_checkpoint")
+    module = importlib.import_module("taskprune.files.sealed_tensors")
     with monkeypatch.context() as patch:
         patch.setattr(module, "save_file", Disk(module.save_file, 2, error))
         with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors` .*No space left"):
             train(tmp_path)
-    assert not (tmp_path / "checkpoint.safetensors.partial").exists()
+    assert not list(tmp_path.glob(".checkpoint.safetensors.*"))
     assert load_file(tmp_path / "checkpoint.safetensors")
     student, history = train(tmp_path)
     expected, whole = train(None)
