@@ -10,17 +10,26 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
 from taskprune.cost.operator_call import OperatorCall
 from taskprune.errors import InputError
-from taskprune.files.atomic import replacing
+from taskprune.files import (
+    as_type,
+    locked,
+    parse_json,
+    read_bytes,
+    replacing,
+    sealed,
+    short,
+    unsealed,
+)
 from taskprune.restore.denormals import flushed_denormals
 from taskprune.restore.rng import preserved_rng
 
@@ -36,6 +45,12 @@ TOTAL_NS = 8_000_000
 """Samples are taken for this long, at least ``MIN_SAMPLES`` of them."""
 
 MIN_SAMPLES = 5
+
+FORMAT = "taskprune.latency/2"
+"""Name and version of the file that times are kept in."""
+
+PATIENCE_S = 10.0
+"""How long to wait for another process that writes to the same file."""
 
 
 class OperatorTimer(Protocol):
@@ -108,13 +123,16 @@ class CachedTimer:
     """Asks a timer once for every call, in all processes.
 
     Times are kept in a JSON file for each device, number of threads and version of torch; within
-    it, by operator, types and shapes.
+    it, by operator, types and shapes, under a checksum.
 
     Args:
         timer: What measures.
         name: What it measures on, see :func:`circumstances`.
         folder: Where the file lies. Default: ``$TASKPRUNE_CACHE``, or else the platform's cache
             folder.
+
+    Raises:
+        InputError: The file is damaged, or of another version.
     """
 
     def __init__(
@@ -122,7 +140,7 @@ class CachedTimer:
     ) -> None:
         self.timer = timer
         where = Path(folder) if folder is not None else cache_folder()
-        self.path = where / f"latency-{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
+        self.path = where / f"times-{re.sub(r'[^A-Za-z0-9.]+', '-', name)}.json"
         self.times = self._read()
         self._n_saved = len(self.times)
 
@@ -141,10 +159,12 @@ class CachedTimer:
         if len(self.times) == self._n_saved:
             return
         try:
-            self.times = {**self._read(), **self.times}
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(self.path) as part:
-                part.write_text(json.dumps(self.times, indent=0), encoding="utf-8")
+            with locked(self.path.with_name(f".{self.path.name}.lock"), wait_s=PATIENCE_S):
+                self.times = {**self._read(), **self.times}
+                content = sealed({"format": FORMAT, "times": self.times})
+                with replacing(self.path) as part:
+                    part.write_text(json.dumps(content, indent=0), encoding="utf-8")
         except (OSError, InputError) as error:
             _log.warning(
                 "Measured times could not be kept in %s, so the next run measures them again: %s. "
@@ -158,18 +178,31 @@ class CachedTimer:
 
     def _read(self) -> dict[str, int | None]:
         try:
-            found = json.loads(self.path.read_text(encoding="utf-8"))
-            return {str(key): None if ns is None else int(ns) for key, ns in found.items()}
+            data = read_bytes(self.path)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
             _log.warning("Measured times in %s are not used: %s", self.path, error)
             return {}
-        except (ValueError, TypeError, AttributeError, OverflowError) as error:
+        try:
+            return _times_in(parse_json(data))
+        except InputError as error:
             raise InputError(
                 f"Expected measured times as JSON in {self.path}. It cannot be read ({error}): "
                 "delete it, and they are measured again."
             ) from error
+
+
+def _times_in(content: Any) -> dict[str, int | None]:
+    content = unsealed(content)
+    if content.get("format") != FORMAT:
+        raise InputError(f"It has the format {short(content.get('format'))}, not {FORMAT!r}.")
+    kind = Mapping[str, int | None]
+    times: dict[str, int | None] = as_type(kind, content.get("times"), "`times`")
+    for key, ns in times.items():
+        if ns is not None and ns < 0:
+            raise InputError(f"Expected no time below 0. Found {ns} ns for {short(key)}")
+    return times
 
 
 def device_timer(
