@@ -203,12 +203,12 @@ def store_attributes(model: nn.Module, changes: Iterable[AttributeChange], undo:
             module = model.get_submodule(change.module)
             old = getattr(module, str(change.path[0]))
             new = _replaced(old, change.path[1:], change.value, copies)
-        except (AttributeError, KeyError, IndexError, TypeError) as error:
+            _store(module, str(change.path[0]), new, undo)
+        except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
             raise PlanMismatchError(
                 f"The plan stores {change.value} in {where}, which this model lacks: {error}. "
                 "Build the model with the arguments of the original."
             ) from error
-        _store(module, str(change.path[0]), new, undo)
         # Modules that share a container or a configuration go on sharing it.
         for shared, copied in copies:
             holders[id(copied)] = (copied, held := holders.get(id(shared), (shared, []))[1])

@@ -35,7 +35,11 @@ class Net(nn.Module):
         self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
         self.wide = nn.Linear(8, 12)
         self.head = nn.Linear(12, 4)
-        self.width = 12
+        self.width, self.sizes = 12, (12, 1)
+
+    @property
+    def fixed(self) -> int:
+        return 12
 
     def forward(self, images: Tensor) -> Tensor:
         tokens = self.stem(images).relu().flatten(2).transpose(1, 2)
@@ -180,6 +184,25 @@ def test_a_dropped_module_of_no_form_is_refused(detail: str) -> None:
     broken = replace(whole, replacements=(ModuleReplacement("wide", "dropped_module", detail),))
     with pytest.raises(TaskPruneError):
         apply_plan(net, PruningPlan.from_json(broken.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [
+        ("", ["sizes", "x"]),
+        ("", ["sizes", 7]),
+        ("", ["width", 0]),
+        ("", ["fixed"]),
+        ("", ["wide", "weight", "ndim"]),
+        ("nowhere", ["width"]),
+        ("wide.weight", ["ndim"]),
+    ],
+)
+def test_a_stored_size_in_a_place_that_is_none_is_refused(module: str, path: list[str]) -> None:
+    net = pruned()[0]
+    with pytest.raises(TaskPruneError, match="lacks"):
+        apply_plan(net, PruningPlan.from_json(changed("attributes", module=module, path=path)))
+    assert net.width == 12
 
 
 @pytest.mark.parametrize("value", HOSTILE)
