@@ -41,7 +41,7 @@ from taskprune.driving.pictures import side_by_side
 from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.teacher import TEACHER_SIZE, fit_teacher, load_teacher
 from taskprune.errors import InputError, MissingDependencyError
-from taskprune.files import make_folder
+from taskprune.files import make_folder, write_text
 from taskprune.restore import evaluating
 
 Metrics = Mapping[str, Mapping[str, float]]
@@ -183,7 +183,7 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     checkpoint_error = _difference(student, reloaded, sample)
     side_by_side({"teacher": teacher, "student": student}, sample, settings.out / "predictions.png")
     demo = DemoResult(metrics, result, latency, checkpoint_error)
-    (settings.out / "report.json").write_text(to_json(demo, settings), encoding="utf-8")
+    write_text(settings.out / "report.json", to_json(demo, settings))
     result.save_html(settings.out / "report.html")
     console.print(
         f"Written to [bold]{escape(str(settings.out))}[/]: predictions.png, report.json, "

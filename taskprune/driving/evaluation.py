@@ -15,6 +15,7 @@ from torch import nn
 from taskprune import Metric
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.metrics import DetectionMetric, DrivableMetric, LaneMetric
+from taskprune.files import write_text
 from taskprune.restore import evaluating, flushed_denormals
 
 
@@ -98,4 +99,4 @@ def report(
         metrics = measured()
     Console().print(metrics_table(metrics, title=title))
     if out is not None:
-        out.write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        write_text(out, json.dumps(metrics, indent=2))

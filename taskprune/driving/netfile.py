@@ -3,33 +3,40 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from taskprune.driving.nets import NetConfig, PanopticDrivingNet, StageConfig
-from taskprune.errors import CheckpointError
+from taskprune.driving.nets import NetConfig, PanopticDrivingNet
+from taskprune.errors import CheckpointError, InputError
+from taskprune.files import (
+    as_record,
+    as_type,
+    make_folder_of,
+    parse_json,
+    read_sealed,
+    write_sealed,
+)
 
-FORMAT = "taskprune-driving-net-1"
+FORMAT = "taskprune-driving-net-2"
+
+_Config = TypeVar("_Config")
 
 
 def save_net(net: PanopticDrivingNet, path: Path) -> None:
     """Write the net's weights, its sizes and its number of classes; whole or not at all.
 
     Denormal numbers are written as zero: they carry nothing and slow a CPU down.
+
+    Raises:
+        CheckpointError: The file cannot be written.
     """
-    metadata = {
-        "format": FORMAT,
-        "config": json.dumps(asdict(net.config)),
-        "num_classes": str(net.detection.num_classes),
-    }
-    write_weights(path, net, metadata=metadata)
+    config = {**asdict(net.config), "num_classes": net.detection.num_classes}
+    write_weights(path, net, config=config, file_format=FORMAT)
 
 
 def load_net(path: Path) -> PanopticDrivingNet:
@@ -38,36 +45,56 @@ def load_net(path: Path) -> PanopticDrivingNet:
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
     """
-    tensors, metadata = read_weights(path, kind="driving net", file_format=FORMAT)
-    sizes = json.loads(metadata["config"])
-    sizes["stem"] = tuple(sizes["stem"])
-    sizes["stages"] = tuple(StageConfig(**stage) for stage in sizes["stages"])
-    net = PanopticDrivingNet(NetConfig(**sizes), num_classes=int(metadata["num_classes"]))
+    tensors, config = read_weights(path, kind="driving net", file_format=FORMAT)
+    num_classes = config.pop("num_classes", None)
+    sizes = read_config(NetConfig, config, source=path)
+    if type(num_classes) is not int or num_classes < 1:
+        raise CheckpointError(f"`{path}` must say a number of classes. Found {num_classes!r}.")
+    net = PanopticDrivingNet(sizes, num_classes=num_classes)
     load_weights(net, tensors, source=path)
     return net.eval()
 
 
-def write_weights(path: Path, net: nn.Module, *, metadata: Mapping[str, str]) -> None:
-    """Write a net's tensors, denormals as zero; whole or not at all."""
+def write_weights(
+    path: Path, net: nn.Module, *, config: Mapping[str, Any], file_format: str
+) -> None:
+    """Write a net's tensors, denormals as zero, and its sizes; whole or not at all.
+
+    Raises:
+        CheckpointError: The file cannot be written.
+    """
+    make_folder_of(path, option="its path")
     tensors = {name: without_denormals(value) for name, value in net.state_dict().items()}
-    write_tensors(path, tensors, metadata=metadata)
+    write_sealed(path, tensors, {"config": json.dumps(config)}, file_format=file_format)
 
 
 def read_weights(
     path: Path, *, kind: str, file_format: str
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a file of nets of one kind: tensors and metadata.
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read a file of nets of one kind: tensors and sizes.
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
     """
-    tensors, metadata = read_tensors(path)
-    if metadata.get("format") != file_format:
+    try:
+        tensors, texts = read_sealed(path, file_format=file_format)
+        return tensors, dict(as_type(Mapping[str, Any], parse_json(texts["config"]), "`config`"))
+    except (CheckpointError, InputError, KeyError) as error:
         raise CheckpointError(
-            f"`{path}` must hold a {kind} of format {file_format}. Found format "
-            f"{metadata.get('format')!r}. Pass `net.safetensors` of a training run of one."
-        )
-    return tensors, metadata
+            f"`{path}` must hold a {kind}. {error} Pass `net.safetensors` of a training run of one."
+        ) from error
+
+
+def read_config(kind: type[_Config], content: Mapping[str, Any], *, source: Path) -> _Config:
+    """Make the sizes of a net of what its file says.
+
+    Raises:
+        CheckpointError: They are no such sizes.
+    """
+    try:
+        return as_record(kind, content, "the sizes of the net")
+    except InputError as error:
+        raise CheckpointError(f"`{source}` is damaged. {error}") from error
 
 
 def load_weights(net: nn.Module, weights: Mapping[str, Tensor], *, source: Path) -> None:
@@ -85,39 +112,6 @@ def load_weights(net: nn.Module, weights: Mapping[str, Tensor], *, source: Path)
             f"of another shape, such as `{differing[0]}`. Check scale and number of classes."
         )
     net.load_state_dict(dict(weights))
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]
-) -> None:
-    """Write a safetensors file beside its place, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    partial = path.with_suffix(path.suffix + ".partial")
-    with partial.open("wb") as file:
-        file.write(save(plain, metadata=dict(metadata)))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file: tensors and metadata.
-
-    Raises:
-        CheckpointError: The file is missing or damaged.
-    """
-    if not path.is_file():
-        raise CheckpointError(f"`{path}` must be a safetensors file. There is none.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"`{path}` must be a whole safetensors file. Reading it failed: {error}. Fetch or "
-            "write the file again."
-        ) from error
 
 
 def without_denormals(value: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from taskprune.driving.evaluation import evaluate
 from taskprune.driving.netfile import load_net, save_net
 from taskprune.driving.nets import PanopticDrivingNet
 from taskprune.driving.training import TrainSettings, train
+from taskprune.errors import InputError
+from taskprune.files import parse_json, read_bytes, write_text
 
 TEACHER_SIZE = (320, 192)
 """Width and height of the images that the bundled teacher was trained on."""
@@ -95,13 +97,13 @@ def fit_teacher(
     )
     save_net(net, weights)
     record = {**origin, "metrics": evaluate(net, validation)}
-    card.write_text(json.dumps(record, indent=2), encoding="utf-8")
+    write_text(card, json.dumps(record, indent=2))
     return net
 
 
 def _says(card: Path, origin: dict[str, Any]) -> bool:
     try:
-        record = json.loads(card.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        record = parse_json(read_bytes(card))
+    except (OSError, InputError):
         return False
-    return {name: record.get(name) for name in origin} == origin
+    return isinstance(record, dict) and {name: record.get(name) for name in origin} == origin

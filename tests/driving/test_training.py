@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from damaged_files import put
 from launched_processes import run_in_processes
 from nets_samples import TINY, scenes, tiny_net
 from torch import Tensor
@@ -20,9 +22,11 @@ from taskprune.driving.data.sample import DrivingSample
 from taskprune.driving.netfile import load_net
 from taskprune.driving.nets import PanopticDrivingNet
 from taskprune.driving.training import TrainSettings, train
+from taskprune.driving.training.state import FORMAT
 from taskprune.driving.training.stream import Drawn, Shuffled
 from taskprune.driving.training.team import Team
 from taskprune.errors import CheckpointError, InputError, TrainingError
+from taskprune.files import read_sealed, write_sealed
 
 SETTINGS = TrainSettings(steps=6, batch_size=2, workers=0, log_every=2, save_every=2)
 
@@ -143,6 +147,70 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "last.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(CheckpointError, match=r"last\.safetensors"):
+        train(tiny_net(), Samples(), settings=SETTINGS, out=tmp_path, resume=True)
+
+
+def test_changed_files_are_refused_and_leave_the_net_as_it_was(tmp_path: Path) -> None:
+    train(tiny_net(), Samples(), settings=SETTINGS, out=tmp_path)
+    net = tiny_net()
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+
+    def resume() -> None:
+        train(net, Samples(), settings=SETTINGS, out=tmp_path, resume=True)
+
+    rng = random.Random(0)
+    for name, use in (
+        ("net.safetensors", lambda: load_net(tmp_path / "net.safetensors")),
+        ("last.safetensors", resume),
+    ):
+        good = (tmp_path / name).read_bytes()
+        for place in (9, *(rng.randrange(len(good)) for _ in range(5))):
+            changed = bytearray(good)
+            changed[place] ^= 1 << rng.randrange(8)
+            put(tmp_path / name, bytes(changed))
+            with pytest.raises(CheckpointError, match=name):
+                use()
+    assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
+
+
+def test_checkpoints_without_all_that_a_run_has_are_refused(tmp_path: Path) -> None:
+    train(tiny_net(), Samples(), settings=SETTINGS, out=tmp_path)
+    path = tmp_path / "last.safetensors"
+    tensors, texts = read_sealed(path, file_format=FORMAT)
+    average = next(name for name in tensors if name.startswith("average."))
+    moment = next(name for name in tensors if name.startswith("optimizer.exp_avg."))
+    for name in (average, moment):
+        left = {key: value for key, value in tensors.items() if key != name}
+        write_sealed(path, left, {"run": texts["run"]}, file_format=FORMAT)
+        with pytest.raises(CheckpointError, match="another net"):
+            train(tiny_net(), Samples(), settings=SETTINGS, out=tmp_path, resume=True)
+    for text in ("{", "[]", '{"step": 2}', texts["run"].replace('"step": 6', '"step": "6"')):
+        write_sealed(path, tensors, {"run": text}, file_format=FORMAT)
+        with pytest.raises(CheckpointError, match="no training checkpoint"):
+            train(tiny_net(), Samples(), settings=SETTINGS, out=tmp_path, resume=True)
+
+
+def test_a_folder_is_for_one_run_at_a_time(tmp_path: Path) -> None:
+    class Twice(Samples):
+        def __getitem__(self, index: int) -> DrivingSample:
+            with pytest.raises(InputError, match="no other run writes to"):
+                train(tiny_net(), Samples(), settings=SETTINGS, out=tmp_path)
+            return super().__getitem__(index)
+
+    train(tiny_net(), Twice(), settings=SETTINGS, out=tmp_path)
+    assert [record["step"] for record in records(tmp_path)] == [2, 4, 6]
+    assert not (tmp_path / ".lock").exists()
+
+
+def test_half_a_line_that_a_kill_left_is_dropped(tmp_path: Path) -> None:
+    train(tiny_net(), Samples(), settings=SETTINGS, out=tmp_path)
+    log = tmp_path / "log.jsonl"
+    whole = log.read_text()
+    log.write_text(whole + '{"step": 8, "lo')
+    train(tiny_net(), Samples(), settings=SETTINGS, out=tmp_path, resume=True)
+    assert log.read_text() == whole
+    log.write_text("what is this?\n" + whole)
+    with pytest.raises(CheckpointError, match=r"Line 1 of .*log\.jsonl"):
         train(tiny_net(), Samples(), settings=SETTINGS, out=tmp_path, resume=True)
 
 

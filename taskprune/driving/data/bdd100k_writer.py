@@ -16,6 +16,7 @@ from taskprune.driving.data.bdd100k import DIRECT, NOT_DRIVABLE
 from taskprune.driving.data.pixels import image_library
 from taskprune.driving.data.sample import DrivingSample
 from taskprune.errors import InputError
+from taskprune.files import write_text
 
 LANE_LINE = 5
 """Byte of a solid single line of other colour, parallel to the lane."""
@@ -83,7 +84,7 @@ def write_bdd100k(
     if frames:
         path = base / "labels" / "det_20" / f"det_{split}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(frames, indent=1), encoding="utf-8")
+        write_text(path, json.dumps(frames, indent=1))
 
 
 def _frame(name: str, sample: DrivingSample, class_names: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskprune.errors import DataError
+from taskprune.files import write_text
 
 FloatArray = NDArray[np.float64]
 
@@ -65,7 +66,7 @@ class Calibration:
             f"{name}: {' '.join(f'{x:.12e}' for x in values.ravel())}\n"
             for name, values in rows.items()
         )
-        path.write_text(text, encoding="utf-8")
+        write_text(path, text)
 
     @property
     def projection(self) -> FloatArray:

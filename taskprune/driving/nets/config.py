@@ -67,7 +67,7 @@ class NetConfig:
     segmentation: int
 
     def __post_init__(self) -> None:
-        if self.hidden % 8 or self.hidden % self.attention_heads:
+        if self.attention_heads < 1 or self.hidden % 8 or self.hidden % self.attention_heads:
             raise InputError(
                 "`NetConfig.hidden` must be a multiple of 8 and of `attention_heads` "
                 f"({self.attention_heads}). Found {self.hidden}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,7 +22,7 @@ from taskprune.driving.training.stream import AugmentSample, training_batches
 from taskprune.driving.training.team import Team
 from taskprune.driving.training.watch import Watch
 from taskprune.errors import LossError, TrainingError
-from taskprune.files import make_folder
+from taskprune.files import clear_unfinished, make_folder, only_user_of
 from taskprune.restore import flushed_denormals, preserved_rng
 
 CHECKPOINT = "last.safetensors"
@@ -67,33 +67,39 @@ def train(  # noqa: PLR0913 - the run's parts
         The net, in eval mode.
 
     Raises:
-        InputError: The folder cannot be made or written to.
+        InputError: The folder cannot be made or written to, or another run writes there.
         TrainingError: A loss or gradient stopped being finite.
         CheckpointError: The run in `out` cannot be resumed.
     """
-    make_folder(out, option="`out` (`--out`)")
+    option = "`out` (`--out`)"
+    make_folder(out, option=option)
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     team = Team()
-    team.start_alike(net)
-    average = WeightAverage(net, settings.average_decay)
-    run = Run(net, average, _optimizer(net, settings), settings)
-    if resume and (out / CHECKPOINT).exists():
-        load_run(run, out / CHECKPOINT)
-    batches = training_batches(
-        dataset,
-        settings=settings,
-        collate=kind.collate,
-        first_step=run.step,
-        team=team,
-        augment=augment,
-    )
-    watch = Watch(out / LOG, console=console, log_every=settings.log_every) if team.leads else None
-    net.train()
-    with (
-        preserved_rng(),
-        flushed_denormals(),
-        watch.running(run.step) if watch else nullcontext(),
-    ):
+    with ExitStack() as stack:
+        if team.leads:
+            stack.enter_context(only_user_of(out, option=option))
+            for name in (CHECKPOINT, NET, LOG):
+                clear_unfinished(out / name)
+        team.start_alike(net)
+        average = WeightAverage(net, settings.average_decay)
+        run = Run(net, average, _optimizer(net, settings), settings)
+        if resume and (out / CHECKPOINT).exists():
+            load_run(run, out / CHECKPOINT)
+        batches = training_batches(
+            dataset,
+            settings=settings,
+            collate=kind.collate,
+            first_step=run.step,
+            team=team,
+            augment=augment,
+        )
+        log_every = settings.log_every
+        watch = Watch(out / LOG, console=console, log_every=log_every) if team.leads else None
+        net.train()
+        stack.enter_context(preserved_rng())
+        stack.enter_context(flushed_denormals())
+        if watch:
+            stack.enter_context(watch.running(run.step))
         _go_through(run, batches, kind=kind, team=team, watch=watch, out=out, validation=validation)
     average.give()
     return net.eval()

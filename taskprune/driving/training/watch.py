@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from rich.progress import (
 )
 
 from taskprune.driving.evaluation import metrics_table
+from taskprune.files import JsonLines
 
 
 class Watch:
@@ -33,7 +33,7 @@ class Watch:
     """
 
     def __init__(self, log: Path, *, console: Console | None, log_every: int) -> None:
-        self._log = log
+        self._path = log
         self._console = console or Console(quiet=True)
         self._log_every = log_every
         self._progress = Progress(
@@ -51,8 +51,12 @@ class Watch:
 
     @contextmanager
     def running(self, first_step: int) -> Iterator[None]:
-        """Show the bar while the block runs; forget records of steps that are still to come."""
-        self._cut(first_step)
+        """Show the bar while the block runs; forget records of steps that are still to come.
+
+        Raises:
+            CheckpointError: The log is damaged, or cannot be written.
+        """
+        self._log = JsonLines(self._path, step=first_step)
         with self._progress:
             self._forget()
             yield
@@ -99,14 +103,6 @@ class Watch:
         self._count = 0
         self._since = time.monotonic()
 
-    def _cut(self, first_step: int) -> None:
-        """Drop what another run, or this one after its last checkpoint, has logged."""
-        if not self._log.exists():
-            return
-        lines = self._log.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if json.loads(line)["step"] <= first_step]
-        self._log.write_text("".join(kept if first_step else []), encoding="utf-8")
-
     def _write(self, record: Mapping[str, Any]) -> None:
-        with self._log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._log.append(record)
+        self._log.flush()
