@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from taskprune.errors import DataError, InputError
+
+LARGEST = 1e9
+"""Pixels lie below it."""
 
 Boxes = tuple[NDArray[np.float64], NDArray[np.int64]]
 """Left, top, right and bottom border in pixels ``[n, 4]``, and class numbers ``[n]``."""
@@ -116,7 +118,8 @@ def _borders(box: Any, where: str) -> tuple[float, ...]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    # Python's integers have no end, those of pictures do.
+    return type(value) in (int, float) and abs(value) <= LARGEST
 
 
 def _short(value: Any) -> str:

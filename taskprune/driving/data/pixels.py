@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from taskprune.errors import DataError, MissingDependencyError
 
+MAX_PIXELS = 2**26
+"""Largest image that is decoded: a small file can claim to hold any number."""
+
 
 def image_library() -> Any:
     """Return Pillow's ``Image`` module.
@@ -42,7 +45,7 @@ def read_image(path: Path, *, size: tuple[int, int]) -> tuple[NDArray[np.uint8],
         DataError: The file is missing or damaged.
     """
     library = image_library()
-    picture = _decoded(path)
+    picture = decoded(path)
     stretched = picture.convert("RGB").resize(size, library.Resampling.BILINEAR)
     return np.ascontiguousarray(np.asarray(stretched).transpose(2, 0, 1)), picture.size
 
@@ -60,7 +63,7 @@ def read_mask(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
     Raises:
         DataError: The file is missing, damaged, has colours, or is of another size.
     """
-    picture = _decoded(path)
+    picture = decoded(path)
     if picture.mode not in ("L", "P"):
         raise DataError(
             f"{path}: expected a mask with one byte a pixel. Found a picture of mode "
@@ -74,10 +77,18 @@ def read_mask(path: Path, *, size: tuple[int, int]) -> NDArray[np.uint8]:
     return np.asarray(picture)
 
 
-def _decoded(path: Path) -> Any:
+def decoded(path: Path) -> Any:
+    """Decode a JPEG or PNG file.
+
+    Raises:
+        DataError: The file is missing, damaged, of another kind, or too large.
+    """
     library = image_library()
     try:
-        with library.open(path) as picture:
+        # Of other kinds' decoders Pillow has dozens, and any bytes may pass for a file of theirs.
+        with library.open(path, formats=("JPEG", "PNG")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(f"it has {picture.width} x {picture.height} pixels")
             picture.load()
             return picture
     except FileNotFoundError as error:
@@ -89,6 +100,7 @@ def _decoded(path: Path) -> Any:
         EOFError,
         zlib.error,
         library.DecompressionBombError,
+        library.DecompressionBombWarning,
     ) as error:
         raise DataError(
             f"{path}: expected a readable image file. Found a damaged one ({error}). "

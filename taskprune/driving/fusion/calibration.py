@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from taskprune.driving.fusion.plain_text import numbers_in, read_lines
 from taskprune.errors import DataError
 from taskprune.files import write_text
 
@@ -32,28 +33,38 @@ class Calibration:
         """Read a file of ``calib/``.
 
         Raises:
-            DataError: The file is missing or lacks a matrix.
+            DataError: The file is missing or damaged, lacks a matrix, or its axes are no rotation.
         """
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise DataError(f"Cannot read the calibration `{path}`: {error}.") from error
-        found = dict(line.split(":", 1) for line in lines if ":" in line)
+        found: dict[str, str] = {}
+        for line in read_lines(path, "calibration"):
+            name, colon, numbers = line.partition(":")
+            if colon and name in found:
+                raise DataError(f"Expected `{path}` to hold `{name}` once. Found it twice.")
+            found[name] = numbers
 
         def matrix(name: str, shape: tuple[int, int]) -> FloatArray:
             try:
-                numbers = np.array(found[name].split(), dtype=np.float64)
-                return numbers.reshape(shape)
+                numbers = numbers_in(found[name].split())
+                return np.array(numbers, dtype=np.float64).reshape(shape)
             except (KeyError, ValueError) as error:
                 raise DataError(
                     f"Expected `{path}` to hold `{name}` with {shape[0] * shape[1]} numbers. "
                     f"Found {found.get(name, 'no such line').strip()[:40]!r}."
                 ) from error
 
-        rotation, velodyne = np.eye(4), np.eye(4)
-        rotation[:3, :3] = matrix("R0_rect", (3, 3))
+        def rotation(name: str, axes: FloatArray) -> FloatArray:
+            if np.abs(axes @ axes.T - np.eye(3)).max() > 0.01:
+                raise DataError(
+                    f"Expected `{path}` to hold a rotation in `{name}`. Found axes that are not at "
+                    "right angles or not of length 1."
+                )
+            return axes
+
+        rectifying, velodyne = np.eye(4), np.eye(4)
+        rectifying[:3, :3] = rotation("R0_rect", matrix("R0_rect", (3, 3)))
         velodyne[:3] = matrix("Tr_velo_to_cam", (3, 4))
-        return cls(matrix("P2", (3, 4)), rotation @ velodyne)
+        rotation("Tr_velo_to_cam", velodyne[:3, :3])
+        return cls(matrix("P2", (3, 4)), rectifying @ velodyne)
 
     def write(self, path: Path) -> None:
         """Write a file that :meth:`read` understands; ``R0_rect`` is the identity in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,23 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from taskprune.driving.data.pixels import decoded
 from taskprune.driving.fusion.calibration import Calibration, FloatArray
 from taskprune.driving.fusion.difficulty import difficulty
 from taskprune.driving.fusion.frame import CLASSES, FusionFrame
+from taskprune.driving.fusion.plain_text import LIMIT, numbers_in, read_lines
 from taskprune.errors import DataError, InputError
+
+MAX_POINTS_BYTES = 2**28
+"""Largest file of points; a turn of KITTI's LiDAR takes two million bytes."""
+
+_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 NEAREST = {"Van": "Car", "Person_sitting": "Pedestrian"}
 """Kinds that count neither as found nor as invented where the class they resemble is judged."""
+
+REGION = "DontCare"
+"""The kind of regions whose objects nobody labelled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,38 +63,46 @@ def read_labels(path: Path) -> list[Label]:
     """Read a file of ``label_2/``.
 
     Raises:
-        DataError: The file is missing, or a line has another form.
+        DataError: The file is missing or no text, or a line is no object.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"Cannot read the labels `{path}`: {error}.") from error
     labels = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path, "labels"), 1):
         if not line.strip():
             continue
-        words = line.split()
         try:
-            values = [float(word) for word in words[1:15]]
-            if len(values) < 14:
-                raise ValueError(f"{len(words)} words")
+            labels.append(_label(line.split()))
         except ValueError as error:
             raise DataError(
-                f"Expected line {number} of `{path}` to hold a kind and 14 numbers. Found: {error}."
+                f"Expected line {number} of `{path}` to hold a kind and 14 numbers, perhaps a "
+                f"score. Found {error}."
             ) from error
-        truncation, occlusion, _alpha, *rest = values
-        labels.append(
-            Label(
-                kind=words[0],
-                truncation=truncation,
-                occlusion=int(occlusion),
-                rectangle=(rest[0], rest[1], rest[2], rest[3]),
-                size=(rest[4], rest[5], rest[6]),
-                location=(rest[7], rest[8], rest[9]),
-                rotation=rest[10],
-            )
-        )
     return labels
+
+
+def _label(words: list[str]) -> Label:
+    if len(words) not in (15, 16):
+        raise ValueError(f"{len(words)} words")
+    truncation, occlusion, _alpha, *rest = numbers_in(words[1:])
+    label = Label(
+        kind=words[0],
+        truncation=truncation,
+        occlusion=int(occlusion),
+        rectangle=(rest[0], rest[1], rest[2], rest[3]),
+        size=(rest[4], rest[5], rest[6]),
+        location=(rest[7], rest[8], rest[9]),
+        rotation=rest[10],
+    )
+    # Regions that nobody labelled have -1 in all places but the rectangle.
+    if occlusion not in (-1, 0, 1, 2, 3):
+        raise ValueError(f"the occlusion {occlusion}")
+    if truncation != -1 and not 0 <= truncation <= 1:
+        raise ValueError(f"the truncation {truncation}")
+    left, top, right, bottom = label.rectangle
+    if right < left or bottom < top:
+        raise ValueError(f"the rectangle {label.rectangle}")
+    if label.kind != REGION and min(label.size) <= 0:
+        raise ValueError(f"the size {label.size}")
+    return label
 
 
 def boxes_in_lidar(labels: list[Label], calibration: Calibration) -> FloatArray:
@@ -111,7 +130,7 @@ class KittiObjects(Dataset[FusionFrame]):
         size: Width and height to stretch images to; ``None`` keeps them as they are.
 
     Raises:
-        DataError: A folder or the list of the split is missing.
+        DataError: A folder or the list of the split is missing, or it lists no frames.
         InputError: The size is out of range.
     """
 
@@ -122,6 +141,7 @@ class KittiObjects(Dataset[FusionFrame]):
             raise InputError(f"`size` must be width and height in pixels. Found {size!r}.")
         self.root, self.split, self.size = Path(root), split, size
         self.folder = self.root / ("testing" if split == "test" else "training")
+        self._labels = self.folder / "label_2"
         listed = self.root / "ImageSets" / f"{split}.txt"
         for needed in (self.folder, listed):
             if not needed.exists():
@@ -130,7 +150,13 @@ class KittiObjects(Dataset[FusionFrame]):
                     "with image_2, velodyne, calib and label_2, and ImageSets/. Found no "
                     f"`{needed.relative_to(self.root)}`."
                 )
-        self.names = listed.read_text(encoding="utf-8").split()
+        self.names = [name for line in read_lines(listed, "list") for name in line.split()]
+        odd = [name for name in self.names if not _NAME.fullmatch(name)]
+        if odd or not self.names:
+            found = repr(odd[0]) if odd else "none"
+            raise DataError(
+                f"Expected `{listed}` to list names of frames, such as 000007. Found {found}."
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -144,8 +170,7 @@ class KittiObjects(Dataset[FusionFrame]):
         name = self.names[number]
         calibration = Calibration.read(self.folder / "calib" / f"{name}.txt")
         image, scale = _read_image(self.folder / "image_2" / f"{name}.png", self.size)
-        labels_at = self.folder / "label_2" / f"{name}.txt"
-        labels = read_labels(labels_at) if labels_at.exists() else []
+        labels = read_labels(self._labels / f"{name}.txt") if self._labels.is_dir() else []
         known = [x for x in labels if NEAREST.get(x.kind, x.kind) in CLASSES]
         numbers = [CLASSES.index(x.kind) if x.kind in CLASSES else -1 for x in known]
         return FusionFrame(
@@ -161,11 +186,7 @@ class KittiObjects(Dataset[FusionFrame]):
 def _read_image(
     path: Path, size: tuple[int, int] | None
 ) -> tuple[torch.Tensor, tuple[float, float]]:
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except OSError as error:
-        raise DataError(f"Cannot read the image `{path}`: {error}.") from error
+    image = decoded(path).convert("RGB")
     width, height = image.size
     if size is not None:
         image = image.resize(size, Image.Resampling.BILINEAR)
@@ -175,12 +196,19 @@ def _read_image(
 
 def _read_points(path: Path) -> torch.Tensor:
     try:
-        numbers = np.fromfile(path, dtype="<f4")
+        with path.open("rb") as file:
+            content = file.read(MAX_POINTS_BYTES + 1)
     except OSError as error:
         raise DataError(f"Cannot read the points `{path}`: {error}.") from error
-    if numbers.size % 4 or not np.isfinite(numbers).all():
+    if len(content) % 16 or len(content) > MAX_POINTS_BYTES:
         raise DataError(
-            f"Expected `{path}` to hold float32 x, y, z, reflectance. Found {numbers.size} numbers"
-            f"{'' if numbers.size % 4 else ', some of them not finite'}."
+            f"Expected `{path}` to hold float32 x, y, z, reflectance, in at most "
+            f"{MAX_POINTS_BYTES:,} bytes. Found {len(content):,} bytes or more."
         )
-    return torch.from_numpy(numbers.reshape(-1, 4).copy())
+    points = np.frombuffer(content, dtype="<f4").reshape(-1, 4)
+    if not (np.abs(points) <= LIMIT).all():
+        raise DataError(
+            f"Expected `{path}` to hold float32 x, y, z, reflectance. Found numbers that are not "
+            f"finite or beyond {LIMIT:g}. Copy it again."
+        )
+    return torch.from_numpy(points.astype(np.float32))
