@@ -36,11 +36,11 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def demo_table(content: dict[str, Any]) -> str:
-    """Return teacher, pruned and distilled side by side: size, speed and every task."""
+    """Return teacher, student as sliced, pruned and distilled: size, speed and every task."""
     metrics, costs = content["metrics"], content["prune"]["costs"]
     columns = [(task, name) for task, names in HEADLINES.items() for name in names]
     rows = []
-    for model in ("teacher", "pruned", "distilled"):
+    for model in (name for name in ("teacher", "sliced", "pruned", "distilled") if name in metrics):
         after = int(model != "teacher")
         latency = {"teacher": "teacher", "distilled": "student"}.get(model)
         rows.append(

@@ -26,6 +26,8 @@ from taskprune import (
     DistillSettings,
     PruneResult,
     Safety,
+    Task,
+    apply_plan,
     distill,
     load_checkpoint,
     prune,
@@ -33,6 +35,7 @@ from taskprune import (
 )
 from taskprune.calling import flatten_outputs
 from taskprune.cost import LatencyReport, measure_latency
+from taskprune.distillation import Validation
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.data import BDD100K, Cached, RoadScenes, loader, standard_augment
 from taskprune.driving.evaluation import evaluate
@@ -55,6 +58,7 @@ ROUND_TO = 16
 """Kept channels are multiples of this where possible: kernels work on blocks of channels."""
 
 LATENCY_REPEATS = 100
+LEARNING_RATE = 1e-4
 N_CALIBRATION = 128
 N_VALIDATION = 160
 N_TRAINING = 4096
@@ -84,7 +88,7 @@ class DemoSettings:
     data: Path | None = None
     teacher: Path | None = None
     ratio: float = 0.327
-    steps: int = 150
+    steps: int = 40
     out: Path = Path("runs/demo")
     seed: int = 0
 
@@ -112,7 +116,8 @@ class DemoResult:
     """What the demo measured.
 
     Attributes:
-        metrics: ``{"teacher" | "pruned" | "distilled": metrics}``.
+        metrics: ``{"teacher" | "sliced" | "pruned" | "distilled": metrics}``: before, with the
+            weights that slicing leaves, with those that compensation gives, and at the end.
         prune: The result of :func:`taskprune.prune`; its model is the distilled student.
         latency: Of teacher and student, measured in turn, batch 1.
         checkpoint_error: Largest output difference of the reloaded checkpoint (0 expected).
@@ -154,6 +159,8 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         safety=Safety(round_to=ROUND_TO),
     )
     console.print(result.report)
+    sliced = apply_plan(teacher, result.plan, verify=False)
+    metrics["sliced"] = _measured(sliced, data, "pruned net as sliced", console)
     metrics["pruned"] = _measured(result.model, data, "pruned net", console)
     console.print(metric_table(metrics))
 
@@ -165,7 +172,7 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         data=data.training,
         plan=result.plan,
         forward=forward,
-        settings=DistillSettings(steps=settings.steps, seed=settings.seed),
+        settings=_gentle(settings, data, tasks),
     )
     metrics["distilled"] = _measured(student, data, "distilled net", console)
 
@@ -242,6 +249,19 @@ def _data(settings: DemoSettings) -> DemoData:
             augment=standard_augment(),
         ),
         validation=loader(validation, batch_size=BATCH_SIZE, shuffle=False, seed=settings.seed),
+    )
+
+
+def _gentle(settings: DemoSettings, data: DemoData, tasks: Mapping[str, Task]) -> DistillSettings:
+    """Return how to train on what compensation left: in small steps, and never to end below it."""
+    batches = list(data.calibration)
+    held_out = batches[len(batches) // 2 :]  # compensation is fitted to the first few
+    return DistillSettings(
+        steps=settings.steps,
+        seed=settings.seed,
+        learning_rate=LEARNING_RATE,
+        frozen_batchnorm=True,
+        keep_best=Validation(tasks, held_out, every=max(1, settings.steps // 2), forward=forward),
     )
 
 

@@ -70,7 +70,7 @@ def test_the_demo_shows_and_writes_what_it_measured(tmp_path: Path) -> None:
     assert (tmp_path / "predictions.png").read_bytes()[1:4] == b"PNG"
 
     report = strict_json(tmp_path / "report.json")
-    assert set(report["metrics"]) == {"teacher", "pruned", "distilled"}
+    assert set(report["metrics"]) == {"teacher", "sliced", "pruned", "distilled"}
     assert report["checkpoint_error"] == 0
     before, after = report["prune"]["costs"]["params"]
     assert 0.25 <= 1 - after / before <= 0.255
