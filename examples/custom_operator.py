@@ -45,7 +45,7 @@ def main() -> None:
     for group in taskprune.couple(graph).frozen:
         for reason in group.reasons:
             if reason.kind == "unknown":
-                print(f"  {group.name}: {reason.operator} {reason.detail}")
+                print(f"  {group.name}: {reason.detail}")
     try:
         taskprune.couple(graph, strict=True)
     except UnsupportedOperatorError as error:

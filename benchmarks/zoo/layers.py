@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from zoo.case import conv, net, tokens
 
@@ -118,3 +119,78 @@ class RepeatedChannels(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = self.b(self.a(x).repeat(1, 2, 1, 1))
         return self.head(x.repeat_interleave(2, dim=1))
+
+
+@net(6 + 4)
+class Unpooled(nn.Module):
+    """What is unpooled has as many channels as the map whose maxima tell the places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 6), conv(6, 6), conv(6, 2)
+        self.c = conv(6, 4)
+        self.last = conv(4, 2)
+        self.pool, self.unpool = nn.MaxPool2d(2, return_indices=True), nn.MaxUnpool2d(2)
+
+    def forward(self, x: Tensor) -> Any:
+        x, places = self.pool(self.a(x))
+        y = self.unpool(self.b(x), places)
+        return self.head(y), self.last(self.c(y))
+
+
+@net(4 + 5)
+class FourierUnit(nn.Module):
+    """A layer between two transforms along space, over real and imaginary parts side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.mix, self.head = conv(3, 4), conv(8, 10, 1), conv(5, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        z = torch.fft.rfft2(x, norm="ortho")
+        real, imaginary = F.relu(self.mix(torch.cat([z.real, z.imag], 1))).chunk(2, 1)
+        z = torch.complex(real, imaginary)
+        return self.head(torch.fft.irfft2(z, s=x.shape[-2:], norm="ortho"))
+
+
+@net(6 + 5 + 4, tokens())
+class TwoFactors(nn.Module):
+    """A bilinear layer sums over the features of both of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.both = nn.Linear(6, 6), nn.Linear(6, 5), nn.Bilinear(6, 5, 4)
+        self.head = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(F.relu(self.both(F.relu(self.a(x)), self.b(x))))
+
+
+@net(5 + 4, tokens())
+class PackedSequences(nn.Module):
+    """Sequences of unequal lengths go through a recurrent layer without their padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Linear(6, 5), nn.Linear(8, 2)
+        self.memory = nn.LSTM(5, 4, bidirectional=True, batch_first=True)
+
+    def forward(self, x: Tensor) -> Any:
+        lengths = torch.tensor([3, 5])
+        packed = pack_padded_sequence(self.embed(x), lengths, True, enforce_sorted=False)
+        return self.head(pad_packed_sequence(self.memory(packed)[0], batch_first=True)[0])
+
+
+@net(6)
+class ExpandedParameter(nn.Module):
+    """A parameter is expanded to a map and put beside it: both have the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.head = conv(3, 6), conv(12, 2)
+        self.query = nn.Parameter(torch.ones(1, 6, 1, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        return self.head(torch.cat([x, self.query.expand_as(x)], 1))

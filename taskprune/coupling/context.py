@@ -148,6 +148,11 @@ class RuleContext:
             return self.call.kwargs[name]
         return self.call.args[position] if position < len(self.call.args) else None
 
+    def call_tensors(self) -> list[TensorState]:
+        """Return the tensors given to the Python call, alone or in lists, to read from."""
+        given = (value for name, value in self.call.kwargs.items() if name != "out")
+        return [self.analysis.state(number) for number in _refs((*self.call.args, *given))]
+
     def call_sizes(self, position: int, name: str) -> tuple[Any, ...] | None:
         """Return sizes given to the Python call as one sequence or as several arguments."""
         value = self.call_argument(position, name)
@@ -300,12 +305,12 @@ class RuleContext:
             self.tie(before, after)
         self.analysis.states[number] = TensorState(known.axes, zero, known.weight and weight)
 
-    def produce_fixed(self) -> None:
-        """Hand on results whose sizes never change."""
+    def produce_fixed(self, origin: Origin | None = None) -> None:
+        """Hand on results whose sizes never change; `origin` says why, to what meets them."""
         for index, number in enumerate(self.operation.outputs):
             if number is not None and number not in self.analysis.states:
                 shape = self.output_shape(index)
-                self.produce([untracked(n) for n in shape], index=index, weight=False)
+                self.produce([untracked(n, origin) for n in shape], index=index, weight=False)
 
 
 def spatial(shape: Sequence[int], first: int) -> list[Axis]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from taskprune.coupling import rules
 from taskprune.coupling.assembly import assemble
-from taskprune.coupling.axes import untracked
+from taskprune.coupling.axes import Origin, untracked
 from taskprune.coupling.context import OUTSIDE, Analysis, RuleContext, TensorState
 from taskprune.coupling.groups import CouplingGroups, FreezeReason
 from taskprune.coupling.partition import FactorPolicy, prefer_outer
@@ -18,17 +19,25 @@ from taskprune.coupling.provenance import add_constant_sizes, settle
 from taskprune.coupling.registry import find_rule
 from taskprune.coupling.rules.attention import keep_default_scale
 from taskprune.coupling.rules.normalization import follow_rms_norm
+from taskprune.coupling.rules.overloads import functional_form
+from taskprune.coupling.rules.pooling import follow_affine_grid
+from taskprune.coupling.rules.reshape import follow_broadcast
 from taskprune.coupling.splitting import freed_layers, locked_layers, split_layers
 from taskprune.coupling.standard_sizes import add_standard_sizes
 from taskprune.coupling.unit_table import Column, UnitTable
 from taskprune.errors import InputError, UnsupportedOperatorError
 from taskprune.graph.reach import references
-from taskprune.graph.records import ModelGraph, TensorValue
+from taskprune.graph.records import ModelGraph, Operation, TensorValue
 from taskprune.restore.garbage import collection_paused
 
 Protected = str | type[nn.Module]
 
-_CALLS = {"scaled_dot_product_attention": keep_default_scale, "rms_norm": follow_rms_norm}
+_CALLS: dict[str, Callable[[RuleContext], object]] = {
+    "scaled_dot_product_attention": keep_default_scale,
+    "rms_norm": follow_rms_norm,
+    "broadcast_tensors": follow_broadcast,
+    "affine_grid": follow_affine_grid,
+}
 """What holds of functions whatever operators torch takes them apart into."""
 
 
@@ -124,13 +133,14 @@ def _run_rules(analysis: Analysis, *, strict: bool) -> None:
     macs_of = analysis.graph.modes[0] if analysis.graph.modes else "eval"
     begun: set[int] = set()
     for operation in analysis.graph.operations:
+        target, operation = _returning(operation)
         ctx = RuleContext(analysis, operation)
         call = operation.call
         if call.function in _CALLS and id(call) not in begun:
             begun.add(id(call))
             _CALLS[call.function](ctx)
         n_work = len(analysis.work)
-        rule = find_rule(operation.target)
+        rule = find_rule(target)
         if rule is None:
             _freeze_unknown(ctx, strict=strict)
         else:
@@ -138,6 +148,21 @@ def _run_rules(analysis: Analysis, *, strict: bool) -> None:
         if operation.mode != macs_of:
             # Costs are those of one forward pass.
             del analysis.work[n_work:]
+    for call in analysis.graph.calls:
+        if call.function in _CALLS and id(call) not in begun:
+            # Torch had nothing to do; what the function asks of its arguments holds all the same.
+            idle = Operation(call.function, {}, (), (), call, macs_of)
+            _CALLS[call.function](RuleContext(analysis, idle))
+
+
+def _returning(operation: Operation) -> tuple[str, Operation]:
+    """Return the operator by whose rule an operation goes, and it without ``out`` arguments."""
+    form = functional_form(operation.target)
+    if form is None or find_rule(operation.target) is not None:
+        return operation.target, operation
+    target, written = form
+    arguments = {n: value for n, value in operation.arguments.items() if n not in written}
+    return target, replace(operation, arguments=arguments)
 
 
 def _freeze_unknown(ctx: RuleContext, *, strict: bool) -> None:
@@ -152,8 +177,9 @@ def _freeze_unknown(ctx: RuleContext, *, strict: bool) -> None:
             "`@channel_rule`, or drop `strict=True` to keep the channels that it touches."
         )
     for axis in tracked_axes:
-        ctx.freeze(axis, "unknown", "passes through an operator without a channel rule")
-    ctx.produce_fixed()
+        ctx.freeze(axis, "unknown", f"passes through {operation.target}, which has no channel rule")
+    origin = f"meets what {operation.target} returns, which has no channel rule"
+    ctx.produce_fixed(Origin("unknown", origin) if tracked_axes else None)
 
 
 def _refuse_ignorance(groups: CouplingGroups) -> None:
@@ -162,9 +188,9 @@ def _refuse_ignorance(groups: CouplingGroups) -> None:
             if reason.kind == "unknown":
                 raise UnsupportedOperatorError(
                     f"Group `{group.name}` ({group.n_channels} channels) would stay because it "
-                    f"{reason.detail}: {reason.operator or '?'}, called at {reason.source or '?'} "
-                    f"in module '{reason.module}'. Register a rule with `@channel_rule`, or drop "
-                    "`strict=True` to keep these channels."
+                    f"{reason.detail}, at {reason.source or '?'} in module '{reason.module}'. "
+                    "Register a rule with `@channel_rule`, or drop `strict=True` to keep these "
+                    "channels."
                 )
 
 

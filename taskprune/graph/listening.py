@@ -47,6 +47,8 @@ class FunctionMode(TorchFunctionMode):
         outer = self.current, self.pending
         self.current, self.pending = None, (func, args, kwargs)
         try:
+            if func is torch.broadcast_tensors:
+                self.call()  # runs no operator where all are equally large
             if has_float((*args, *kwargs.values())):
                 self._look_at_caller()
             if _has_sizes(args) or _has_sizes(tuple(kwargs.values())):
@@ -151,10 +153,10 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if result is None:
             result = func(*args, **kwargs)
         returned = result if isinstance(result, tuple | list) else (result,)
-        if torch.Tag.inplace_view in func.tags:
+        if torch.Tag.inplace_view in func.tags or recorder.resized(written):
             # Same memory, other dims: from now on, the object is another value.
             mutates = ()
-            recorder.forget(returned)
+            recorder.forget((*returned, *written))
         if mutates or any(isinstance(r, Tensor) for r in returned):
             outputs = tuple(
                 recorder.number(r, "result") if isinstance(r, Tensor) else None for r in returned

@@ -110,6 +110,11 @@ class Recorder:
         known = self._numbers.get(tensor)
         return known is None or self.values[self.values[known].storage].kind != "result"
 
+    def resized(self, tensors: Iterable[Tensor]) -> bool:
+        """Whether a tensor has other dims than when it was entered, as an ``out=`` may get."""
+        with torch._C.DisableTorchFunction():
+            return any(tuple(t.shape) != self.values[self._numbers[t]].shape for t in tensors)
+
     def forget(self, tensors: Iterable[Any]) -> None:
         """Take these tensors for new ones when they are seen next."""
         for tensor in tensors:

@@ -10,9 +10,11 @@ from taskprune.coupling.rules import (
     matmul,
     normalization,
     pooling,
+    recurrence,
     reduction,
     reshape,
     slicing,
+    spectrum,
 )
 
 __all__ = [
@@ -25,7 +27,9 @@ __all__ = [
     "matmul",
     "normalization",
     "pooling",
+    "recurrence",
     "reduction",
     "reshape",
     "slicing",
+    "spectrum",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from taskprune.coupling.axes import Axis, axis_size, is_tracked
@@ -16,22 +18,23 @@ _ZERO_STAYS_ZERO = overloads(
     "mish", "softsign", "neg", "abs", "sqrt", "sin", "tan", "asin", "atan", "sinh", "asinh",
     "atanh", "expm1", "log1p", "erf", "sign", "sgn", "round", "floor", "ceil", "trunc", "frac",
     "square", "hardshrink", "softshrink", "prelu", "_prelu_kernel", "rrelu_with_noise",
-    "nan_to_num", "native_dropout", "dropout", "alpha_dropout", "feature_dropout", "threshold",
-    "hardtanh", "log_sigmoid_forward", "real", "conj", "_conj", "deg2rad", "rad2deg",
+    "nan_to_num", "native_dropout", "dropout", "alpha_dropout", "feature_dropout", "real", "conj",
+    "_conj", "_neg_view", "conj_physical", "_conj_physical", "angle", "deg2rad", "rad2deg", "ldexp",
 )  # fmt: skip
 _ZERO_IS_MOVED = overloads(
-    "sigmoid", "hardsigmoid", "exp", "exp2", "log", "log2", "log10", "rsqrt", "reciprocal", "cos",
-    "acos", "cosh", "acosh", "softplus", "logit", "erfc", "erfinv", "lgamma", "digamma",
+    "sigmoid", "hardsigmoid", "log_sigmoid_forward", "exp", "exp2", "log", "log2", "log10", "rsqrt",
+    "reciprocal", "cos", "acos", "cosh", "acosh", "softplus", "logit", "erfc", "erfinv",
+    "lgamma", "digamma",
     "eq", "ne", "lt", "le", "gt", "ge", "isnan", "isinf", "isfinite", "logical_not",
     "logical_and", "logical_or", "logical_xor", "bitwise_not", "bitwise_and", "bitwise_or",
     "bitwise_xor", "__lshift__", "__rshift__", "remainder", "fmod", "atan2", "hypot",
     "logaddexp", "logaddexp2", "floor_divide", "masked_fill", "lerp", "addcmul", "addcdiv",
-    "bernoulli", "normal", "uniform", "polar", "complex", "xlogy", "heaviside", "copysign",
+    "bernoulli", "normal", "uniform", "polar", "xlogy", "heaviside", "copysign",
     "nextafter", "fill", "zero", "random", "exponential", "bitwise_left_shift",
     "bitwise_right_shift", "isposinf", "isneginf", "signbit", "silu_backward",
     "sigmoid_backward",
 )  # fmt: skip
-_ZERO_IF_ALL = overloads("maximum", "minimum", "fmax", "fmin", "where", "copy")
+_ZERO_IF_ALL = overloads("maximum", "minimum", "fmax", "fmin", "where", "copy", "complex")
 
 
 @channel_rule(*_ZERO_STAYS_ZERO)
@@ -85,6 +88,19 @@ def _clamp(ctx: RuleContext) -> None:
     pointwise(ctx, zero=inside and _carriers(ctx, ctx.tensors()[:1]))
 
 
+@channel_rule(*overloads("hardtanh"))
+def _hardtanh(ctx: RuleContext) -> None:
+    inside = ctx.argument("min_val") <= 0 <= ctx.argument("max_val")
+    pointwise(ctx, zero=inside and _carriers(ctx, ctx.tensors()[:1]))
+
+
+@channel_rule(*overloads("threshold"))
+def _threshold(ctx: RuleContext) -> None:
+    """What does not exceed the threshold becomes a given value."""
+    stays = ctx.argument("threshold") < 0 or ctx.argument("value") == 0
+    pointwise(ctx, zero=stays and _carriers(ctx, ctx.tensors()[:1]))
+
+
 @channel_rule(
     *overloads("clone", "detach", "alias", "_to_copy", "lift", "lift_fresh", "lift_fresh_copy")
 )
@@ -99,12 +115,12 @@ def pointwise(ctx: RuleContext, *, zero: bool) -> None:
     for index, number in enumerate(ctx.operation.outputs):
         if number is not None:
             shape = ctx.output_shape(index)
-            axes = [_shared_axis(ctx, operands, len(shape) - d, n) for d, n in enumerate(shape)]
+            axes = [shared_axis(ctx, operands, len(shape) - d, n) for d, n in enumerate(shape)]
             ctx.produce(axes, index=index, zero=zero)
 
 
-def _shared_axis(ctx: RuleContext, operands: list[TensorState], back: int, size: int) -> Axis:
-    """Return the common axis ``back`` dims from the end."""
+def shared_axis(ctx: RuleContext, operands: Sequence[TensorState], back: int, size: int) -> Axis:
+    """Tie the operands ``back`` dims from the end where not broadcast; return the common axis."""
     axes = [s.axes[len(s.axes) - back] for s in operands if len(s.axes) >= back]
     axes = [axis for axis in axes if axis_size(axis) == size]
     chosen = next((axis for axis in axes if is_tracked(axis)), axes[0])

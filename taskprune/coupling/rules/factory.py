@@ -16,6 +16,9 @@ aten = torch.ops.aten
 _FILLS = ("zeros", "ones", "full", "empty", "rand", "randn")
 _NEW_FILLS = ("new_zeros", "new_ones", "new_full", "new_empty")
 
+_FILLED_BY_TORCH = {"pad": 0, "pad_sequence": 2, "_pad_packed_sequence": 2}
+"""Functions that copy operands into a result that they make as large, from this dim on."""
+
 
 @channel_rule(
     *(aten.empty.memory_format, aten.zeros.default, aten.ones.default, aten.full.default),
@@ -31,7 +34,10 @@ def _fill(ctx: RuleContext) -> None:
         sizes = ctx.call_sizes(0, "size")
     elif function in _NEW_FILLS:
         sizes = ctx.call_sizes(1, "size")
-    if sizes is None or len(sizes) != len(shape):
+    if function in _FILLED_BY_TORCH:
+        first = _FILLED_BY_TORCH[function]
+        axes = [ctx.following(n, None) if d >= first else untracked(n) for d, n in enumerate(shape)]
+    elif sizes is None or len(sizes) != len(shape):
         axes = [untracked(n) for n in shape]
     else:
         axes = [ctx.following(n, ctx.expr(s, n)) for n, s in zip(shape, sizes, strict=True)]

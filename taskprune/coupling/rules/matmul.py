@@ -70,6 +70,38 @@ def _dot(ctx: RuleContext) -> None:
     ctx.produce([])
 
 
+@channel_rule(aten._trilinear.default)
+def _bilinear(ctx: RuleContext) -> None:
+    """The product of three tensors, each with more dims of length 1, summed over some dims."""
+    states = [ctx.tensor(name) for name in ("i1", "i2", "i3")]
+    operands: list[list[Axis]] = []
+    for state, name in zip(states, ("expand1", "expand2", "expand3"), strict=True):
+        axes = list(state.axes)
+        for d in sorted(ctx.argument(name)):
+            axes.insert(d, ())
+        operands.append(axes)
+    common: list[Axis] = []
+    for own in zip(*operands, strict=True):
+        chosen = next((axis for axis in own if is_tracked(axis)), max(own, key=axis_size))
+        for axis in own:
+            if axis_size(axis) == axis_size(chosen):
+                ctx.tie(chosen, axis)
+        common.append(chosen)
+    gone = {d % len(common) for d in ctx.argument("sumdim")}
+    for d in gone:
+        for state, axes in zip(states, operands, strict=True):
+            ctx.read(state, axes[d])
+        if not any(s.zero and is_tracked(o[d]) for s, o in zip(states, operands, strict=True)):
+            ctx.cross(common[d])
+    left = [axis for d, axis in enumerate(common) if d not in gone]
+    zero = all(
+        any(s.zero and is_tracked(o[d]) for s, o in zip(states, operands, strict=True))
+        for d, axis in enumerate(common)
+        if d not in gone and is_tracked(axis)
+    )
+    ctx.produce(left, zero=zero)
+
+
 def _product(
     ctx: RuleContext, left: TensorState, right: TensorState, bias: TensorState | None = None
 ) -> None:

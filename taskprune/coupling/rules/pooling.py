@@ -22,11 +22,11 @@ _TWO_DIMS = overloads(
     "max_pool2d_with_indices", "adaptive_max_pool2d", "fractional_max_pool2d",
     "upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d",
     "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
-    "reflection_pad2d", "replication_pad2d", "max_unpool2d",
+    "reflection_pad2d", "replication_pad2d",
 )  # fmt: skip
 _THREE_DIMS = overloads(
     "avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d", "max_pool3d",
-    "max_pool3d_with_indices", "adaptive_max_pool3d", "upsample_nearest3d",
+    "max_pool3d_with_indices", "adaptive_max_pool3d", "fractional_max_pool3d", "upsample_nearest3d",
     "_upsample_nearest_exact3d", "upsample_trilinear3d", "reflection_pad3d", "replication_pad3d",
 )  # fmt: skip
 
@@ -44,6 +44,18 @@ def _two_dims(ctx: RuleContext) -> None:
 @channel_rule(*_THREE_DIMS)
 def _three_dims(ctx: RuleContext) -> None:
     _over_space(ctx, 3)
+
+
+@channel_rule(*overloads("max_unpool2d", "max_unpool3d"))
+def _unpool(ctx: RuleContext) -> None:
+    """Every channel goes back to the places that its own indices tell."""
+    state, indices = ctx.tensor("self"), ctx.tensor("indices")
+    rank = len(ctx.argument("output_size"))
+    for axis, own in zip(state.axes[:-rank], indices.axes[:-rank], strict=True):
+        ctx.tie(axis, own)
+    for size in ctx.call_argument(5, "output_size") or ():
+        ctx.expr(size)  # those of batch and channels, if given, are not looked at
+    _over_space(ctx, rank)
 
 
 def _over_space(ctx: RuleContext, rank: int) -> None:
@@ -68,6 +80,12 @@ def _grid_sample(ctx: RuleContext) -> None:
         ctx.freeze(axis, "structure", "is a dim of space")
     batch = state.axes[0] if is_tracked(state.axes[0]) else grid.axes[0]
     ctx.produce([batch, state.axes[1], *grid.axes[1:-1]], zero=state.zero)
+
+
+def follow_affine_grid(ctx: RuleContext) -> None:
+    """The grid depends on the space alone of the size that is given."""
+    for size in (ctx.call_argument(1, "size") or ())[1:2]:
+        ctx.expr(size)
 
 
 @channel_rule(aten.constant_pad_nd.default)

@@ -22,7 +22,7 @@ def _sum(ctx: RuleContext) -> None:
 @channel_rule(
     *overloads(
         "mean", "nanmean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean",
-        "prod", "logsumexp", "all", "any", "aminmax",
+        "prod", "logsumexp", "all", "any", "aminmax", "_is_all_true", "_is_any_true",
     )
 )  # fmt: skip
 def _summarise(ctx: RuleContext) -> None:

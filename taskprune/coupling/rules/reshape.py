@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
-from taskprune.coupling.axes import axis_size, is_tracked, joined
+from taskprune.coupling.axes import Axis, axis_size, is_tracked, joined, untracked
 from taskprune.coupling.context import RuleContext
 from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.rules.elementwise import shared_axis
 from taskprune.graph.records import Size
 from taskprune.graph.sizes import Constant, SizeExpr
 
@@ -23,16 +25,13 @@ _BROADCASTING_CALLS = frozenset(
         "__matmul__",
         "__rmatmul__",
         "einsum",
-        "expand_as",
-        "broadcast_tensors",
         "broadcast_to",
         "tensordot",
         "scaled_dot_product_attention",
-        "meshgrid",
         "take_along_dim",
     }
 )
-"""Functions that expand one operand to the size of another."""
+"""Functions that expand one operand to the size of another, which they then meet."""
 
 
 @channel_rule(
@@ -49,6 +48,9 @@ def _view(ctx: RuleContext) -> None:
     for axis, expr in zip(axes, _written_sizes(ctx, shape), strict=True):
         if expr is not None:
             ctx.constrain(expr, axis)
+    if ctx.call.function in ("view_as", "reshape_as"):
+        for axis, other in zip(axes, ctx.call_tensors()[1].axes, strict=True):
+            ctx.tie(axis, other)
     ctx.produce(axes, zero=state.zero)
 
 
@@ -80,6 +82,10 @@ def _open_or_expr(ctx: RuleContext, size: Any, result: int | None = None) -> Siz
 def _expand(ctx: RuleContext) -> None:
     state = ctx.tensor("self")
     shape = ctx.output_shape()
+    if ctx.call.function in _COMMON_SIZES:
+        axes = _COMMON_SIZES[ctx.call.function](ctx)
+        ctx.produce(axes, zero=state.zero)
+        return
     written = _written_expansion(ctx, shape)
     missing = len(shape) - len(state.axes)
     axes = []
@@ -96,6 +102,31 @@ def _expand(ctx: RuleContext) -> None:
     ctx.produce(axes, zero=state.zero)
 
 
+def follow_broadcast(ctx: RuleContext) -> list[Axis]:
+    """Tie the operands of the call, and return the axes they have once they are equally large.
+
+    No operator need run for that: ``broadcast_tensors`` returns equally large ones as they are.
+    """
+    operands = ctx.call_tensors()
+    shape = np.broadcast_shapes(*(state.shape for state in operands))
+    return [shared_axis(ctx, operands, len(shape) - d, n) for d, n in enumerate(shape)]
+
+
+def _grid(ctx: RuleContext) -> list[Axis]:
+    """Every operand of ``meshgrid`` is one dim of all results."""
+    operands = ctx.call_tensors()
+    if ctx.call_argument(len(ctx.call.args), "indexing") == "xy":
+        operands[:2] = operands[1::-1]
+    return [state.axes[0] if state.axes else () for state in operands]
+
+
+_COMMON_SIZES = {
+    **dict.fromkeys(("expand_as", "broadcast_tensors", "normalize"), follow_broadcast),
+    "meshgrid": _grid,
+}
+"""Functions whose operands come out in one size, though nothing makes the results meet."""
+
+
 def _written_expansion(ctx: RuleContext, shape: tuple[int, ...]) -> list[SizeExpr | None]:
     if ctx.call.function in ("expand", "broadcast_to"):
         sizes = ctx.call_sizes(1, "size") or ctx.call_sizes(1, "shape")
@@ -110,7 +141,7 @@ def _repeat(ctx: RuleContext) -> None:
     repeats = ctx.argument("repeats")
     written: tuple[Any, ...] | None = None
     if ctx.call.function in ("repeat", "tile"):
-        written = ctx.call_sizes(1, "repeats")
+        written = ctx.call_sizes(1, "repeats") or ctx.call_sizes(1, "dims")
     if written is None or len(written) != len(repeats):
         written = repeats
     missing = len(repeats) - len(state.axes)
@@ -119,6 +150,17 @@ def _repeat(ctx: RuleContext) -> None:
         before = state.axes[d - missing] if d >= missing else ()
         axes.append(joined([ctx.following(times, ctx.expr(size)), before]))
     ctx.produce(axes, zero=state.zero and not any(is_tracked(a) for a in axes[:missing]))
+
+
+@channel_rule(aten.unfold.default)
+def _windows(ctx: RuleContext) -> None:
+    """Windows along one dim, each of which becomes the last dim."""
+    state = ctx.tensor("self")
+    axes = list(state.axes)
+    dim = ctx.dim("dimension", len(axes))
+    ctx.freeze(axes[dim], "structure", "is cut into windows by position")
+    axes[dim] = untracked(ctx.output_shape()[dim])
+    ctx.produce([*axes, untracked(ctx.output_shape()[-1])], zero=state.zero)
 
 
 @channel_rule(aten.as_strided_.default, aten.as_strided.default)
