@@ -342,3 +342,59 @@ class FunctionalNorms(nn.Module):
         x = self.a(x)
         x = self.b(F.layer_norm(x, x.shape[1:]))
         return self.head(self.c(F.group_norm(x, 3)))
+
+
+class _Shift(nn.Module):
+    """Some channels come from the step before, as many from the one behind, the rest stays."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, width), conv(width, 5), conv(5, 2)
+
+    def fold(self, channels: int) -> int:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Any:
+        x = F.relu(self.a(x))
+        x = x.view(-1, 2, *x.shape[1:])
+        fold = self.fold(x.shape[2])
+        y = torch.zeros_like(x)
+        y[:, :-1, :fold] = x[:, 1:, :fold]
+        y[:, 1:, fold : 2 * fold] = x[:, :-1, fold : 2 * fold]
+        y[:, :, 2 * fold :] = x[:, :, 2 * fold :]
+        return self.head(self.b(y.flatten(0, 1)))
+
+
+@net(3 + 5, image(batch=4))
+class ShiftedByDivisor(_Shift):
+    """``C // div`` with a stored divisor: all ``div`` parts of the channels shrink alike."""
+
+    def __init__(self) -> None:
+        super().__init__(12)
+        self.div = 4
+
+    def fold(self, channels: int) -> int:
+        return channels // self.div
+
+
+@net(3 + 7 + 5, image(batch=4))
+class ShiftedByNumber(_Shift):
+    """A stored number and twice that: both blocks keep as many, and the rest is free."""
+
+    def __init__(self) -> None:
+        super().__init__(13)
+        self.shifted = 3
+
+    def fold(self, _: int) -> int:
+        return self.shifted
+
+
+@net(5, image(batch=4), frozen=("attribute",))
+class ShiftedWithRemainder(_Shift):
+    """Channels of which a part is left over by the division stay."""
+
+    def __init__(self) -> None:
+        super().__init__(13)
+
+    def fold(self, channels: int) -> int:
+        return channels // 4

@@ -217,6 +217,8 @@ class RuleContext:
             self.freeze(axis, "literal", f"the code writes this size as {axis_size(axis)}")
         elif is_tracked(axis) or self.analysis.follows(expr):
             detail = f"the code computes this size as {expr}, which does not follow"
+            if any(operator in str(expr) for operator in ("//", "%")):
+                detail += "; without a remainder, or stored by a module as one number, it would"
             self.units.constraints.append(Constraint(expr, axis, self.reason("attribute", detail)))
 
     def following(self, size: int, expr: SizeExpr | None) -> Axis:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import gcd
 
 import numpy as np
 
-from taskprune.coupling.axes import Axis, axis_size, is_tracked, tracked, tracked_units, untracked
+from taskprune.coupling.axes import Axis, axis_size, is_tracked, tracked_units, untracked
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes, Form, constant, evaluate, solve_for
 from taskprune.coupling.groups import FreezeReason
@@ -254,22 +255,72 @@ def _tie_equated(
     whole = _multiplied(expr)
     other = _equated(analysis, whole or expr, axis_size(axis), assignment)
     if other is None:
-        return False
+        return _tie_parts(analysis, constraint, assignment)
     if whole is not None:
         part = _part(axis, axis_size(other), classes)
         if part:
             units.tie_axes(part, other, constraint.where)
         return bool(part)
-    parts = 1
-    if axis_size(other) != axis_size(axis):
-        # C // k of a dim that is cut into k equal parts.
-        parts = axis_size(other) // axis_size(axis)
-        flat = units.flat(other, constraint.where).reshape(parts, -1)
-        for part in flat[1:]:
-            units.tie(flat[0], part)
-        other = tracked(flat[0])
     units.tie_axes(axis, other, constraint.where)
     return True
+
+
+def _tie_parts(analysis: Analysis, constraint: Constraint, assignment: Assignment) -> bool:
+    """Tie the equal parts of a length of which a size is so many, as ``2 * (C // 8)`` is 2 of 8."""
+    expr, units = constraint.expr, analysis.units
+    for leaf in dict.fromkeys(leaves(expr)):
+        whole = _length_of(analysis, leaf, assignment)
+        others = (other for other in leaves(expr) if other != leaf)
+        if whole is None or not all(_stays(other, assignment) for other in others):
+            continue
+        parts = _parts(analysis, expr, leaf, axis_size(constraint.axis))
+        if parts is None or (parts[1] == 1 and len(constraint.axis) > 1):
+            continue
+        cut = units.flat(whole, constraint.where).reshape(parts[1], -1)
+        own = units.flat(constraint.axis, constraint.where).reshape(parts[0], -1)
+        for part in (*cut[1:], *own):
+            units.tie(cut[0], part)
+        return True
+    return False
+
+
+def _length_of(analysis: Analysis, leaf: SizeExpr, assignment: Assignment) -> Axis | None:
+    """Return the axis whose length this is."""
+    if isinstance(leaf, DimOf):
+        return analysis.state(leaf.value).axes[leaf.dim]
+    causes = assignment.causes.get(leaf, []) if isinstance(leaf, AttributeOf) else []
+    return next((cause.axis for cause in causes if cause.expr == leaf), None)
+
+
+def _stays(leaf: SizeExpr, assignment: Assignment) -> bool:
+    return isinstance(leaf, Constant) or (
+        isinstance(leaf, AttributeOf) and assignment.forms[leaf].is_constant
+    )
+
+
+def _parts(analysis: Analysis, expr: SizeExpr, leaf: SizeExpr, size: int) -> tuple[int, int] | None:
+    """Return how many parts a size is, and of how many; each has several entries, at best many."""
+    length = current_value(analysis, leaf)
+    common = gcd(length, size)
+    for entries in (n for n in range(common, 1, -1) if common % n == 0):
+        own, all_parts = size // entries, length // entries
+        if all(_exact(analysis, expr, leaf, n * all_parts) == n * own for n in (1, 2)):
+            return own, all_parts
+    return None
+
+
+def _exact(analysis: Analysis, expr: SizeExpr, leaf: SizeExpr, length: int) -> int | None:
+    """Return what an expression is for a length; ``None`` if a division leaves something over."""
+    if expr == leaf:
+        return length
+    if not isinstance(expr, Computed):
+        return current_value(analysis, expr)
+    left, right = (_exact(analysis, side, leaf, length) for side in (expr.left, expr.right))
+    if left is None or right is None:
+        return None
+    if expr.operator == "//" and (not right or left % right):
+        return None
+    return current_value(analysis, Computed(expr.operator, Constant(left), Constant(right)))
 
 
 def _multiplied(expr: SizeExpr) -> DimOf | None:
@@ -299,11 +350,6 @@ def _equated(analysis: Analysis, expr: SizeExpr, size: int, assignment: Assignme
     """Return an axis that the code takes to be as long as the expression says, if any."""
     if isinstance(expr, DimOf):
         return analysis.state(expr.value).axes[expr.dim]
-    if isinstance(expr, Computed) and expr.operator == "//" and isinstance(expr.left, DimOf):
-        axis = analysis.state(expr.left.value).axes[expr.left.dim]
-        divisor = current_value(analysis, expr.right)
-        if isinstance(expr.right, Constant) and divisor * size == axis_size(axis):
-            return axis
     # Dims whose sizes the code computes alike from the same attributes shrink alike.
     for leaf in leaves(expr):
         for cause in assignment.causes.get(leaf, []) if isinstance(leaf, AttributeOf) else ():

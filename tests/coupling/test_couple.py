@@ -13,6 +13,7 @@ from zoo import ZOO, NetCase
 from zoo.case import image, tokens
 from zoo.forwards import AuxiliaryHead, UnknownOperator
 from zoo.maps import Depthwise, FlattenedMap, Residual, ThreeHeads
+from zoo.sizes import ShiftedWithRemainder
 from zoo.tokens import FusedAttention, TokenMixer
 
 from taskprune.coupling import (
@@ -236,3 +237,10 @@ def test_a_rule_of_ones_own_frees_the_channels_and_can_be_given_once() -> None:
         channel_rule(operator)(rule)
     with pytest.raises(InputError, match="overloads"):
         channel_rule(double)(rule)  # type: ignore[arg-type]
+
+
+def test_a_division_with_a_remainder_says_how_it_would_follow() -> None:
+    groups = groups_of(ShiftedWithRemainder(), image(batch=4)())
+    (reason,) = {r for f in groups.frozen for r in f.reasons if r.kind == "attribute"}
+    assert "(shape[2] // 4), which does not follow" in reason.detail
+    assert "stored by a module as one number" in reason.detail
