@@ -194,3 +194,35 @@ class ExpandedParameter(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = self.a(x)
         return self.head(torch.cat([x, self.query.expand_as(x)], 1))
+
+
+class _Shuffle(nn.Module):
+    """Copies know what it was made with; the rest they work out anew."""
+
+    def __init__(self, groups: int) -> None:
+        super().__init__()
+        self.made_with, self.sizes = {"groups": groups}, (groups, -1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "sizes"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.sizes = (state["made_with"]["groups"], -1)
+
+    def forward(self, x: Tensor) -> Any:
+        y: Any = x
+        return y.unflatten(1, self.sizes).transpose(1, 2).flatten(1, 2)
+
+
+@net(4 + 5)
+class ReworkedInteger(nn.Module):
+    """A number that every copy works out anew cannot follow; the channels in each group can."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = conv(3, 8), conv(8, 5), conv(5, 2)
+        self.shuffle = _Shuffle(2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.b(self.shuffle(self.a(x))))

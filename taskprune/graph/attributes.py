@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from enum import Enum
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -35,8 +35,9 @@ class TracedAttributes:
         self._observer = observer
         self._copied: dict[int, tuple[Any, Place]] = {}  # a shared container stays shared
         for module_path, module in model.named_modules():
+            kept = _kept_by_copies(module)
             for name, value in list(vars(module).items()):
-                if name not in _OWN_STATE:
+                if name not in _OWN_STATE and name in kept:
                     vars(module)[name] = self._traced(value, module_path, (name,))
 
     def _traced(self, value: Any, module: str, path: tuple[str | int, ...]) -> Any:
@@ -69,6 +70,22 @@ class TracedAttributes:
                 vars(configuration)[name] = self._traced(v, module, (*path, name))
             return configuration
         return value
+
+
+def _kept_by_copies(module: nn.Module) -> Container[str]:
+    """Return the names of the attributes that a copy has from the module.
+
+    A class that says what of it is copied works the rest out anew, from what it was made with: a
+    new value stored there would be lost.
+    """
+    own: Any = getattr(type(module), "__getstate__", None)
+    if own in (None, getattr(object, "__getstate__", None)):
+        return vars(module)
+    try:
+        state = own(module)
+    except Exception:  # noqa: BLE001 - whatever it is, copying the model will say so
+        return vars(module)
+    return state if isinstance(state, dict) else vars(module)
 
 
 _NO_CONFIGURATIONS = frozenset({"torch", "builtins", "functools", "types", "enum", "collections"})

@@ -51,7 +51,7 @@ class FunctionMode(TorchFunctionMode):
                 self.call()  # runs no operator where all are equally large
             if has_float((*args, *kwargs.values())):
                 self._look_at_caller()
-            if _has_sizes(args) or _has_sizes(tuple(kwargs.values())):
+            if has_sizes(args) or has_sizes(tuple(kwargs.values())):
                 self.call()
                 args = tuple(plain_argument(v) for v in args)
                 kwargs = {name: plain_argument(v) for name, v in kwargs.items()}
@@ -106,14 +106,14 @@ class FunctionMode(TorchFunctionMode):
         return TracedInt(value, expr, self.recorder)
 
 
-def _has_sizes(values: tuple[Any, ...]) -> bool:
+def has_sizes(values: tuple[Any, ...]) -> bool:
     """Whether any integer with an origin is among the arguments."""
     for value in values:
         if isinstance(value, TracedInt):
             return True
-        if isinstance(value, tuple | list) and _has_sizes(tuple(value)):
+        if isinstance(value, tuple | list) and has_sizes(tuple(value)):
             return True
-        if isinstance(value, slice) and _has_sizes((value.start, value.stop, value.step)):
+        if isinstance(value, slice) and has_sizes((value.start, value.stop, value.step)):
             return True
     return False
 

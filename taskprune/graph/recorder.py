@@ -209,7 +209,8 @@ class Recorder:
         if isinstance(value, Tensor):
             return Ref(self.number(value))
         if isinstance(value, TracedInt):
-            return Size(int.__int__(value), value.expr)
+            number = int.__int__(value)
+            return Size(number, value.expr) if value.observer is self else number
         if isinstance(value, tuple | list):
             return tuple(self.record_argument(v) for v in value)
         if isinstance(value, slice):

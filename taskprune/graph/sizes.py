@@ -114,7 +114,7 @@ class TracedInt(int):
             if isinstance(other, float):
                 self.observer.escape(self.expr)
             return value
-        theirs = expr_of(other)
+        theirs = expr_of(other, self.observer)
         left, right = (theirs, self.expr) if swap else (self.expr, theirs)
         return TracedInt(value, Computed(operator, left, right), self.observer)
 
@@ -227,7 +227,7 @@ class TracedInt(int):
         if isinstance(other, float):
             self.observer.escape(self.expr)
         elif isinstance(other, int):
-            mine, theirs = self.expr, expr_of(other)
+            mine, theirs = self.expr, expr_of(other, self.observer)
             if holds:
                 self.observer.guard(mine, theirs, true)
             else:
@@ -268,6 +268,11 @@ class TracedInt(int):
         return int, (int.__int__(self),)
 
 
-def expr_of(number: int) -> SizeExpr:
-    """Return the origin of an integer: a constant where nothing else is known."""
-    return number.expr if isinstance(number, TracedInt) else Constant(number)
+def expr_of(number: int, observer: SizeObserver) -> SizeExpr:
+    """Return the origin of an integer: a constant where nothing else is known.
+
+    What another trace left somewhere in the user's code is a plain number to this one.
+    """
+    if isinstance(number, TracedInt) and number.observer is observer:
+        return number.expr
+    return Constant(int.__int__(number))

@@ -125,8 +125,17 @@ def test_copies_are_plain_integers() -> None:
 
 def test_leaves_are_the_origins_in_order() -> None:
     heads = AttributeOf("attention", ("heads",))
-    size = TracedInt(16, WIDTH, Log()) // TracedInt(4, heads, Log()) + 1
+    log = Log()
+    size = TracedInt(16, WIDTH, log) // TracedInt(4, heads, log) + 1
     assert list(leaves(size.expr)) == [WIDTH, heads, Constant(1)]
     assert str(size.expr) == "((shape[1] // attention.heads) + 1)"
     assert not is_literal(size.expr)
-    assert is_literal(expr_of(7))
+    assert is_literal(expr_of(7, log))
+
+
+def test_what_another_trace_left_behind_is_a_plain_number() -> None:
+    log = Log()
+    size = TracedInt(16, WIDTH, log) * TracedInt(4, DimOf(7, 0), Log())
+    assert list(leaves(size.expr)) == [WIDTH, Constant(4)]
+    assert size > TracedInt(4, DimOf(7, 0), Log())
+    assert log.guards == [(Constant(4), "<", Computed("*", WIDTH, Constant(4)))]
