@@ -27,6 +27,7 @@ from taskprune.coupling.partition import Partition
 from taskprune.coupling.provenance import Assignment
 from taskprune.coupling.sites import operator_sites
 from taskprune.coupling.standard_sizes import standard_sizes
+from taskprune.coupling.statistics import crossings, weight_statistics
 from taskprune.coupling.stored_integers import stored_integers
 from taskprune.graph.input_reach import follow_inputs
 from taskprune.graph.reach import tasks_reached
@@ -314,10 +315,8 @@ def _groups(
     reached: Mapping[str, frozenset[str]],
 ) -> tuple[CouplingGroup, ...]:
     members, activations = _slices(tensors, kinds), _slices(taps, kinds)
-    crossed: dict[int, dict[str, None]] = {}
-    for units, text in analysis.units.crossings:
-        for number in np.unique(kinds.of_class[classes.labels[units]]):
-            crossed.setdefault(int(number), {})[text] = None
+    crossed = crossings(analysis, classes, kinds.of_class)
+    statistics = weight_statistics(analysis, classes, kinds.of_class)
     return tuple(
         CouplingGroup(
             name=name,
@@ -326,6 +325,7 @@ def _groups(
             activations=tuple(activations.get(number, ())),
             tasks=_tasks(members[number], reached),
             crossed_by=tuple(crossed.get(number, ())),
+            statistics=tuple(statistics.get(number, ())),
         )
         for number, name in enumerate(kinds.names)
     )

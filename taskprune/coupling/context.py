@@ -252,10 +252,20 @@ class RuleContext:
             *axes: The axes.
             statistic: What to call it. Default: the operator's name.
         """
-        name = statistic or self.operation.target.rpartition(".")[0]
-        text = f"{name} at {self.call.module or 'model'}"
+        text = self._described(statistic)
         for axis in axes:
             self.units.crossings += [(units, text) for units in tracked_units(axis)]
+
+    def weigh(self, state: TensorState, *axes: Axis) -> None:
+        """Note that the operator sums up a weight along ``axes``, as the norm of a filter is."""
+        if state.weight:
+            text = self._described("")
+            for axis in axes:
+                self.units.weighed += [(units, text) for units in tracked_units(axis)]
+
+    def _described(self, statistic: str) -> str:
+        name = statistic or self.operation.target.rpartition(".")[0]
+        return f"{name} at {self.call.module or 'model'}"
 
     def count(self, multiplier: int, *axes: Axis) -> None:
         """Note multiply-adds: ``multiplier`` times the lengths of ``axes``."""

@@ -72,6 +72,24 @@ class TensorSlice:
     produces: bool = True
 
 
+@dataclass(frozen=True, slots=True)
+class WeightStatistic:
+    """A dim of a tensor along which the code sums up a weight before it uses it.
+
+    Without the entries that a plan removes along it, the entries that stay come out as others:
+    filters that are divided by their norm, for one.
+
+    Attributes:
+        name: Of the parameter or buffer.
+        dim: The axis.
+        operator: What sums it up, as ``"operator at module"``.
+    """
+
+    name: str
+    dim: int
+    operator: str
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class CouplingGroup:
     """Channels of one kind: any of them can go, each with all of its entries.
@@ -90,6 +108,7 @@ class CouplingGroup:
         crossed_by: Normalisations and other operators that compute a statistic *across* these
             channels, as ``"operator at module"``. Where this is empty, removing a channel equals
             zeroing all of its entries. ``aten.native_layer_norm`` of a module counts too.
+        statistics: Where weights are summed up along these channels, which parameters read.
     """
 
     name: str
@@ -99,6 +118,7 @@ class CouplingGroup:
     tasks: frozenset[str] = frozenset()
     crossed_by: tuple[str, ...] = ()
     modality: str = ""
+    statistics: tuple[WeightStatistic, ...] = ()
 
     def __repr__(self) -> str:
         tasks = ", ".join(sorted(self.tasks)) or "no task"

@@ -124,9 +124,13 @@ class _Layers:
         return truths
 
     def _tensor(self, module: str, name: str) -> list[int]:
-        """Return the number of a layer's tensor, of a parametrised one that of what it became."""
+        """Return the number of a layer's tensor.
+
+        Of one that a hook computes, that of what it is computed from; of a parametrised one, that
+        of what it became.
+        """
         graph = self._analysis.graph
-        for tried in (name, "running_mean"):
+        for tried in (name, f"{name}_v", f"{name}_orig", "running_mean"):
             path = f"{module}.{tried}" if module else tried
             first = graph.tied.get(path, path)
             number = graph.parameters.get(first, graph.buffers.get(first))

@@ -98,6 +98,7 @@ class UnitTable:
         constraints: See :class:`Constraint`.
         read: Units through which a parameter reads channels that others produce.
         crossings: Units over which an operator computes a statistic, with its description.
+        weighed: The same for operators that see nothing but parameters and buffers.
     """
 
     n_units: int = 0
@@ -109,6 +110,7 @@ class UnitTable:
     constraints: list[Constraint] = field(default_factory=list)
     read: list[IntArray] = field(default_factory=list)
     crossings: list[tuple[IntArray, str]] = field(default_factory=list)
+    weighed: list[tuple[IntArray, str]] = field(default_factory=list)
     _flattened: dict[tuple[int, ...], tuple[Axis, IntArray]] = field(default_factory=dict)
     _reason_numbers: dict[FreezeReason, int] = field(default_factory=dict)
 

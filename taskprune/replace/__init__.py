@@ -3,7 +3,9 @@
 from taskprune.replace.prunable_attention import PrunableMultiheadAttention
 from taskprune.replace.replacement import (
     CONVOLUTION,
+    PLAIN,
     find_replacements,
+    reference_replacements,
     replace_modules,
     replaced_modules,
     split_parameters,
@@ -13,10 +15,12 @@ from taskprune.replace.unequal_groups import UnequalGroupsConv
 
 __all__ = [
     "CONVOLUTION",
+    "PLAIN",
     "ModuleReplacement",
     "PrunableMultiheadAttention",
     "UnequalGroupsConv",
     "find_replacements",
+    "reference_replacements",
     "replace_modules",
     "replaced_modules",
     "split_parameters",

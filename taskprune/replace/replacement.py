@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -16,6 +17,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from taskprune.errors import PlanMismatchError
 from taskprune.replace import dropping, unequal_groups
+from taskprune.replace.plain_weight import is_spectrally_normed, parts_of, with_plain_weight
 from taskprune.replace.prunable_attention import PrunableMultiheadAttention
 from taskprune.replace.replacement_record import ModuleReplacement
 from taskprune.replace.unequal_groups import UnequalGroupsConv
@@ -27,14 +29,17 @@ ATTENTION = "multihead_attention"
 CONVOLUTION = "unequal_groups_conv"
 """The kind of a grouped convolution that becomes `UnequalGroupsConv`. Coupling finds them."""
 
+PLAIN = "plain_weight"
+"""The kind of a layer whose spectral norm is worked into its weight."""
+
 
 def find_replacements(model: nn.Module) -> tuple[ModuleReplacement, ...]:
-    """Return the attention that can be replaced in ``model``, in order of its modules.
+    """Return the modules that can be replaced in ``model``, in order.
 
     That is every ``torch.nn.MultiheadAttention`` itself (no subclass, which may compute something
-    else), unless it is the whole model, shares a
-    parameter with another module, or carries hooks or parametrisations. Those stay as they are,
-    with all of their channels.
+    else) that carries no hooks or parametrisations; others stay as they are, with all of their
+    channels. And every layer that is spectrally normed and nothing else. None of them if it is the
+    whole model or shares a parameter with another module.
     """
     owners = Counter(
         id(parameter)
@@ -42,13 +47,22 @@ def find_replacements(model: nn.Module) -> tuple[ModuleReplacement, ...]:
         for parameter in module._parameters.values()
         if parameter is not None
     )
+    found = ((path, _kind_for(module), module) for path, module in model.named_modules() if path)
     return tuple(
-        ModuleReplacement(path, ATTENTION)
-        for path, module in model.named_modules()
-        if path
-        and _is_attention(module)
-        and all(owners[id(parameter)] == 1 for parameter in module.parameters())
+        ModuleReplacement(path, kind)
+        for path, kind, module in found
+        if kind and all(owners[id(parameter)] == 1 for parameter in module.parameters())
     )
+
+
+def reference_replacements(
+    replacements: Iterable[ModuleReplacement],
+) -> tuple[ModuleReplacement, ...]:
+    """Return those without which the original is not what the pruned model is compared with.
+
+    It computes what a dropped task did, or normalises by what a plan removes.
+    """
+    return tuple(r for r in replacements if r.kind in {*dropping.KINDS, PLAIN})
 
 
 def replace_modules(
@@ -90,9 +104,8 @@ def _swap(
     substitutes: dict[int, nn.Module] = {}
     for replacement in replacements:
         module = _module_at(model, replacement)
-        if not isinstance(module, _SUBSTITUTES):
-            _, substitute = _ORIGINALS[replacement.kind]
-            substitutes[id(module)] = substitute.from_torch(module)
+        if not _is_done(module, replacement):
+            substitutes[id(module)] = _ORIGINALS[replacement.kind].substitute(module)
             if isinstance(module, nn.MultiheadAttention):
                 vars(substitutes[id(module)]).update(_notes(module))
     for parent in list(model.modules()) if substitutes else ():
@@ -140,26 +153,39 @@ def split_parameters(
         if replacement.kind in dropping.KINDS:
             continue
         module = _module_at(model, replacement)
-        if isinstance(module, _SUBSTITUTES):
+        if _is_done(module, replacement):
             continue
         for name, _ in module.named_parameters():
-            parts = (
-                UnequalGroupsConv.parts_of(name, module)
-                if replacement.kind == CONVOLUTION
-                else PrunableMultiheadAttention.parts_of(name, module.embed_dim)
-            )
             moves[f"{replacement.path}.{name}"] = [
-                (f"{replacement.path}.{part}", rows) for part, rows in parts
+                (f"{replacement.path}.{part}", rows)
+                for part, rows in _ORIGINALS[replacement.kind].parts(name, module)
             ]
     return moves
 
 
-_SUBSTITUTES = (PrunableMultiheadAttention, UnequalGroupsConv)
+@dataclass(frozen=True, slots=True)
+class _Original:
+    """A kind of module that is replaced: what to call it, what it is, and what becomes of it."""
 
-_ORIGINALS: dict[str, tuple[str, type[PrunableMultiheadAttention | UnequalGroupsConv]]] = {
-    ATTENTION: ("plain `torch.nn.MultiheadAttention`", PrunableMultiheadAttention),
-    CONVOLUTION: ("plain grouped convolution", UnequalGroupsConv),
-}
+    text: str
+    fits: Callable[[nn.Module], bool]
+    substitute: Callable[[Any], nn.Module]
+    parts: Callable[[str, Any], list[tuple[str, slice]]]
+    done: tuple[type[nn.Module], ...] = ()
+
+
+_ORIGINALS: dict[str, _Original] = {}
+
+
+def _is_done(module: nn.Module, replacement: ModuleReplacement) -> bool:
+    original = _ORIGINALS[replacement.kind]
+    return isinstance(module, original.done) if original.done else not original.fits(module)
+
+
+def _kind_for(module: nn.Module) -> str:
+    """Return the kind of a module that is replaced before anything is traced; empty for others."""
+    kinds = (kind for kind in (ATTENTION, PLAIN) if _ORIGINALS[kind].fits(module))
+    return next(kinds, "")
 
 
 def _module_at(model: nn.Module, replacement: ModuleReplacement) -> Any:
@@ -168,19 +194,17 @@ def _module_at(model: nn.Module, replacement: ModuleReplacement) -> Any:
             f"The plan replaces `{replacement.path}` by {replacement.kind!r}, which this version "
             f"of taskprune does not know. It knows {sorted({*_ORIGINALS, *dropping.KINDS})}."
         )
-    original, substitute = _ORIGINALS[replacement.kind]
+    original = _ORIGINALS[replacement.kind]
     try:
         module = model.get_submodule(replacement.path)
     except AttributeError as error:
         raise PlanMismatchError(
-            f"The plan was made for a model with a {original} at `{replacement.path}`; this model "
-            "has nothing there. Build the model with the arguments of the original."
+            f"The plan was made for a model with a {original.text} at `{replacement.path}`; this "
+            "model has nothing there. Build the model with the arguments of the original."
         ) from error
-    if type(module) is substitute:
-        return module
-    if not (_is_grouped(module) if replacement.kind == CONVOLUTION else _is_attention(module)):
+    if not _is_done(module, replacement) and not original.fits(module):
         raise PlanMismatchError(
-            f"The plan was made for a model with a {original} at `{replacement.path}`. Found "
+            f"The plan was made for a model with a {original.text} at `{replacement.path}`. Found "
             f"{type(module).__name__}, or one with options, hooks or parametrisations that the "
             "original's had not. Build the model like the original."
         )
@@ -226,6 +250,30 @@ def _notes(module: nn.MultiheadAttention) -> dict[str, Any]:
 
 def _hooks(module: nn.Module) -> Iterator[Any]:
     return (state for name, state in vars(module).items() if name.endswith("_hooks"))
+
+
+_ORIGINALS |= {
+    ATTENTION: _Original(
+        "plain `torch.nn.MultiheadAttention`",
+        _is_attention,
+        PrunableMultiheadAttention.from_torch,
+        lambda name, module: PrunableMultiheadAttention.parts_of(name, module.embed_dim),
+        (PrunableMultiheadAttention,),
+    ),
+    CONVOLUTION: _Original(
+        "plain grouped convolution",
+        _is_grouped,
+        UnequalGroupsConv.from_torch,
+        UnequalGroupsConv.parts_of,
+        (UnequalGroupsConv,),
+    ),
+    PLAIN: _Original(
+        "spectrally normed layer",
+        is_spectrally_normed,
+        with_plain_weight,
+        lambda name, _: parts_of(name),
+    ),
+}
 
 
 def _putter(holder: dict[str, Any], name: str, value: Any) -> Callable[[], None]:

@@ -12,6 +12,7 @@ from taskprune.importance.conflict_report import conflict_report
 from taskprune.importance.scores import BLIND, ChannelScores
 from taskprune.plan.plan import PruningPlan
 from taskprune.plan.rationale import FrozenDecision
+from taskprune.replace import PLAIN
 from taskprune.report.by_modality import modality_lines
 from taskprune.report.record import GroupLine, PruneReport, TaskLine
 from taskprune.rewrite import VerificationReport
@@ -37,6 +38,15 @@ def make_report(
     round_to: int = 1,
 ) -> PruneReport:
     """Gather the figures of one run; ``round_to`` is the multiple that was asked for."""
+    if verification is not None and verification.rescaled is not None:
+        notes += (str(verification.rescaled),)
+    plain = [record.path for record in plan.replacements if record.kind == PLAIN]
+    if plain:
+        notes += (
+            f"The spectral norm of {', '.join(plain[:3])}{' and others' if plain[3:] else ''} is "
+            "worked into the weight, since a smaller weight has another norm; training goes on "
+            "without it.",
+        )
     notes += plan.notes() + _rounding_notes(plan, budget, groups.batch_size, round_to)
     return PruneReport(
         budget=str(budget),

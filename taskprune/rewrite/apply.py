@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -14,14 +15,17 @@ from taskprune.coupling.groups import CouplingGroups
 from taskprune.plan.plan import PruningPlan
 from taskprune.replace import replace_modules, split_parameters
 from taskprune.restore.autocast import without_cached_casts
+from taskprune.rewrite.rescaling import rescaled_weights
 from taskprune.rewrite.surgery import (
     UndoLog,
     cut,
+    give_data,
     give_own_memory,
     skeleton,
     tensor_shapes,
 )
 from taskprune.rewrite.verification import VerificationReport, verify_against_masked
+from taskprune.rewrite.weight_norm import folded_gains
 
 _log = logging.getLogger("taskprune")
 
@@ -103,9 +107,13 @@ def apply_and_verify(
     try:
         undo.add(replace_modules(smaller, plan.replacements))
         plan.check_fits(tensor_shapes(smaller))
+        gains = folded_gains(smaller, plan.tensors)
         cut(smaller, plan, undo)
+        for name, parameter in smaller.named_parameters():
+            if name in gains:
+                give_data(parameter, gains[name], undo)
         # What was cut is new. The rest still lies in the memory that it was borrowed from.
-        new = {kept.name for kept in plan.tensors}
+        new = {kept.name for kept in plan.tensors} | gains.keys()
         for name, parameter in smaller.named_parameters():
             borrows = name in parts or (not inplace and type(parameter) is nn.Parameter)
             if borrows and name not in new:
@@ -122,6 +130,16 @@ def apply_and_verify(
             if comparing
             else None
         )
+        if report is not None and groups is not None:
+            rescaled = rescaled_weights(
+                original,
+                smaller,
+                plan,
+                inputs=example_inputs,
+                forward=forward or call_inputs,
+                groups=groups,
+            )
+            report = replace(report, rescaled=rescaled)
     except BaseException:
         undo.roll_back()
         raise

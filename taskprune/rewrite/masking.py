@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.plan.plan import PruningPlan
-from taskprune.replace import dropping, split_parameters
+from taskprune.replace import reference_replacements, split_parameters
 from taskprune.rewrite.loading import Values
 from taskprune.rewrite.norms import KeptStatistics, keep_mask
 from taskprune.rewrite.surgery import copy_with, skeleton, tensor_shapes
@@ -20,7 +20,8 @@ def silencing(
     """Return what a model's tensors hold once every entry that the plan removes is zero.
 
     The plan speaks of tensors after its replacements; these are those of the model as it is
-    written, so that it stands for the replaced modules as well.
+    written, so that it stands for the replaced modules as well, but for those of
+    :func:`~taskprune.replace.reference_replacements`.
 
     Args:
         model: The original.
@@ -30,9 +31,10 @@ def silencing(
     Raises:
         PlanMismatchError: The model has nothing to replace where it should.
     """
+    apart = set(plan.replacements) - set(reference_replacements(plan.replacements))
     written = {
         part: (name, rows)
-        for name, parts in split_parameters(model, plan.replacements).items()
+        for name, parts in split_parameters(model, apart).items()
         for part, rows in parts
     }
     zeroed: dict[str, list[tuple[slice, int, Tensor]]] = {}
@@ -72,8 +74,7 @@ def masked_copy(model: nn.Module, plan: PruningPlan) -> nn.Module:
     adjusted norms.
     """
     plan.check_fits(tensor_shapes(skeleton(model, plan.replacements)))
-    dropped = [r for r in plan.replacements if r.kind in dropping.KINDS]
-    masked = copy_with(model, silencing(model, plan), dropped)
+    masked = copy_with(model, silencing(model, plan), reference_replacements(plan.replacements))
     running: list[KeptStatistics] = []
 
     def begin(module: nn.Module, _: object) -> None:

@@ -175,6 +175,13 @@ def shrink_tensors(
         )
 
 
+def give_data(tensor: Tensor, data: Tensor, undo: UndoLog) -> None:
+    """Let a tensor hold other data of the same shape; the gradient stays."""
+    grad = tensor.grad if tensor.is_leaf else None
+    undo.add(_restorer(tensor, tensor.data, grad))
+    _set(tensor, data, grad)
+
+
 def _restorer(tensor: Tensor, data: Tensor, grad: Tensor | None) -> Callable[[], None]:
     return lambda: _set(tensor, data, grad)
 

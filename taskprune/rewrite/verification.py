@@ -15,13 +15,16 @@ from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import TraceError, VerificationError
 from taskprune.plan.decisions import GroupDecision
 from taskprune.plan.plan import PruningPlan, build_plan
-from taskprune.replace import ModuleReplacement, dropping
+from taskprune.replace import ModuleReplacement, dropping, reference_replacements
 from taskprune.rewrite.comparison import Comparison, OutputError, compare
+from taskprune.rewrite.loading import as_they_are
 from taskprune.rewrite.masking import kept_statistics, reading_dims, silencing
 from taskprune.rewrite.norms import HANDLED_OPERATORS
 from taskprune.rewrite.permutation import permuting
+from taskprune.rewrite.rescaling import RescaledWeights
 from taskprune.rewrite.samples import first_samples
 from taskprune.rewrite.surgery import UndoLog, cut, skeleton
+from taskprune.rewrite.weight_norm import plain_gains
 
 Oracle: TypeAlias = Literal["masked", "permutation", "shapes"]
 
@@ -51,6 +54,8 @@ class VerificationReport:
         outputs: The measured error of each output.
         excluded: Groups outside the masked comparison.
         repeated_choices: How many top-k, sort or arg-max calls met ties and were made to agree.
+        rescaled: Weights that come out as others because a statistic of them loses entries, which
+            the masked original does not show.
     """
 
     oracle: Oracle
@@ -60,6 +65,7 @@ class VerificationReport:
     excluded: tuple[ExcludedGroup, ...] = ()
     repeated_choices: int = 0
     samples: tuple[int, int] | None = None
+    rescaled: RescaledWeights | None = None
 
     @property
     def max_relative_error(self) -> float:
@@ -186,11 +192,12 @@ def _against_masked(
     only: Collection[tuple[str, int]] | None = None,
 ) -> Comparison:
     return compare(
-        lambda: skeleton(original, _dropped(plan)),
+        lambda: skeleton(original, reference_replacements(plan.replacements)),
         lambda: skeleton(smaller),
         inputs,
         forward,
         expected_values=silencing(original, plan, only=only),
+        found_values=plain_gains(original, plan.tensors, as_they_are),
         around_expected=lambda masked: kept_statistics(masked, plan),
     )
 

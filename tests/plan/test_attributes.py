@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 from taskprune import PruneSettings, apply_plan, couple, prune, trace
 from taskprune.errors import VerificationError
@@ -113,13 +113,19 @@ class Reading(nn.Module):
         return self.two(y)
 
 
+class Halved(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight / 2
+
+
 class Layers(nn.Module):
     """Layers of torch that tell sizes of tensors which are not their plain parameters."""
 
     def __init__(self) -> None:
         super().__init__()
         self.normed = parametrizations.weight_norm(nn.Linear(3, 9))
-        self.spectral = parametrizations.spectral_norm(nn.Linear(9, 7))
+        self.halved = nn.Linear(9, 7)
+        parametrize.register_parametrization(self.halved, "weight", Halved())
         self.own = nn.Linear(7, 7)
         self.tied = nn.Linear(7, 7)
         self.tied.weight = self.own.weight
@@ -127,7 +133,7 @@ class Layers(nn.Module):
         self.end = nn.Linear(7, 2)
 
     def forward(self, x: Tensor) -> Any:
-        x = self.spectral(self.normed(x).relu())
+        x = self.halved(self.normed(x).relu())
         x = self.tied(self.own(x).relu())
         return self.end(self.plain(x.transpose(1, 2)).transpose(1, 2))
 
@@ -261,8 +267,8 @@ def test_what_the_forward_needs_as_it_is_stays(how: str) -> None:
 def test_layers_tell_what_a_parametrisation_made_and_what_they_share() -> None:
     model, x = Layers(), torch.randn(2, 5, 3, dtype=torch.float64)
     after: Any = apply_plan(model, planned(model, x), example_inputs=x)
-    assert after.normed.out_features == after.spectral.in_features == len(after.normed.weight) < 9
-    assert after.spectral.out_features == len(after.spectral.weight) < 7
+    assert after.normed.out_features == after.halved.in_features == len(after.normed.weight) < 9
+    assert after.halved.out_features == len(after.halved.weight) < 7
     assert after.tied.weight is after.own.weight
     assert (after.tied.out_features, after.tied.in_features) == after.own.weight.shape
     assert after.plain.num_features == after.end.in_features < 7

@@ -168,8 +168,8 @@ for rank in (1, 2, 3):
         CASES[f"{stem}{rank}d"] = norm(getattr(nn, f"{stem}{rank}d"), rank)
 CASES["SyncBatchNorm"] = norm(nn.SyncBatchNorm, 2)
 
-WHOLE = {"Bilinear", "EmbeddingBag"}
-"""No rule lets the channels of these go; they must not say otherwise."""
+WHOLE = {"EmbeddingBag"}
+"""No rule lets the channels of such a layer go; it must not say otherwise."""
 
 ELSEWHERE = {
     "MultiheadAttention": "is replaced, see below",

@@ -133,6 +133,8 @@ def contract(
     if left.weight != right.weight:
         ctx.read(left, inner)
         ctx.read(right, inner_right)
+    else:
+        ctx.weigh(left, inner, inner_right)
     if not (left.zero or right.zero):
         ctx.cross(inner, inner_right)
 

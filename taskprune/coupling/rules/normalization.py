@@ -31,7 +31,9 @@ def _batch_norm(ctx: RuleContext) -> None:
             ctx.tie(axes[1], ctx.axes(name)[0])
     if ctx.argument("training") is not False:
         # Statistics of what passes through, such as a weight that is standardised.
-        ctx.cross(*(axis for d, axis in enumerate(axes) if d != 1))
+        across = [axis for d, axis in enumerate(axes) if d != 1]
+        ctx.cross(*across)
+        ctx.weigh(ctx.tensor("input"), *across)
     # With scale and shift zeroed the channel is zero; without them it is only constant.
     ctx.produce(axes, zero=ctx.has("weight") and ctx.has("bias"))
     _produce_statistics(ctx)
@@ -83,6 +85,8 @@ def _weight_norm(ctx: RuleContext) -> None:
     for a, b in zip(direction, scale, strict=True):
         if axis_size(a) == axis_size(b):
             ctx.tie(a, b)
+        else:
+            ctx.weigh(ctx.tensor("v"), a)
     ctx.produce(direction, zero=True)
     _produce_statistics(ctx)
 
@@ -101,6 +105,7 @@ def _follow_shape(ctx: RuleContext, axes: Sequence[Axis]) -> None:
 
 def _cross(ctx: RuleContext, axes: Sequence[Axis]) -> None:
     """Note the statistic; of one that a norm layer takes, a masked model can leave channels out."""
+    ctx.weigh(ctx.tensor("input"), *axes)
     kind = ctx.analysis.graph.modules.get(ctx.call.module, nn.Module)
     owns = ctx.has("weight") and ctx.analysis.graph.values[ctx.argument("weight").value].name
     if owns or issubclass(kind, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):

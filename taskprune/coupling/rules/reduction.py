@@ -44,7 +44,9 @@ def _arg(ctx: RuleContext) -> None:
 def _softmax(ctx: RuleContext) -> None:
     state = ctx.tensor("self")
     if state.axes:
-        ctx.cross(state.axes[ctx.dim("dim", len(state.axes))])
+        axis = state.axes[ctx.dim("dim", len(state.axes))]
+        ctx.cross(axis)
+        ctx.weigh(state, axis)
     ctx.produce(state.axes)
 
 
@@ -80,6 +82,7 @@ def _reduce(ctx: RuleContext, *, crosses: bool) -> None:
         if d not in gone:
             axes.append(axis)
         else:
+            ctx.weigh(state, axis)
             if crosses:
                 ctx.cross(axis)
             if keep:
