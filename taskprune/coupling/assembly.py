@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes, Form
+from taskprune.coupling.group_steps import group_steps
 from taskprune.coupling.groups import (
     AttributeForm,
     CouplingGroup,
@@ -317,6 +318,7 @@ def _groups(
     members, activations = _slices(tensors, kinds), _slices(taps, kinds)
     crossed = crossings(analysis, classes, kinds.of_class)
     statistics = weight_statistics(analysis, classes, kinds.of_class)
+    steps = group_steps(analysis, classes, kinds.of_class, len(kinds.names))
     return tuple(
         CouplingGroup(
             name=name,
@@ -326,6 +328,7 @@ def _groups(
             tasks=_tasks(members[number], reached),
             crossed_by=tuple(crossed.get(number, ())),
             statistics=tuple(statistics.get(number, ())),
+            step=steps[number],
         )
         for number, name in enumerate(kinds.names)
     )
@@ -333,9 +336,6 @@ def _groups(
 
 def _tasks(members: Sequence[TensorSlice], reached: Mapping[str, frozenset[str]]) -> frozenset[str]:
     return frozenset().union(*(reached[m.name] for m in members))
-
-
-# -- what stays ----------------------------------------------------------------------------------
 
 
 def _frozen_groups(

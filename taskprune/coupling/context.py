@@ -142,6 +142,11 @@ class RuleContext:
 
     # -- sizes as the code wrote them --------------------------------------------------------
 
+    def value(self, name: str) -> TensorValue:
+        """Return the record of a tensor argument."""
+        number: int = self.argument(name).value
+        return self.analysis.graph.values[number]
+
     def call_argument(self, position: int, name: str) -> Any:
         """Return an argument of the Python call, by position or name."""
         if name in self.call.kwargs:
@@ -255,6 +260,11 @@ class RuleContext:
         text = self._described(statistic)
         for axis in axes:
             self.units.crossings += [(units, text) for units in tracked_units(axis)]
+
+    def align(self, axis: Axis, multiple: int) -> None:
+        """Note that the operator only takes lengths of ``axis`` that are a multiple of this."""
+        if multiple > 1 and is_tracked(axis):
+            self.units.aligned.append((axis, multiple))
 
     def weigh(self, state: TensorState, *axes: Axis) -> None:
         """Note that the operator sums up a weight along ``axes``, as the norm of a filter is."""

@@ -109,6 +109,7 @@ class CouplingGroup:
             channels, as ``"operator at module"``. Where this is empty, removing a channel equals
             zeroing all of its entries. ``aten.native_layer_norm`` of a module counts too.
         statistics: Where weights are summed up along these channels, which parameters read.
+        step: Channels can only go so many at a time: an operator takes no other widths.
     """
 
     name: str
@@ -119,6 +120,7 @@ class CouplingGroup:
     crossed_by: tuple[str, ...] = ()
     modality: str = ""
     statistics: tuple[WeightStatistic, ...] = ()
+    step: int = 1
 
     def __repr__(self) -> str:
         tasks = ", ".join(sorted(self.tasks)) or "no task"

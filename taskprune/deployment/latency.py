@@ -78,7 +78,9 @@ def latency_cost(
     finally:
         timer.save()
     say("timing the model")
-    halves = {g.name: np.arange(g.n_channels // 2, dtype=np.int64) for g in groups}
+    halves = {
+        g.name: np.arange(g.n_channels // (2 * g.step) * g.step, dtype=np.int64) for g in groups
+    }
     half = build_plan(groups, halves)
     models = {"whole": model, "half": apply_plan(model, half)}
     found = measure_latency(models, example_inputs, forward=forward, repeats=REPEATS)

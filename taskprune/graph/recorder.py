@@ -92,7 +92,11 @@ class Recorder:
             floating = tensor.is_floating_point() or tensor.is_complex()
             dtype = tensor.dtype
             mask = dtype in (torch.bool, torch.uint8)
-        self.values.append(TensorValue(number, shape, kind, name, floating, mask, storage, dtype))
+            strided = tensor.layout == torch.strided
+            strides = tuple(int(n) for n in tensor.stride()) if strided else ()
+        self.values.append(
+            TensorValue(number, shape, kind, name, floating, mask, storage, dtype, strides)
+        )
         self._numbers[tensor] = number
         if not self.is_real:
             # Fake tensors weigh nothing; alive, none of them shares an address with a later one.

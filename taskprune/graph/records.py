@@ -54,6 +54,7 @@ class TensorValue:
         is_mask: Whether its entries are booleans; as an index, such a tensor selects.
         storage: Number of the first value with the same memory; views share it.
         dtype: Of its entries.
+        strides: Of its dims on the example inputs; empty where it has none.
     """
 
     id: int
@@ -64,6 +65,7 @@ class TensorValue:
     is_mask: bool
     storage: int
     dtype: torch.dtype
+    strides: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

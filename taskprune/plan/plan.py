@@ -214,7 +214,8 @@ def build_plan(
         rationale: Reasons to carry along.
 
     Raises:
-        InputError: An unknown group, a channel out of range, or a group that would lose all.
+        InputError: An unknown group, a channel out of range, a group that would lose all, or one
+            of which so many channels cannot go.
     """
     dropped = {name: _checked_drop(groups, name, channels) for name, channels in drop.items()}
     kept = {g.name: g.n_channels - len(dropped.get(g.name, ())) for g in groups}
@@ -285,6 +286,11 @@ def _checked_drop(groups: CouplingGroups, name: str, channels: IntArray) -> IntA
     if unique.size == n_channels:
         raise InputError(
             f"Group `{name}` would lose all of its {n_channels} channels; at least one must stay."
+        )
+    if unique.size % (step := groups[name].step):
+        raise InputError(
+            f"Channels of group `{name}` go {step} at a time: an operator takes no width in "
+            f"between. Found {unique.size} to drop."
         )
     return unique
 

@@ -28,10 +28,13 @@ class Blocks:
 
 
 def in_multiples(part: Removable, size: int) -> Blocks:
-    """Cut a group's order so that what is kept after each block is a multiple of ``size``."""
-    n_channels = part.group.n_channels
-    first = n_channels % size or size
-    ends = np.arange(first, len(part.order) + 1, size, dtype=np.int64)
+    """Cut a group's order so that what is kept after each block is a multiple of ``size``.
+
+    No block is less than a step of the group.
+    """
+    n_channels, step = part.group.n_channels, part.group.step
+    ends = np.arange(step, len(part.order) + 1, step, dtype=np.int64)
+    ends = ends[(n_channels - ends) % size == 0]
     if not ends.size:
         return Blocks(ends, np.empty(0))
     starts = np.concatenate([[0], ends[:-1]])

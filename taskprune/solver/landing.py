@@ -124,8 +124,9 @@ def fill(account: Account, round_to: int) -> None:
 def _best_fill(account: Account, group: int, round_to: int) -> tuple[float, int, int] | None:
     """Put back as much of one group as fits; return what it would miss by, and the count."""
     gone = int(account.removed[group])
+    step = account.parts[group].group.step
     for n_channels in range(max(0, gone - round_to + 1), gone):
         fewer = account.with_removed(group, n_channels)
-        if account.fits(fewer):
+        if n_channels % step == 0 and account.fits(fewer):
             return account.miss(fewer), group, n_channels
     return None

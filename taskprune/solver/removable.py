@@ -19,7 +19,8 @@ from taskprune.solver.step_context import ALONE, StepContext
 
 Limit: TypeAlias = str
 """What holds a group back: a field of :class:`Safety` (``"round_to"`` where single channels could
-still go, but no step of so many), ``"protected"`` for the quantile, and
+still go, but no step of so many), ``"protected"`` for the quantile, ``"step"`` where an operator
+takes no width in between, and
 ``"max_loss_increase of lane"`` with the task that can afford no more."""
 
 
@@ -103,8 +104,9 @@ def bound_limits(
     for part in parts:
         n_kept = kept[part.group.name]
         could_go = len(part.order) - (part.group.n_channels - n_kept)
-        if could_go < safety.multiple:
-            limit = "round_to" if could_go > 0 else part.held_by
+        step = part.group.step
+        if could_go < max(safety.multiple, step):
+            limit = "round_to" if could_go >= step else "step" if could_go > 0 else part.held_by
             bound.append(BoundLimit(part.group.name, n_kept, limit))
     return tuple(bound)
 

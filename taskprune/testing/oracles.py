@@ -66,7 +66,8 @@ def random_drop(groups: CouplingGroups, ratio: float, seed: int) -> dict[str, In
     rng = np.random.default_rng(seed)
     drop: dict[str, IntArray] = {}
     for group in groups:
-        n_drop = min(group.n_channels - 1, max(1, round(ratio * group.n_channels)))
+        n_drop = min(group.n_channels - 1, max(group.step, round(ratio * group.n_channels)))
+        n_drop -= n_drop % group.step
         if ratio > 0 and n_drop > 0:
             chosen = rng.choice(group.n_channels, n_drop, replace=False)
             drop[group.name] = np.sort(chosen).astype(np.int64)

@@ -9,6 +9,7 @@ import torch
 from taskprune.coupling.axes import Axis, axis_size, is_tracked
 from taskprune.coupling.context import RuleContext, TensorState
 from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.rules.overloads import overloads
 
 aten = torch.ops.aten
 
@@ -33,7 +34,7 @@ def _baddbmm(ctx: RuleContext) -> None:
     _product(ctx, ctx.tensor("batch1"), ctx.tensor("batch2"), ctx.tensor("self"))
 
 
-@channel_rule(aten._grouped_mm.default)
+@channel_rule(*overloads("_grouped_mm"))
 def _grouped(ctx: RuleContext) -> None:
     """``[rows, k] @ [groups, k, m]``: consecutive rows meet a matrix of their own each."""
     left, right = ctx.tensor("self"), ctx.tensor("mat2")
@@ -47,6 +48,11 @@ def _grouped(ctx: RuleContext) -> None:
     for axis in (rows, groups):
         ctx.freeze(axis, "structure", "each group of rows meets a matrix by its number")
     contract(ctx, left, inner, right, inner_right)
+    # Torch asks for rows that begin at multiples of 16 bytes, whichever way a matrix lies.
+    for name, axes in (("self", (rows, inner)), ("mat2", (inner_right, columns))):
+        value = ctx.value(name)
+        along = axes[0] if value.strides[-2:-1] == (1,) else axes[1]
+        ctx.align(along, 16 // value.dtype.itemsize)
     if ctx.has("bias"):
         for axis, own in zip(ctx.axes("bias")[::-1], (columns, groups), strict=False):
             ctx.tie(own, axis)

@@ -10,6 +10,7 @@ from torch import nn
 from taskprune.coupling.axes import Axis, axis_size, untracked
 from taskprune.coupling.context import RuleContext
 from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.rules.overloads import overloads
 
 aten = torch.ops.aten
 
@@ -54,7 +55,7 @@ def _layer_norm(ctx: RuleContext) -> None:
     _produce_statistics(ctx)
 
 
-@channel_rule(aten._fused_rms_norm.default)
+@channel_rule(*overloads("_fused_rms_norm"))
 def _rms_norm(ctx: RuleContext) -> None:
     _layer_norm(ctx)
 
