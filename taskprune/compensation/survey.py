@@ -262,19 +262,21 @@ class Survey:
             for read in reads:
                 self._reader(read.name).refused = "what it reads does not hang on any weight"
             return
-        first = len(self._heard)
+        shapes = []
         for read in reads:
             made = None if read.y is None else _shape_of(read.y)
-            shapes = replace(read, x=_shape_of(read.x), y=made)
-            self._reads.append((shapes, tensor.device))
-            self._loudness.append([None] * len(self.tasks))
-            self._heard.append(None)
+            shapes.append(replace(read, x=_shape_of(read.x), y=made))
+        first = len(self._heard)
+        self._reads += [(shape, tensor.device) for shape in shapes]
+        self._loudness += [[None] * len(self.tasks) for _ in shapes]
+        self._heard += [None] * len(shapes)
 
         def hear(gradient: Tensor) -> None:
-            # A backward that overflowed comes again, and what it said is replaced.
-            for place, read in enumerate(reads, start=first):
-                own = read.own(gradient) if read.geometry.by_output else gradient
-                self._heard[place] = read.geometry.loudness(own.detach())
+            # A backward that overflowed comes again, and what it said is replaced. Tensors of the
+            # graph that this hook hangs on would keep it alive for ever.
+            for place, shape in enumerate(shapes, start=first):
+                own = shape.own(gradient) if shape.geometry.by_output else gradient
+                self._heard[place] = shape.geometry.loudness(own.detach())
 
         tensor.register_hook(hear)  # type: ignore[no-untyped-call]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -274,3 +276,21 @@ def test_narrow_models_stay_narrow(dtype: torch.dtype) -> None:
     result = compensate(model, third(model, batches[0]), batches)
     assert all(parameter.dtype == dtype for parameter in result.model.parameters())
     assert any(loss.compensated < 0.9 * loss.sliced for loss in result.losses.values())
+
+
+def test_no_graph_outlives_the_survey() -> None:
+    model = made(TwoHeads).float()
+    batches = [batch.float() for batch in images()]
+    plan = third(model, batches[0])
+    alive: list[weakref.ref[Tensor]] = []
+
+    def forward(net: nn.Module, batch: Tensor) -> Any:
+        outputs = net(batch)
+        alive.extend(weakref.ref(tensor) for tensor in flatten_outputs(outputs).values())
+        return outputs
+
+    result = compensate(model, plan, batches, tasks=tasks(), forward=forward)
+    gc.collect()
+    assert alive
+    assert not any(tensor() is not None for tensor in alive)
+    del result
