@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 
@@ -18,6 +19,7 @@ from taskprune.coupling.partition import FactorPolicy, prefer_outer
 from taskprune.coupling.provenance import add_constant_sizes, settle
 from taskprune.coupling.registry import find_rule
 from taskprune.coupling.rules.attention import keep_default_scale
+from taskprune.coupling.rules.elementwise import leave_torch
 from taskprune.coupling.rules.normalization import follow_rms_norm
 from taskprune.coupling.rules.overloads import functional_form
 from taskprune.coupling.rules.pooling import follow_affine_grid
@@ -37,8 +39,12 @@ _CALLS: dict[str, Callable[[RuleContext], object]] = {
     "rms_norm": follow_rms_norm,
     "broadcast_tensors": follow_broadcast,
     "affine_grid": follow_affine_grid,
+    **dict.fromkeys(("numpy", "__array__", "__dlpack__", "tolist"), leave_torch),
 }
 """What holds of functions whatever operators torch takes them apart into."""
+
+_TRANSFORMS = "torch.func."
+"""How calls are named of which a transform, such as ``vmap``, makes operators on other tensors."""
 
 
 @collection_paused()
@@ -105,19 +111,32 @@ def _enter_tensors(analysis: Analysis) -> None:
     graph = analysis.graph
     named = {**graph.parameters, **graph.buffers}
     order: dict[int, None] = {}
+    positions: set[int] = set()
     for operation in graph.operations:
-        order.update(dict.fromkeys(references(tuple(operation.arguments.values()))))
+        values = dict.fromkeys(references(tuple(operation.arguments.values())))
+        order.update(values)
+        if not _treats_alike(operation):
+            positions.update(values)
     used = set(order)
     order.update(dict.fromkeys(named.values()))
     by_number = set(named.values())
     for number in order:
         if number in by_number:
-            _enter_tensor(analysis, graph.values[number], is_used=number in used)
+            value = graph.values[number]
+            counts = not value.is_floating and (number in positions or number not in used)
+            _enter_tensor(analysis, value, is_used=number in used, counts=counts)
 
 
-def _enter_tensor(analysis: Analysis, value: TensorValue, *, is_used: bool) -> None:
-    if not value.is_floating:
-        # Entries of integer buffers are positions or counts; their dims do not shrink.
+def _treats_alike(operation: Operation) -> bool:
+    """Whether an operator treats each entry of its tensors for itself."""
+    rule = find_rule(_returning(operation)[0])
+    return rule is not None and rule.__module__.endswith((".elementwise", ".quantization"))
+
+
+def _enter_tensor(analysis: Analysis, value: TensorValue, *, is_used: bool, counts: bool) -> None:
+    if counts:
+        # Entries of integer buffers are positions or counts, whose dims do not shrink, unless all
+        # that is done with them is done entry by entry.
         axes = tuple(untracked(n, OUTSIDE) for n in value.shape)
     else:
         table = analysis.units
@@ -132,7 +151,11 @@ def _enter_tensor(analysis: Analysis, value: TensorValue, *, is_used: bool) -> N
 def _run_rules(analysis: Analysis, *, strict: bool) -> None:
     macs_of = analysis.graph.modes[0] if analysis.graph.modes else "eval"
     begun: set[int] = set()
+    position = {id(call): n for n, call in enumerate(analysis.graph.calls)}
+    idle = deque(_without_operators(analysis.graph))
     for operation in analysis.graph.operations:
+        while idle and position[id(idle[0].call)] < position[id(operation.call)]:
+            _follow_call(analysis, idle.popleft())
         target, operation = _returning(operation)
         ctx = RuleContext(analysis, operation)
         call = operation.call
@@ -141,18 +164,27 @@ def _run_rules(analysis: Analysis, *, strict: bool) -> None:
             _CALLS[call.function](ctx)
         n_work = len(analysis.work)
         rule = find_rule(target)
-        if rule is None:
+        if rule is None or call.function.startswith(_TRANSFORMS):
             _freeze_unknown(ctx, strict=strict)
         else:
             rule(ctx)
         if operation.mode != macs_of:
             # Costs are those of one forward pass.
             del analysis.work[n_work:]
-    for call in analysis.graph.calls:
-        if call.function in _CALLS and id(call) not in begun:
-            # Torch had nothing to do; what the function asks of its arguments holds all the same.
-            idle = Operation(call.function, {}, (), (), call, macs_of)
-            _CALLS[call.function](RuleContext(analysis, idle))
+    for operation in idle:
+        _follow_call(analysis, operation)
+
+
+def _without_operators(graph: ModelGraph) -> Iterator[Operation]:
+    """Yield calls of functions that hold something whatever runs, where nothing ran."""
+    ran = {id(operation.call) for operation in graph.operations}
+    for call in graph.calls:
+        if call.function in _CALLS and id(call) not in ran:
+            yield Operation(call.function, {}, (), (), call, "eval")
+
+
+def _follow_call(analysis: Analysis, operation: Operation) -> None:
+    _CALLS[operation.call.function](RuleContext(analysis, operation))
 
 
 def _returning(operation: Operation) -> tuple[str, Operation]:
@@ -169,16 +201,18 @@ def _freeze_unknown(ctx: RuleContext, *, strict: bool) -> None:
     touched = [axis for state in ctx.tensors() for axis in state.axes if axis and axis[0]]
     tracked_axes = [axis for axis in touched if any(f.units is not None for f in axis)]
     operation = ctx.operation
+    call = operation.call.function
+    name = call if call.startswith(_TRANSFORMS) else operation.target
     if tracked_axes and strict:
         shapes = [list(state.shape) for state in ctx.tensors()]
         raise UnsupportedOperatorError(
-            f"No channel rule for {operation.target}, called at {operation.call.source or '?'} "
+            f"No channel rule for {name}, called at {operation.call.source or '?'} "
             f"in module '{operation.call.module}' on tensors of shapes {shapes}. Register one with "
             "`@channel_rule`, or drop `strict=True` to keep the channels that it touches."
         )
     for axis in tracked_axes:
-        ctx.freeze(axis, "unknown", f"passes through {operation.target}, which has no channel rule")
-    origin = f"meets what {operation.target} returns, which has no channel rule"
+        ctx.freeze(axis, "unknown", f"passes through {name}, which has no channel rule")
+    origin = f"meets what {name} returns, which has no channel rule"
     ctx.produce_fixed(Origin("unknown", origin) if tracked_axes else None)
 
 

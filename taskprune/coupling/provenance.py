@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from math import gcd
 
 import numpy as np
 
@@ -19,9 +18,10 @@ from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes, Form, constant, evaluate, solve_for
 from taskprune.coupling.groups import FreezeReason
 from taskprune.coupling.partition import FactorPolicy, Partition, partition
+from taskprune.coupling.size_values import current_value, equal_parts
 from taskprune.coupling.unit_table import Constraint
 from taskprune.errors import CouplingError
-from taskprune.graph.records import Size, Slice
+from taskprune.graph.records import Guard, Size, Slice
 from taskprune.graph.sizes import AttributeOf, Computed, Constant, DimOf, SizeExpr, leaves
 
 _MOST_STEPS = 20
@@ -52,7 +52,7 @@ def add_constant_sizes(analysis: Analysis) -> None:
                 analysis.units.constraints.append(Constraint(size.expr, axis, where))
     for guard in analysis.graph.guards:
         expr = guard.left if guard.right is None else Computed("-", guard.left, guard.right)
-        if analysis.follows(expr):
+        if analysis.follows(expr) and not _goes_without_saying(guard):
             detail = (
                 f"the code computes with the size {guard.left}"
                 if guard.right is None
@@ -65,6 +65,20 @@ def add_constant_sizes(analysis: Analysis) -> None:
             analysis.units.constraints.append(constraint)
 
 
+def _goes_without_saying(guard: Guard) -> bool:
+    """Whether it says that a tensor has entries: one of each dim stays."""
+    if guard.right == Constant(0):
+        return guard.relation == "!=" and _counts_entries(guard.left)
+    is_zero = guard.left == Constant(0) and guard.right is not None
+    return is_zero and guard.relation in ("!=", "<", "<=") and _counts_entries(guard.right)
+
+
+def _counts_entries(expr: SizeExpr | None) -> bool:
+    if isinstance(expr, Computed):
+        return expr.operator == "*" and _counts_entries(expr.left) and _counts_entries(expr.right)
+    return isinstance(expr, DimOf) or (isinstance(expr, Constant) and expr.value > 0)
+
+
 def _sizes(values: tuple[object, ...]) -> Iterator[Size]:
     for value in values:
         if isinstance(value, Size):
@@ -73,21 +87,6 @@ def _sizes(values: tuple[object, ...]) -> Iterator[Size]:
             yield from _sizes(value)
         elif isinstance(value, Slice):
             yield from _sizes((value.start, value.stop, value.step))
-
-
-def current_value(analysis: Analysis, expr: SizeExpr) -> int:
-    """Return the value of a size in the unpruned model."""
-    if isinstance(expr, Constant):
-        return expr.value
-    if isinstance(expr, DimOf):
-        return analysis.graph.values[expr.value].shape[expr.dim]
-    if isinstance(expr, AttributeOf):
-        return analysis.graph.attributes[expr.module, expr.path]
-    left, right = current_value(analysis, expr.left), current_value(analysis, expr.right)
-    operations = {"+": left + right, "-": left - right, "*": left * right}
-    if expr.operator in operations:
-        return operations[expr.operator]
-    return (left // right if expr.operator == "//" else left % right) if right else 0
 
 
 def settle(analysis: Analysis, policy: FactorPolicy) -> tuple[Partition, Assignment]:
@@ -273,7 +272,7 @@ def _tie_parts(analysis: Analysis, constraint: Constraint, assignment: Assignmen
         others = (other for other in leaves(expr) if other != leaf)
         if whole is None or not all(_stays(other, assignment) for other in others):
             continue
-        parts = _parts(analysis, expr, leaf, axis_size(constraint.axis))
+        parts = equal_parts(analysis, expr, leaf, axis_size(constraint.axis))
         if parts is None or (parts[1] == 1 and len(constraint.axis) > 1):
             continue
         cut = units.flat(whole, constraint.where).reshape(parts[1], -1)
@@ -296,31 +295,6 @@ def _stays(leaf: SizeExpr, assignment: Assignment) -> bool:
     return isinstance(leaf, Constant) or (
         isinstance(leaf, AttributeOf) and assignment.forms[leaf].is_constant
     )
-
-
-def _parts(analysis: Analysis, expr: SizeExpr, leaf: SizeExpr, size: int) -> tuple[int, int] | None:
-    """Return how many parts a size is, and of how many; each has several entries, at best many."""
-    length = current_value(analysis, leaf)
-    common = gcd(length, size)
-    for entries in (n for n in range(common, 1, -1) if common % n == 0):
-        own, all_parts = size // entries, length // entries
-        if all(_exact(analysis, expr, leaf, n * all_parts) == n * own for n in (1, 2)):
-            return own, all_parts
-    return None
-
-
-def _exact(analysis: Analysis, expr: SizeExpr, leaf: SizeExpr, length: int) -> int | None:
-    """Return what an expression is for a length; ``None`` if a division leaves something over."""
-    if expr == leaf:
-        return length
-    if not isinstance(expr, Computed):
-        return current_value(analysis, expr)
-    left, right = (_exact(analysis, side, leaf, length) for side in (expr.left, expr.right))
-    if left is None or right is None:
-        return None
-    if expr.operator == "//" and (not right or left % right):
-        return None
-    return current_value(analysis, Computed(expr.operator, Constant(left), Constant(right)))
 
 
 def _multiplied(expr: SizeExpr) -> DimOf | None:

@@ -17,11 +17,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taskprune.graph.contentless import contentless_result
 from taskprune.graph.float_uses import has_float, report_float_uses
-from taskprune.graph.recorder import Recorder, caller, source_line
+from taskprune.graph.recorder import Recorder, caller, running_transform, source_line
 from taskprune.graph.records import Call, Operation
 from taskprune.graph.sizes import Computed, DimOf, SizeExpr, TracedInt
 
 _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+
+_UNSEEN = (
+    torch.broadcast_tensors,
+    torch.Tensor.numpy,
+    torch.Tensor.__array__,
+    torch.Tensor.__dlpack__,
+    torch.Tensor.tolist,
+)
+"""Functions that ask something of their tensors without an operator that tells of it."""
 
 
 class FunctionMode(TorchFunctionMode):
@@ -31,13 +40,15 @@ class FunctionMode(TorchFunctionMode):
         super().__init__()
         self.recorder = recorder
         self.current: Call | None = None
-        self.pending: tuple[Callable[..., Any], Any, Any] | None = None
+        self.pending: tuple[Callable[..., Any] | str, Any, Any] | None = None
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run ``func``; see the class."""
         kwargs = kwargs or {}
+        if running_transform():
+            return self._inside(func, args, kwargs)
         if func == _SHAPE or func is torch.Tensor.size:
             return self._sizes(func, args, kwargs)
         if func is torch.Tensor.numel or func is torch.Tensor.nelement:
@@ -47,15 +58,23 @@ class FunctionMode(TorchFunctionMode):
         outer = self.current, self.pending
         self.current, self.pending = None, (func, args, kwargs)
         try:
-            if func is torch.broadcast_tensors:
-                self.call()  # runs no operator where all are equally large
+            if func in _UNSEEN:
+                self.call()
             if has_float((*args, *kwargs.values())):
                 self._look_at_caller()
             if has_sizes(args) or has_sizes(tuple(kwargs.values())):
                 self.call()
-                args = tuple(plain_argument(v) for v in args)
-                kwargs = {name: plain_argument(v) for name, v in kwargs.items()}
+                args, kwargs = tuple(map(plain_argument, args)), _plain(kwargs)
             return func(*args, **kwargs)
+        finally:
+            self.current, self.pending = outer
+
+    def _inside(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run ``func`` on what a transform wraps: tensors without memory, with sizes of its own."""
+        outer = self.current, self.pending
+        self.current, self.pending = None, (running_transform(), (), {})
+        try:
+            return func(*map(plain_argument, args), **_plain(kwargs))
         finally:
             self.current, self.pending = outer
 
@@ -70,9 +89,9 @@ class FunctionMode(TorchFunctionMode):
         """Return the record of the call that is running, made when it is first asked for."""
         if self.current is not None:
             return self.current
-        function, args, kwargs = self.pending or (None, (), {})
+        function, args, kwargs = self.pending or ("", (), {})
         call = Call(
-            function=getattr(function, "__name__", "") if function else "",
+            function=function if isinstance(function, str) else getattr(function, "__name__", ""),
             args=tuple(self.recorder.record_argument(v) for v in args),
             kwargs={name: self.recorder.record_argument(v) for name, v in kwargs.items()},
             module=self.recorder.module,
@@ -191,6 +210,10 @@ def _written(func: Any, named: Mapping[str, Any]) -> list[Tensor]:
             tensors = value if isinstance(value, tuple | list) else (value,)
             written += [t for t in tensors if isinstance(t, Tensor)]
     return written
+
+
+def _plain(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: plain_argument(value) for name, value in kwargs.items()}
 
 
 def plain_argument(value: Any) -> Any:

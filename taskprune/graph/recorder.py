@@ -184,7 +184,7 @@ class Recorder:
             self._stack.append(self._paths.get(id(module), self.module))
 
         def leave(module: nn.Module, _args: Any, output: Any) -> None:
-            if id(module) in self._paths:
+            if id(module) in self._paths and not running_transform():
                 path = self._paths[id(module)]
                 parts = {"": output} if isinstance(output, Tensor) else flatten_outputs(output)
                 self.module_outputs += [
@@ -240,6 +240,12 @@ def _by_name(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         if parameter.kind is parameter.VAR_KEYWORD:
             bound.update(bound.pop(name, {}))
     return dict(bound)
+
+
+def running_transform() -> str:
+    """Return the function transform that is running, such as ``torch.vmap``; empty if none is."""
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    return "" if interpreter is None else f"torch.func.{interpreter.key().name.lower()}"
 
 
 def source_line() -> str:

@@ -47,6 +47,8 @@ ON_MAPS: dict[str, Callable[[Any], Tensor]] = {
     "affine grid": lambda x: F.grid_sample(
         x, F.affine_grid(torch.ones(2, 2, 3, dtype=x.dtype), x.shape, False), align_corners=False
     ),
+    "looked up": lambda x: torch.linspace(0, 1, 8, dtype=x.dtype)[x.argmax(3)],
+    "looked up twice": lambda x: torch.eye(8, dtype=x.dtype)[x.argmax(3), x.argmin(3)],
     "logsigmoid": F.logsigmoid,
     "threshold": lambda x: F.threshold(x, 0.1, 2.0),
     "hardtanh": lambda x: F.hardtanh(x, 0.5, 2.0),
@@ -190,3 +192,22 @@ def test_the_operator_without_a_rule_is_named_also_for_what_meets_its_result() -
         assert "aten.special_bessel_j1.default" in frozen[name].detail
     with pytest.raises(InfeasibleBudgetError, match=r"aten\.special_bessel_j1\.default"):
         taskprune.prune(PassesUnknown(), None, 0.3, example_inputs=x, importance="magnitude")
+
+
+class AsksForEntries(nn.Module):
+    """Code that looks whether there is anything to do, as detection heads and observers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 5, 1), nn.Conv2d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        if x.numel() > 0 and self.b.weight.numel() != 0:
+            x = self.b(x)
+        return self.head(x)
+
+
+def test_that_a_tensor_has_entries_holds_whatever_goes() -> None:
+    groups = couple(trace(AsksForEntries(), torch.randn(2, 3, 4, 4)))
+    assert {group.name: group.n_channels for group in groups} == {"a": 6, "b": 5}

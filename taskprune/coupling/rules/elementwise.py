@@ -109,6 +109,28 @@ def _same(ctx: RuleContext) -> None:
     ctx.produce(state.axes, zero=state.zero)
 
 
+@channel_rule(aten.resize_.default)
+def _resize(ctx: RuleContext) -> None:
+    """The same memory in another size, or in the size that it has."""
+    state, shape = ctx.tensor("self"), ctx.output_shape()
+    sizes = ctx.call_sizes(1, "size")
+    written = [ctx.expr(size) for size in sizes or ctx.argument("size")]
+    if state.shape == shape:
+        axes = state.axes
+        for axis, expr in zip(axes, written, strict=True):
+            ctx.constrain(expr, axis)
+        ctx.produce(axes, zero=state.zero)
+    else:
+        ctx.produce([ctx.following(n, e) for n, e in zip(shape, written, strict=True)])
+
+
+def leave_torch(ctx: RuleContext) -> None:
+    """What becomes of entries outside of torch is not seen."""
+    for state in ctx.call_tensors():
+        for axis in state.axes:
+            ctx.freeze(axis, "unknown", f"leaves torch by `{ctx.call.function}`")
+
+
 def pointwise(ctx: RuleContext, *, zero: bool) -> None:
     """Tie all tensor arguments along the dims in which they are not broadcast."""
     operands = ctx.tensors()

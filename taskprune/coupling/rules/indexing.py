@@ -7,6 +7,7 @@ import torch
 from taskprune.coupling.axes import Axis, axis_size, is_tracked, untracked
 from taskprune.coupling.context import RuleContext
 from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.rules.elementwise import shared_axis
 from taskprune.coupling.rules.overloads import overloads
 from taskprune.graph.records import Ref
 
@@ -20,7 +21,8 @@ _WRITTEN = "entries are written by their positions"
 def _embedding(ctx: RuleContext) -> None:
     weight, indices = ctx.tensor("weight"), ctx.tensor("indices")
     ctx.freeze(weight.axes[0], "structure", "rows of an embedding are looked up by number")
-    ctx.produce([*indices.axes, weight.axes[1]], zero=weight.zero, weight=False)
+    looked_up = any(is_tracked(axis) for axis in indices.axes)
+    ctx.produce([*indices.axes, weight.axes[1]], zero=weight.zero and not looked_up, weight=False)
 
 
 @channel_rule(aten.index_select.default)
@@ -29,8 +31,8 @@ def _index_select(ctx: RuleContext) -> None:
     axes = list(state.axes)
     dim = ctx.dim("dim", len(axes))
     ctx.freeze(axes[dim], "structure", _BY_POSITION)
-    axes[dim] = untracked(ctx.output_shape()[dim])
-    ctx.produce(axes, zero=state.zero)
+    axes[dim : dim + 1] = ctx.axes("index") or [untracked(ctx.output_shape()[dim])]
+    ctx.produce(axes, zero=state.zero and not is_tracked(axes[dim]))
 
 
 @channel_rule(aten.gather.default)
@@ -54,14 +56,31 @@ def _gather(ctx: RuleContext) -> None:
 
 @channel_rule(aten.index.Tensor, aten._unsafe_index.Tensor)
 def _index(ctx: RuleContext) -> None:
-    """Advanced indexing; boolean masks count as several dims."""
+    """Advanced indexing, by tensors of one size; boolean masks count as several dims."""
     state = ctx.tensor("self")
     taken, lead, shape = _indexed_dims(ctx)
     for d in taken:
         ctx.freeze(state.axes[d], "structure", _BY_POSITION)
     rest: list[Axis] = [axis for d, axis in enumerate(state.axes) if d not in taken]
-    new: list[Axis] = [untracked(n) for n in shape]
-    ctx.produce([*rest[:lead], *new, *rest[lead:]], zero=state.zero)
+    if _has_mask(ctx):
+        _freeze_indices(ctx)
+        new: list[Axis] = [untracked(n) for n in shape]
+    else:
+        indices = ctx.tensors("indices")
+        new = [shared_axis(ctx, indices, len(shape) - d, n) for d, n in enumerate(shape)]
+    zero = state.zero and not any(is_tracked(axis) for axis in new)
+    ctx.produce([*rest[:lead], *new, *rest[lead:]], zero=zero)
+
+
+def _has_mask(ctx: RuleContext) -> bool:
+    values = ctx.analysis.graph.values
+    return any(values[p.value].is_mask for p in ctx.argument("indices") if isinstance(p, Ref))
+
+
+def _freeze_indices(ctx: RuleContext) -> None:
+    for index in ctx.tensors("indices"):
+        for axis in index.axes:
+            ctx.freeze(axis, "structure", "its entries say which others are meant")
 
 
 def _indexed_dims(ctx: RuleContext) -> tuple[set[int], int, tuple[int, ...]]:
@@ -93,6 +112,7 @@ def _index_put(ctx: RuleContext) -> None:
     taken, lead, n_new = _written_dims(ctx)
     for d in taken:
         ctx.freeze(state.axes[d], "structure", _WRITTEN)
+    _freeze_indices(ctx)
     rest = [axis for d, axis in enumerate(state.axes) if d not in taken]
     target: list[Axis | None] = [*rest[:lead], *[None] * n_new, *rest[lead:]]
     for axis, own in zip(reversed(values.axes), reversed(target), strict=False):
@@ -127,6 +147,8 @@ def _index_add(ctx: RuleContext) -> None:
     """Along the other dims, what is written is as long as what it is written to."""
     state, source = ctx.tensor("self"), ctx.tensor("source")
     written = ctx.dim("dim", len(state.axes))
+    for axis in ctx.axes("index"):
+        ctx.freeze(axis, "structure", _WRITTEN)
     for d, (axis, own) in enumerate(zip(source.axes, state.axes, strict=True)):
         if d == written:
             ctx.freeze(axis, "structure", _WRITTEN)
