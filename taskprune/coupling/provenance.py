@@ -277,6 +277,8 @@ def _tie_parts(analysis: Analysis, constraint: Constraint, assignment: Assignmen
             continue
         cut = units.flat(whole, constraint.where).reshape(parts[1], -1)
         own = units.flat(constraint.axis, constraint.where).reshape(parts[0], -1)
+        if isinstance(leaf, AttributeOf) and not np.array_equal(cut[0], own[0]):
+            continue  # not the block behind the first one that the attribute measures
         for part in (*cut[1:], *own):
             units.tie(cut[0], part)
         return True
