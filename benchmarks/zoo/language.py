@@ -168,7 +168,7 @@ class ConfiguredAttention(nn.Module):
         return out
 
 
-@net(12 + 6, tokens(width=12))  # the heads stay: the object is kept apart from the trace
+@net(3 + 12 + 6, tokens(width=12))
 class SharedSettings(nn.Module):
     """All layers read one settings object: their heads go together, and it tells the new sizes."""
 
