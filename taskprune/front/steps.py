@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,8 +15,11 @@ from taskprune.front.job import Examined, Job, Say, at_work, choose, examine
 from taskprune.plan.composition import compose
 from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite import VerificationReport, apply_and_verify
+from taskprune.solver.infeasible import unread
 from taskprune.solver.loss_budget import predicted_loss
 from taskprune.solver.step_context import StepContext, steps_towards
+
+_log = logging.getLogger("taskprune")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,6 +77,8 @@ def in_steps(
         with at_work(title) as say:
             surveys = job.compensates and (trains or number == 1)
             found = examine(job, current, say, surveys=surveys)
+            if number == 1 and (note := unread(found.groups, job.safety)):
+                _log.warning("%s", note)
             own = choose(job, found, context, say)
             if number == 1 and job.settings.steps == "auto":
                 steps = steps_towards(own.costs)

@@ -11,7 +11,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.parameter import is_lazy
 
-from taskprune.calling.forward import Forward, call_inputs
+from taskprune.calling.forward import Forward, Forwards, United, call_inputs, one_forward
 from taskprune.calling.meta import beside, shapes_only, without_values
 from taskprune.calling.outputs import flatten_outputs, resolve_paths
 from taskprune.calling.task import Task
@@ -43,7 +43,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any,
     *,
-    forward: Forward | None = None,
+    forward: Forwards | None = None,
     tasks: TaskOutputs | None = None,
     modes: TraceModes = "auto",
 ) -> ModelGraph:
@@ -64,7 +64,9 @@ def trace(
         example_inputs: What ``forward`` takes; dim 0 of each tensor is the batch. For a model on
             the meta device they may be there as well or not.
         forward: ``(model, inputs) -> outputs``. Default: a tensor is passed as it is, a tuple as
-            positional and a dict as keyword arguments.
+            positional and a dict as keyword arguments. Several, in a list or a dict by name, are
+            recorded one after the other as one: a call for each task, each epoch's branch, each
+            entry point. What no forward reads is named in ``untraced``.
         tasks: Output paths of each task, as :class:`~taskprune.Task` objects or plain paths. A
             prefix such as ``"detection"`` takes everything below it. A task that declares none
             owns none.
@@ -82,7 +84,7 @@ def trace(
     if without_values(model):
         example_inputs = shapes_only(example_inputs)
     wanted = _wanted_outputs(tasks)
-    call = forward or call_inputs
+    call = one_forward(forward) or call_inputs
     replacements = find_replacements(model)
     notes: list[str] = []
     if replacements:
@@ -181,7 +183,8 @@ class _Session:
             outputs = self.forward(self.model, self.inputs)
             recorder.outputs += [
                 GraphOutput(path, recorder.number(tensor), mode)
-                for path, tensor in flatten_outputs(outputs).items()
+                for one in (outputs if isinstance(outputs, United) else (outputs,))
+                for path, tensor in flatten_outputs(one).items()
             ]
 
     def untraced(self) -> tuple[str, ...]:

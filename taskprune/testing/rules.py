@@ -165,7 +165,8 @@ class _Around(nn.Module):
             _Mix(3, width - cut, dim) for width, cut in zip(widths, cuts, strict=True)
         )
         self.others = nn.ModuleList(_Mix(3, cut, dim) for cut in cuts if cut)
-        self.shortcut = _Mix(3, widths[0], dim)
+        if use == "beside a shortcut":
+            self.shortcut = _Mix(3, widths[0], dim)
         flat = torch.Size(result[1:]).numel()
         self.head: nn.Module = (
             nn.Linear(flat, 2)
