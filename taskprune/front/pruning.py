@@ -22,13 +22,13 @@ from taskprune.front.guard import Guard
 from taskprune.front.job import Job, at_work
 from taskprune.front.prune_settings import PruneSettings
 from taskprune.front.result import PruneResult
-from taskprune.front.steps import Step, in_steps
+from taskprune.front.steps import Cut, Step, in_steps
 from taskprune.importance import Importance
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.report.making import make_report, unowned_outputs
 from taskprune.report.record import CompensationReport
 from taskprune.restore.modes import modes_given_back
-from taskprune.rewrite import VerificationReport, apply_and_verify
+from taskprune.rewrite import VerificationReport
 from taskprune.solver.budget import Budget
 from taskprune.solver.infeasible import unread
 from taskprune.solver.safety import Safety
@@ -177,6 +177,8 @@ class _Done:
             notes += (
                 f"Not verified: `{name}` is on the meta device and has no values to compare.",
             )
+        if verification is not None and verification.is_vacuous:
+            notes += (f"{str(verification).capitalize()}.",)
         report = make_report(
             found.groups,
             found.scores,
@@ -215,15 +217,8 @@ class _Done:
         changed = settings.between_steps is not None or self.job.compensates
         if self.last and (changed or self.last is self.first):
             return self.last.model, self.last.verification
-        found = self.first.found
-        return apply_and_verify(
-            self.model,
-            plan,
-            example_inputs=found.inputs.example,
-            forward=found.inputs.on_example,
-            groups=found.groups,
-            verify=settings.verify,
-        )
+        cut = Cut(self.model, self.first.found.groups, plan)
+        return cut.rewritten(self.job, self.first.found, verify=settings.verify)
 
 
 def checked_budget(ratio: float | None, budget: Budget | None) -> Budget:

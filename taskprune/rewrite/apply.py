@@ -24,7 +24,8 @@ from taskprune.rewrite.surgery import (
     skeleton,
     tensor_shapes,
 )
-from taskprune.rewrite.verification import VerificationReport, verify_against_masked
+from taskprune.rewrite.verification import verify_against_masked
+from taskprune.rewrite.verification_report import VerificationReport
 from taskprune.rewrite.weight_norm import folded_gains
 
 _log = logging.getLogger("taskprune")
@@ -144,4 +145,6 @@ def apply_and_verify(
     except BaseException:
         undo.roll_back()
         raise
+    if report is not None and report.is_vacuous:
+        _log.warning("%s. Verify on inputs that lead to other outputs.", report)
     return smaller, report

@@ -19,6 +19,7 @@ from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
 from taskprune.rewrite.loading import Loading, Values, as_they_are
 from taskprune.rewrite.samples import cast_floats
+from taskprune.rewrite.telling import may_be_silent
 from taskprune.rewrite.widening import InDouble
 
 Context: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
@@ -85,6 +86,7 @@ class Comparison:
         tolerance: The relative error that goes as equal in this dtype.
         only_expected_is_nan: The first model's outputs are not finite, the second's are.
         repeated_choices: How many discrete choices met ties and were made to agree.
+        may_be_silent: Outputs that might be the same whatever the model computes.
     """
 
     errors: tuple[OutputError, ...]
@@ -92,6 +94,7 @@ class Comparison:
     tolerance: float
     only_expected_is_nan: bool
     repeated_choices: int
+    may_be_silent: frozenset[str] = frozenset()
 
     @property
     def wrong(self) -> tuple[OutputError, ...]:
@@ -160,6 +163,7 @@ def compare(
         tolerance=tolerance,
         only_expected_is_nan=only_expected_is_nan,
         repeated_choices=repeated.n_repeated,
+        may_be_silent=frozenset(path for path, tensor in wanted.items() if may_be_silent(tensor)),
     )
 
 

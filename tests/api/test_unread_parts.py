@@ -200,7 +200,8 @@ def test_the_stages_take_several_forwards_as_well() -> None:
 
 
 def test_bad_forwards_are_refused() -> None:
-    for forward in ([], {}, ["map"], 3):
+    bad: list[Any] = [[], {}, ["map"], 3]
+    for forward in bad:
         with pytest.raises(InputError, match="forward"):
             pruned(OneTaskACall(), 0.3, images(2), forward=forward)
 
