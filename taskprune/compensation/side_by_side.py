@@ -71,8 +71,11 @@ class SideBySide:
             for lane in self.lanes:
                 lane.finish()
         finally:
-            for lane in self.lanes:
-                lane.abandon()
+            calls = [call for lane in self.lanes for call in lane.calls]
+            for call in calls:
+                call.abandon()
+            for call in calls:
+                call.join()
         return reports
 
     def kept_of(self, reader: Reader) -> KeptEntries | None:
@@ -191,10 +194,10 @@ class _Lane:
             while not forward.call.is_finished:
                 forward.call.advance()
 
-    def abandon(self) -> None:
-        """Let both threads go."""
-        self.teacher.call.abandon()
-        self.student.call.abandon()
+    @property
+    def calls(self) -> tuple[Stoppable, Stoppable]:
+        """Both forwards."""
+        return self.teacher.call, self.student.call
 
     def _is_waiting(self) -> bool:
         waiting = self.student.call.stopped_at or ()

@@ -66,6 +66,8 @@ def prepared(
         make_folder(directory, option=option)
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         stack.enter_context(preserved_generators(data))
         accelerator = stack.enter_context(accelerated(settings))
         if directory is not None and accelerator.is_main_process:

@@ -127,7 +127,7 @@ def at_work(title: str) -> Iterator[Say]:
 
     Tensors made in a surrounding inference mode could neither be scored nor trained on.
     """
-    with stages(title) as say, preserved_rng(), torch.inference_mode(False):
+    with preserved_rng(), stages(title) as say, torch.inference_mode(False):
         yield say
 
 

@@ -14,6 +14,7 @@ from taskprune.calling.forward import Forward
 from taskprune.calling.outputs import SINGLE, flatten_outputs
 from taskprune.errors import TraceError, VerificationError
 from taskprune.restore.autocast import without_cached_casts
+from taskprune.restore.kernels import without_fast_path
 from taskprune.restore.lending import lent
 from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
@@ -237,7 +238,7 @@ def run(
     model.eval()
     if dtype is not None:
         inputs = cast_floats(inputs, dtype)
-    with preserved_rng(), _default_dtype(dtype), _without_fast_path(), torch.no_grad():
+    with preserved_rng(), _default_dtype(dtype), without_fast_path(), torch.no_grad():
         torch.manual_seed(0)
         with lent(inputs), ExitStack() as stack:
             stack.enter_context(Loading(model, dtype, values))
@@ -254,22 +255,12 @@ def run(
 def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
     # Tensors that a forward makes itself (grids, anchors) follow the default.
     before = torch.get_default_dtype()
-    if dtype is not None:
-        torch.set_default_dtype(dtype)
     try:
+        if dtype is not None:
+            torch.set_default_dtype(dtype)
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def output_errors(

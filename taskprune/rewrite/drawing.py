@@ -126,7 +126,9 @@ class Draws:
         constant = 0.0 if anew or not self._is_constant[name] else float(data.reshape(-1)[0])
         if constant or data.ndim < 2:
             # Around the constant; scales, shifts, means and variances of norms around 1.
-            share = torch.rand(data.shape, generator=generator, dtype=torch.float64)
+            share = torch.rand(data.shape, generator=generator, dtype=torch.float64, device="cpu")
             return (constant or 1.0) * (1 - SPREAD + 2 * SPREAD * share)
         scale = math.sqrt(data.shape[0] / data.numel())  # of what the entries of a row add up
-        return scale * torch.randn(data.shape, generator=generator, dtype=torch.float64)
+        return scale * torch.randn(
+            data.shape, generator=generator, dtype=torch.float64, device="cpu"
+        )

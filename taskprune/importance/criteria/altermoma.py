@@ -139,7 +139,9 @@ class AlterMomaImportance:
             redundancy[name] = _size(before - after)
         labels = {group.name: group.modality for group in groups}
         per_task = self._scores(effects.index, labels, _size(contribution), redundancy)
-        weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
+        weights = torch.tensor(
+            [t.weight for t in evidence.tasks.values()], dtype=torch.float64, device="cpu"
+        )
         per_task = per_task * weights[:, None]
         return ChannelScores(
             criterion="altermoma",
@@ -177,7 +179,7 @@ class AlterMomaImportance:
         for label in dict.fromkeys(labels.values()):
             block = torch.cat(
                 [
-                    torch.arange(part.start, part.stop)
+                    torch.arange(part.start, part.stop, device="cpu")
                     for name, part in index.slices.items()
                     if labels[name] == label
                 ]
@@ -242,7 +244,7 @@ class _Effects:
         effects: list[Tensor] = []
 
         def add(batch: Iterator[TaskGradients]) -> None:
-            effects.append(torch.full(shape, torch.nan, dtype=torch.float64))
+            effects.append(torch.full(shape, torch.nan, dtype=torch.float64, device="cpu"))
             for found in batch:
                 effects[-1][found.task] = signed_effects(
                     found, factors, self.index, torch.device("cpu")
