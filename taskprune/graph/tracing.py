@@ -9,14 +9,13 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.parameter import is_lazy
 
 from taskprune.calling.forward import Forward, Forwards, United, call_inputs, one_forward
 from taskprune.calling.meta import beside, shapes_only, without_values
 from taskprune.calling.outputs import flatten_outputs, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.calling.wrappers import bare, uncompiled
-from taskprune.errors import InputError, TaskPruneError, TraceError
+from taskprune.errors import TaskPruneError, TraceError
 from taskprune.graph.attributes import Place, TracedAttributes
 from taskprune.graph.listening import DispatchMode, FunctionMode, has_sizes
 from taskprune.graph.recorder import Recorder
@@ -77,7 +76,6 @@ def trace(
         TraceError: The forward raised on the example inputs; the original error is chained.
     """
     model = bare(model)
-    _check_model(model)
     if without_values(model):
         example_inputs = shapes_only(example_inputs)
     wanted = _wanted_outputs(tasks)
@@ -257,12 +255,3 @@ def _wanted_outputs(tasks: TaskOutputs | None) -> dict[str, tuple[str, ...]]:
         paths = task.output_paths if isinstance(task, Task) else task
         wanted[name] = (paths,) if isinstance(paths, str) else tuple(paths or ())
     return wanted
-
-
-def _check_model(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise InputError(
-                f"Expected a model whose parameters have shapes. `{name}` is still lazy: run the "
-                "model once on real inputs, then trace it."
-            )

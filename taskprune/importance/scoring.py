@@ -31,6 +31,7 @@ from taskprune.importance.scores import (
 from taskprune.importance.stability import RankingStability
 from taskprune.replace import replaced_modules
 from taskprune.restore.borrow import entrusted
+from taskprune.restore.checkpointing import without_reentrance
 
 
 def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
@@ -98,6 +99,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
         uncompiled(model),
         replaced_modules(model, groups.replacements),
         entrusted(model),
+        without_reentrance(),
     ):
         try:
             found = criterion(model, groups, evidence)

@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from taskprune.restore.autocast import without_cached_casts
 from taskprune.restore.kernels import without_fast_path
+from taskprune.restore.modes import modes_given_back
 from taskprune.restore.rng import preserved_rng
 
 
@@ -24,7 +25,12 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     surrounding autocast keeps no casts of weights from inside.
     Entries of tensors are not covered, see :class:`TensorGuard`.
     """
-    with preserved_rng(), without_cached_casts(), without_fast_path():
+    with (
+        preserved_rng(),
+        without_cached_casts(),
+        without_fast_path(),
+        modes_given_back(model),
+    ):
         snapshots = [_snapshot(module) for module in model.modules()]
         flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
         try:

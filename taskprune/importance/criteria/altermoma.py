@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from taskprune.importance.criteria_by_name import criterion
 from taskprune.importance.effects import signed_effects
 from taskprune.importance.half_precision import LossScale
 from taskprune.importance.scores import ChannelScores, Evidence, GroupScores
+from taskprune.restore.copying import deep_copy
 from taskprune.restore.lending import lent
 
 
@@ -130,7 +130,7 @@ class AlterMomaImportance:
         contribution, n_batches = effects.of(model, once)
         redundancy: dict[str, Tensor] = {}
         for name, modules in masks.items():
-            adapted = copy.deepcopy(model)
+            adapted = deep_copy(model)
             with _masked(adapted, modules):
                 before, _ = effects.of(adapted, quietly)
                 self._reactivate(adapted, quietly, batches)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from taskprune.errors import InputError
 from taskprune.importance.calibration import differentiable, run_forward, weighted_loss
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupScores
+from taskprune.restore.copying import deep_copy
 from taskprune.restore.lending import lent
 
 
@@ -111,7 +111,7 @@ class CrossPruneImportance:
         if not evidence.tasks or not batches:
             raise InputError("CrossPrune trains on the tasks' losses. Pass `tasks=` and `data=`.")
         index = ChannelIndex(groups)
-        trained = copy.deepcopy(model)
+        trained = deep_copy(model)
         run = _Run(self, index, trained, _blocks(groups, index, self.removed))
         with differentiable(trained):
             scores = index.split(GroupScores.blind(run.scores(evidence, batches)))
