@@ -17,7 +17,7 @@ from taskprune.calling.task import Task
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.errors import TaskPruneError, TraceError
 from taskprune.graph.attributes import Place, TracedAttributes
-from taskprune.graph.listening import DispatchMode, FunctionMode, has_sizes
+from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.recorder import Recorder
 from taskprune.graph.records import GraphOutput, ModelGraph, Ref
 from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
@@ -162,7 +162,7 @@ class _Session:
             stack.enter_context(borrowed(self.model))
             stack.enter_context(readable_kernels())
             stack.enter_context(without_autocast(self.model))
-            stack.enter_context(without_caches(self.model, has_sizes))
+            stack.enter_context(without_caches(self.model, self.forward))
             set_mode_without_updates(self.model, mode)
             stack.enter_context(uncompiled(self.model))
             stack.enter_context(beside(self.model))

@@ -14,6 +14,7 @@ from taskprune.calling.forward import Forward
 from taskprune.calling.outputs import SINGLE, flatten_outputs
 from taskprune.errors import TraceError, VerificationError
 from taskprune.restore.autocast import without_cached_casts
+from taskprune.restore.caches import without_caches
 from taskprune.restore.kernels import without_fast_path
 from taskprune.restore.lending import lent
 from taskprune.restore.rng import preserved_rng
@@ -241,6 +242,7 @@ def run(
     with preserved_rng(), _default_dtype(dtype), without_fast_path(), torch.no_grad():
         torch.manual_seed(0)
         with lent(inputs), ExitStack() as stack:
+            stack.enter_context(without_caches(model, forward))
             stack.enter_context(Loading(model, dtype, values))
             if dtype == torch.float64:
                 stack.enter_context(InDouble())
