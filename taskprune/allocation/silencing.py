@@ -66,7 +66,9 @@ class Moments:
             if rows is None or rows.shape[1] > WIDEST:
                 continue
             if len(rows) > ROWS:
-                rows = rows[torch.linspace(0, len(rows) - 1, ROWS).long().to(rows.device)]
+                rows = rows[
+                    torch.linspace(0, len(rows) - 1, ROWS, device="cpu").long().to(rows.device)
+                ]
             rows = rows.detach().double()
             before = self.products.get(read.name)
             own = rows.T @ rows
@@ -123,7 +125,9 @@ def _mended(weight: Tensor, dim: int, gone: Tensor, products: Tensor) -> Tensor:
     ridge = RIDGE * own.diagonal().mean()
     if not bool(ridge > 0):
         return weight
-    factor, failed = torch.linalg.cholesky_ex(own + ridge * torch.eye(len(kept)).to(own))
+    factor, failed = torch.linalg.cholesky_ex(
+        own + ridge * torch.eye(len(kept), device="cpu").to(own)
+    )
     if bool(failed):
         return weight
     said = torch.cholesky_solve(products[kept][:, gone], factor)  # [kept, gone]

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from taskprune.calling.forward import Forward, call_batch, call_inputs
+from taskprune.calling.forward import Forward, Forwards, call_batch, call_inputs, one_forward
 from taskprune.calling.task import Task
 from taskprune.errors import InputError
 
@@ -121,7 +121,7 @@ def model_inputs(
     example_inputs: Any,
     tasks: Mapping[str, Task],
     *,
-    forward: Forward | None = None,
+    forward: Forwards | None = None,
     n_batches: int | None = None,
 ) -> ModelInputs:
     """Work out what to run a model on, and refuse what cannot be right.
@@ -144,11 +144,7 @@ def model_inputs(
             "Expected calibration `data`, or `example_inputs` (a tensor, a tuple of arguments or "
             "a dict of keyword arguments) for a criterion that needs no data. Found neither."
         )
-    if forward is not None and not callable(forward):
-        raise InputError(
-            "`forward` must be a function (model, batch) -> outputs. Found "
-            f"{type(forward).__name__}."
-        )
+    forward = one_forward(forward)
     if data is None:
         _check_outputs_declared(tasks)
         call = forward or call_inputs

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from taskprune.errors import InputError
 
@@ -40,7 +41,8 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         again. Each sentence is logged as well.
 
     Raises:
-        InputError: ``model`` is no module, or its parameters are sharded over processes.
+        InputError: ``model`` is no module, or a graph that was captured from Python code; or its
+            tensors are sharded over processes, lazy, or made in inference mode.
     """
     if not isinstance(model, nn.Module):
         raise InputError(
@@ -56,6 +58,8 @@ def unwrap(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
         _log.warning(notes[-1])
         model = getattr(model, attribute)
     _refuse_sharded(model)
+    _refuse_captured(model)
+    _check_tensors(model)
     return model, tuple(notes)
 
 
@@ -109,3 +113,35 @@ def _refuse_sharded(model: nn.Module) -> None:
                     "dict` with `StateDictOptions(full_state_dict=True)`), load it into a fresh "
                     "unwrapped model, prune that, and shard the result."
                 )
+
+
+def _refuse_captured(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError(
+            f"Expected a model in Python. Found the {type(model).__name__} (TorchScript) of "
+            f"{getattr(model, 'original_name', 'a model')}, whose code cannot follow a change of "
+            "sizes. Prune the module that it was made of, then script or trace the result."
+        )
+    for path, module in model.named_modules():
+        # Its graph says how many channels there are, and it refuses to change its mode.
+        if isinstance(module, torch.fx.GraphModule) and "train" in vars(module):
+            raise InputError(
+                "Expected a model in Python. Found a graph from `torch.export` at "
+                f"`{path or 'the top'}`, whose sizes are written down. Prune the module that it "
+                "was made of, then export the result."
+            )
+
+
+def _check_tensors(model: nn.Module) -> None:
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise InputError(
+                f"Expected a model whose tensors have shapes. `{name}` is still lazy: run the "
+                "model once on real inputs first."
+            )
+        if tensor.is_inference():
+            raise InputError(
+                "Expected a model whose tensors autograd can follow. "
+                f"`{name}` was made in `torch.inference_mode`. Build or load the model outside of "
+                "it; a copy made outside, `copy.deepcopy(model)`, will do as well."
+            )

@@ -149,13 +149,17 @@ class Harm:
 
     def of(self, found: Iterable[Run]) -> Losses:
         """Return the mean over the batches of all processes, by task or output."""
-        sums = torch.zeros(len(self._labelled) + len(self._paths), 2, dtype=torch.float64)
+        sums = torch.zeros(
+            len(self._labelled) + len(self._paths), 2, dtype=torch.float64, device="cpu"
+        )
         for number, (outputs, batch) in enumerate(found):
             with torch.no_grad():
                 values = [*self._losses(outputs, batch), *self._distances(outputs, number)]
             for row, value in enumerate(values):
                 if value is not None:
-                    sums[row] += torch.tensor([float(value), 1.0], dtype=torch.float64)
+                    sums[row] += torch.tensor(
+                        [float(value), 1.0], dtype=torch.float64, device="cpu"
+                    )
         totals = zip((*self._labelled, *self._paths), summed(sums), strict=True)
         return {name: float(total / n) if n else 0.0 for name, (total, n) in totals}
 

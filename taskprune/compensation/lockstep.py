@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
 import torch
@@ -35,7 +36,9 @@ class Stoppable:
         self.is_finished = False
         self._call = call
         self._error: BaseException | None = None
-        self._go, self._paused = threading.Semaphore(0), threading.Semaphore(0)
+        # Queues, as an interrupt in a semaphore may leave it so that nobody is ever woken.
+        self._go: SimpleQueue[None] = SimpleQueue()
+        self._paused: SimpleQueue[None] = SimpleQueue()
         self._is_abandoned = False
         self._contexts = _contexts_here()
         self._thread: threading.Thread | None = None
@@ -50,8 +53,8 @@ class Stoppable:
             self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
             self._thread.start()
         self.stopped_at = None
-        self._go.release()
-        self._paused.acquire()
+        self._go.put(None)
+        self._paused.get()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -59,22 +62,27 @@ class Stoppable:
     def stop(self, where: Any) -> None:
         """Stop here, called from inside, until :meth:`advance` is called again."""
         self.stopped_at = where
-        self._paused.release()
-        self._go.acquire()
+        self._paused.put(None)
+        self._go.get()
         if self._is_abandoned:
             raise _Abandoned
 
     def abandon(self) -> None:
-        """Unwind the call, wherever it stands."""
-        if self._thread is None or self.is_finished:
-            return
+        """Let the call unwind, wherever it stands; :meth:`join` waits for that."""
         self._is_abandoned = True
-        self._go.release()
-        self._thread.join()
+        self._go.put(None)
+
+    def join(self) -> None:
+        """Wait until an abandoned call has unwound."""
+        if self._thread is not None and self._thread.ident is not None:
+            with suppress(RuntimeError):  # an interrupt kept it from starting
+                self._thread.join()
 
     def _run(self) -> None:
-        self._go.acquire()
+        self._go.get()
         try:
+            if self._is_abandoned:  # before it began: an interrupt came in between
+                raise _Abandoned
             with ExitStack() as stack:
                 for enter in self._contexts:
                     stack.enter_context(enter())
@@ -85,7 +93,7 @@ class Stoppable:
             self._error = error
         finally:
             self.is_finished = True
-            self._paused.release()
+            self._paused.put(None)
 
 
 def _contexts_here() -> list[Callable[[], Any]]:

@@ -7,7 +7,6 @@ weights, and the students go on with them. So each reader is fitted to what it w
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,6 +24,7 @@ from taskprune.compensation.survey import Reader, Survey
 from taskprune.importance.calibration import run_forward
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan
+from taskprune.restore.copying import deep_copy
 from taskprune.rewrite.surgery import duplicate, named_tensors
 
 
@@ -71,8 +71,11 @@ class SideBySide:
             for lane in self.lanes:
                 lane.finish()
         finally:
-            for lane in self.lanes:
-                lane.abandon()
+            calls = [call for lane in self.lanes for call in lane.calls]
+            for call in calls:
+                call.abandon()
+            for call in calls:
+                call.join()
         return reports
 
     def kept_of(self, reader: Reader) -> KeptEntries | None:
@@ -191,10 +194,10 @@ class _Lane:
             while not forward.call.is_finished:
                 forward.call.advance()
 
-    def abandon(self) -> None:
-        """Let both threads go."""
-        self.teacher.call.abandon()
-        self.student.call.abandon()
+    @property
+    def calls(self) -> tuple[Stoppable, Stoppable]:
+        """Both forwards."""
+        return self.teacher.call, self.student.call
 
     def _is_waiting(self) -> bool:
         waiting = self.student.call.stopped_at or ()
@@ -257,7 +260,7 @@ class _Forward:
 
         def call() -> None:
             # Other forwards stand in the middle of this batch: what writes to it needs its own.
-            self.batch = copy.deepcopy(batch)
+            self.batch = deep_copy(batch)
             with mode:
                 self.outputs = run_forward(
                     own, self.batch, run.survey.forward, where="a calibration batch"

@@ -243,7 +243,7 @@ class Survey:
             name: Reader(name).agreed([readers.get(name, Reader(name)) for readers, _ in everyone])
             for name in names
         }
-        none = torch.zeros(len(self.tasks) + 1, dtype=torch.float64)
+        none = torch.zeros(len(self.tasks) + 1, dtype=torch.float64, device="cpu")
         self._totals = {name: summed(self._totals.get(name, none)) for name in names}
 
     def weights(self, name: str, sample: Sample) -> Tensor:

@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskprune.calling.forward import Forward, call_inputs
+from taskprune.restore.kernels import without_fast_path
 from taskprune.restore.modes import evaluating
 from taskprune.restore.rng import preserved_rng
 
@@ -35,7 +36,8 @@ def measure_macs(model: nn.Module, inputs: Any, *, forward: Forward | None = Non
         _without_gradients(model),
     )
     with ExitStack() as stack:
-        for context in (*quiet, _countable_attention(), counter):
+        # Attention runs as the products it consists of; its fused forms are not all counted.
+        for context in (*quiet, without_fast_path(), sdpa_kernel(SDPBackend.MATH), counter):
             stack.enter_context(context)
         (forward or call_inputs)(model, inputs)
     return counter.get_total_flops() // 2
@@ -52,15 +54,3 @@ def _without_gradients(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in asking:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _countable_attention() -> Iterator[None]:
-    """Let attention run as the products it consists of; its fused forms are not all counted."""
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from taskprune.calling.forward import Forward, call_inputs
 from taskprune.errors import InputError
+from taskprune.restore.caches import caches_given_back
 from taskprune.restore.denormals import flushed_denormals
 from taskprune.restore.lending import lent
 from taskprune.restore.modes import evaluating
@@ -77,6 +78,7 @@ def measure_latency(
     with ExitStack() as stack:
         for model in models.values():
             stack.enter_context(evaluating(model))
+            stack.enter_context(caches_given_back(model, call))
         stack.enter_context(preserved_rng())
         stack.enter_context(lent(inputs))
         stack.enter_context(torch.inference_mode())

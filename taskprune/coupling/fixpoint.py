@@ -27,6 +27,7 @@ from taskprune.coupling.rules.reshape import follow_broadcast
 from taskprune.coupling.splitting import freed_layers, locked_layers, split_layers
 from taskprune.coupling.standard_sizes import add_standard_sizes
 from taskprune.coupling.unit_table import Column, UnitTable
+from taskprune.coupling.unread import with_readers
 from taskprune.errors import InputError, UnsupportedOperatorError
 from taskprune.graph.reach import references
 from taskprune.graph.records import ModelGraph, Operation, TensorValue
@@ -70,13 +71,15 @@ def couple(
         protect: Modules whose output channels must all stay: names (with everything below), shell
             patterns such as ``"head.*"``, or types; one of them or several.
         strict: Raise on an operator without a rule, and on a group that stays because a rule does
-            not know what happens to it, in place of freezing either.
+            not know what happens to it, in place of freezing either; and on parameters that no
+            traced forward read.
         factor_policy: Which factor of a reshape may shrink where several could:
             ``prefer_outer`` (heads before head width) or ``prefer_inner``, or one's own.
 
     Raises:
         UnsupportedOperatorError: In strict mode only.
-        InputError: An entry of ``protect`` matches no module or parameter.
+        InputError: An entry of ``protect`` matches no module or parameter; in strict mode also
+            where a parameter was not read.
         CouplingError: A rule contradicts the graph; a defect of that rule.
     """
     entries = (protect,) if isinstance(protect, str | type) else tuple(protect)
@@ -93,7 +96,7 @@ def couple(
         groups = assemble(analysis, solution, assignment)
         if strict:
             _refuse_ignorance(groups)
-        return groups
+        return with_readers(analysis, solution.classes, groups)
 
     groups = solve(graph)
     layers = locked_layers(graph, groups)
@@ -217,6 +220,12 @@ def _freeze_unknown(ctx: RuleContext, *, strict: bool) -> None:
 
 
 def _refuse_ignorance(groups: CouplingGroups) -> None:
+    if groups.untraced:
+        raise InputError(
+            f"No traced forward reads `{groups.untraced[0]}` ({len(groups.untraced)} such "
+            "parameters in all), so what its code will read is not known. Hand in forwards that "
+            "run it too, `forward=[..., ...]`, or drop `strict=True` to keep what it could read."
+        )
     for group in groups.frozen:
         for reason in group.reasons:
             if reason.kind == "unknown":

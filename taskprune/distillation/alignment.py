@@ -50,7 +50,7 @@ class Alignment(nn.Module):
         self.teacher_channel_dim = (
             channel_dim if teacher_channel_dim is None else teacher_channel_dim
         )
-        index = None if keep is None else torch.tensor(keep, dtype=torch.int64)
+        index = None if keep is None else torch.tensor(keep, dtype=torch.int64, device="cpu")
         self.register_buffer("keep", index, persistent=False)
         self.adapter = adapter
 
@@ -141,12 +141,14 @@ def make_adapter(n_student: int, n_teacher: int, *, keep: Sequence[int] | None =
         keep: Start as the embedding that puts student channel ``k`` at teacher channel
             ``keep[k]`` and 0 elsewhere. ``None``: torch's usual random start.
     """
-    adapter = nn.Linear(n_student, n_teacher)
+    adapter = nn.Linear(n_student, n_teacher, device="cpu")
     if keep is not None:
         with torch.no_grad():
             adapter.weight.zero_()
             adapter.bias.zero_()
-            adapter.weight[torch.tensor(keep), torch.arange(n_student)] = 1.0
+            adapter.weight[
+                torch.tensor(keep, device="cpu"), torch.arange(n_student, device="cpu")
+            ] = 1.0
     return adapter
 
 

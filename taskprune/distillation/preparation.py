@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -34,6 +33,7 @@ from taskprune.distillation.taps import Tap, TapSelector, resolve_taps
 from taskprune.errors import InputError
 from taskprune.files import make_folder, only_user_of
 from taskprune.restore import evaluating, preserved_rng
+from taskprune.restore.copying import deep_copy
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -66,6 +66,8 @@ def prepared(
         make_folder(directory, option=option)
     with ExitStack() as stack:
         stack.enter_context(preserved_rng())
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
         stack.enter_context(preserved_generators(data))
         accelerator = stack.enter_context(accelerated(settings))
         if directory is not None and accelerator.is_main_process:
@@ -80,7 +82,7 @@ def prepared(
         ask_student = probing(forward, "student", accelerator.autocast)
         ask_teacher = probing(forward, "teacher", accelerator.autocast)
         sharding = requested_sharding(accelerator)
-        trained = (student if sharding is None else deepcopy(student)).to(accelerator.device)
+        trained = (student if sharding is None else deep_copy(student)).to(accelerator.device)
         if sharding is not None:
             check_shardable(trained, sharding, settings, ask_student, example)
         chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=ask_teacher)
@@ -143,7 +145,7 @@ def _borrowed(student: nn.Module) -> Iterator[None]:
 def _frozen(teacher: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """Provide the teacher in eval mode on a device; a copy, if it lives on another."""
     if any(tensor.device != device for tensor in chain(teacher.parameters(), teacher.buffers())):
-        teacher = deepcopy(teacher).to(device)
+        teacher = deep_copy(teacher).to(device)
     with evaluating(teacher):
         yield teacher
 

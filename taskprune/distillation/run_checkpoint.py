@@ -163,7 +163,7 @@ def _check_tensors(path: Path, parts: RunParts, saved: Mapping[str, Tensor]) -> 
             live |= dict.fromkeys(entries.values(), parameter)
             step = saved.get(entries["step"], parameter)
             is_number = step.ndim == 0 and step.is_floating_point()
-            live[entries["step"]] = step if is_number else torch.empty(())
+            live[entries["step"]] = step if is_number else torch.empty((), device="cpu")
     for name in sorted(live.keys() | saved.keys()):
         wanted, found = (_described(tensors.get(name)) for tensors in (live, saved))
         if wanted != found:

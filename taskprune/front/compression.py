@@ -17,7 +17,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import nn
 
-from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.forward import Forwards, call_batch, one_forward
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.tolerances import BrokenTolerance, broken_tolerances, check_watched
 from taskprune.calling.wrappers import bare
@@ -139,7 +139,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
     validation: Iterable[Any] | None = None,
     settings: DistillSettings | None = None,
     taps: TapSelector | Sequence[TapSelector] | None = None,
-    forward: Forward | None = None,
+    forward: Forwards | None = None,
     importance: str | Importance = "task_taylor",
     safety: Safety | None = None,
     n_batches: int | None = None,
@@ -162,7 +162,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
         validation: Batches to measure metrics on; needed where a task has a metric.
         settings: Of the distillation in each step.
         taps: The modules whose outputs are compared, as in :func:`taskprune.distill`.
-        forward: ``(model, batch) -> outputs``.
+        forward: ``(model, batch) -> outputs``, or several as in :func:`taskprune.prune`.
         importance: Criterion, as in :func:`taskprune.prune`.
         safety: Limits of all steps together, as in :func:`taskprune.prune`.
         n_batches: How many batches to score on. Default: all of them.
@@ -180,14 +180,14 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
         tasks=named,
         budget=Budget.from_ratio(ratio),
         data=data,
-        forward=forward,
+        forward=one_forward(forward),
         importance=importance,
         safety=checked_safety(safety),
         compensate=True,
         settings=PruneSettings(steps=steps, n_batches=n_batches),
     )
     model = bare(model)
-    call = forward or call_batch
+    call = job.forward or call_batch
     held_out = check_watched(named, validation)
     settings = checked_settings(settings)
     if settings.directory is not None:  # said before the first step takes its time

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.forward import Forwards, call_batch, one_forward
 from taskprune.calling.meta import without_values
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare
@@ -26,7 +26,7 @@ def distill(
     data: Iterable[Any],
     plan: PruningPlan | None = None,
     taps: TapSelector | Sequence[TapSelector] | None = None,
-    forward: Forward = call_batch,
+    forward: Forwards = call_batch,
     settings: DistillSettings | None = None,
 ) -> nn.Module:
     """Train a pruned student on its tasks and on its frozen teacher's features.
@@ -47,7 +47,8 @@ def distill(
             ``taskprune.distillation.Tap`` also pairs modules of different architectures. Default:
             all roles that the teacher declares; without any, the last shared output of every
             resolution.
-        forward: ``(model, batch) -> outputs``, for student and teacher alike.
+        forward: ``(model, batch) -> outputs``, for student and teacher alike; or several, as in
+            :func:`taskprune.prune`.
         settings: Length, learning rate, weights and the like.
 
     Returns:
@@ -69,7 +70,7 @@ def distill(
         settings=settings,
         channel_map=channel_map,
         taps=taps,
-        forward=forward,
+        forward=one_forward(forward) or call_batch,
     )
     return result.student
 

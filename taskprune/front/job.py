@@ -6,17 +6,18 @@ any budget; :func:`choose` spends a budget on it. ``prune`` and ``compress`` are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from taskprune.calling.forward import Forward
+from taskprune.calling.forward import Forward, OnEach
 from taskprune.calling.inputs import ModelInputs, Remembered, model_inputs, task_batches
+from taskprune.calling.outputs import matching_paths, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.compensation import Survey
 from taskprune.cost import Cost
@@ -28,7 +29,7 @@ from taskprune.front.prune_settings import PruneSettings
 from taskprune.graph import ModelGraph, trace
 from taskprune.importance import ChannelScores, Importance, output_owners, score
 from taskprune.importance.criteria_by_name import checked_criterion
-from taskprune.importance.owners import owners_from_batches
+from taskprune.importance.owners import LOOK_AHEAD, owners_from_batches
 from taskprune.importance.projections import output_tasks
 from taskprune.importance.scoring import check_values
 from taskprune.plan.plan import PruningPlan
@@ -126,7 +127,7 @@ def at_work(title: str) -> Iterator[Say]:
 
     Tensors made in a surrounding inference mode could neither be scored nor trained on.
     """
-    with stages(title) as say, preserved_rng(), torch.inference_mode(False):
+    with preserved_rng(), stages(title) as say, torch.inference_mode(False):
         yield say
 
 
@@ -146,7 +147,7 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
     say("tracing the model")
     tasks, inputs = _tasks(job, model, inputs)
     owners, inputs = _owners(job, tasks, model, inputs)
-    graph = trace(model, inputs.example, forward=inputs.on_example, tasks=owners, modes="all")
+    graph, inputs = _traced(job, model, owners, inputs)
     say("finding which channels belong together")
     groups = couple(graph, protect=settings.protect, strict=settings.strict)
     if settings.modalities is not None or job.budget.modalities:
@@ -266,3 +267,47 @@ def _owners(
     for name, batch in inputs.task_examples.items():
         owners |= output_owners(model, {name: tasks[name]}, batch, forward=inputs.forward)
     return {name: owners[name] for name in tasks}, inputs
+
+
+def _traced(
+    job: Job, model: nn.Module, owners: Mapping[str, tuple[str, ...]], inputs: ModelInputs
+) -> tuple[ModelGraph, ModelInputs]:
+    """Return the graph, and the inputs with no batch lost and the example that it is of.
+
+    Where batches are of one task each, the first does not lead to all outputs: then those that
+    lead to further ones are traced along with it.
+    """
+
+    def of(examples: Sequence[Any]) -> tuple[ModelGraph, ModelInputs]:
+        own = inputs
+        if len(examples) > 1:
+            together = OnEach(inputs.forward)
+            own = replace(inputs, example=tuple(examples), on_example=together)
+        return trace(model, own.example, forward=own.on_example, modes="all"), own
+
+    def returned(graph: ModelGraph) -> set[str]:
+        return {output.path for output in graph.outputs}
+
+    def is_complete(graph: ModelGraph) -> bool:
+        wanted = (path for paths in owners.values() for path in paths)
+        return all(matching_paths(path, returned(graph)) for path in wanted)
+
+    chosen = [inputs.example]
+    graph, found = of(chosen)
+    if not is_complete(graph) and inputs.batches is not None and job.example_inputs is None:
+        if inputs.task_examples:
+            seen = list(inputs.task_examples.values())
+        else:
+            assert not isinstance(inputs.batches, Mapping)
+            batches = iter(inputs.batches)
+            seen = list(islice(batches, min(job.settings.n_batches or LOOK_AHEAD, LOOK_AHEAD)))
+            inputs = replace(inputs, batches=chain(seen, batches))
+        for batch in seen[1:]:
+            wider, its = of([*chosen, batch])
+            if returned(wider) > returned(graph):
+                chosen.append(batch)
+                graph, found = wider, its
+            if is_complete(graph):
+                break
+        found = replace(found, batches=inputs.batches)
+    return replace(graph, tasks=resolve_paths(owners, (o.path for o in graph.outputs))), found

@@ -38,7 +38,8 @@ class PruneSettings:
             and for the report: declared, or ``"inputs"`` for those found from the model's inputs.
             ``None``: none, unless the budget has bounds by modality, which then has the names of
             inputs.
-        strict: Raise on the first operator without a channel rule in place of freezing it.
+        strict: Raise on the first operator without a channel rule in place of freezing it, on
+            parameters that no traced forward reads, and where the verification tells nothing.
         verify: Compare the rewritten model with the masked original, and raise on a difference.
             Models on the meta device have nothing to compare.
     """

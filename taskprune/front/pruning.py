@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.forward import Forwards, call_batch, one_forward
 from taskprune.calling.meta import without_values
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.tolerances import unwatched
@@ -22,14 +22,15 @@ from taskprune.front.guard import Guard
 from taskprune.front.job import Job, at_work
 from taskprune.front.prune_settings import PruneSettings
 from taskprune.front.result import PruneResult
-from taskprune.front.steps import Step, in_steps
+from taskprune.front.steps import Cut, Step, in_steps
 from taskprune.importance import Importance
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.report.making import make_report, unowned_outputs
 from taskprune.report.record import CompensationReport
 from taskprune.restore.modes import modes_given_back
-from taskprune.rewrite import VerificationReport, apply_and_verify
+from taskprune.rewrite import VerificationReport
 from taskprune.solver.budget import Budget
+from taskprune.solver.infeasible import unread
 from taskprune.solver.safety import Safety
 
 TRAINED = (
@@ -46,7 +47,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
     data: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
     validation: Iterable[Any] | None = None,
     example_inputs: Any = None,
-    forward: Forward | None = None,
+    forward: Forwards | None = None,
     budget: Budget | None = None,
     importance: str | Importance | None = None,
     safety: Safety | None = None,
@@ -82,12 +83,14 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             the example.
         forward: ``(model, batch) -> outputs``, where the batch is not ``(inputs, targets)``, a
             tensor or a dict of keyword arguments. The example reaches the model the same way.
+            Several, in a list or a dict by name, are one whose outputs are a list or dict of
+            theirs. What no call runs is reported; what it could read stays (``Safety.unused``).
         budget: What the smaller model may cost: parameters, multiply-adds, latency, memory of
-            activations. Latency is predicted from operators that are timed on the model's device
-            with the example; what was timed once is read from disk (``$TASKPRUNE_CACHE``).
-        importance: Name of a criterion, or any callable that scores channels, such as one of
-            Torch-Pruning's through ``TorchPruningImportance``. Default: ``"task_taylor"``, and
-            ``"output_change"`` without tasks.
+            activations. Latency is predicted from operators timed on the model's device with the
+            example; what was timed once is read from disk (``$TASKPRUNE_CACHE``).
+        importance: Name of a criterion, or any callable that scores channels, such as a
+            ``TorchPruningImportance``. Default: ``"task_taylor"``, without tasks
+            ``"output_change"``.
         safety: Limits that hold whatever the scores say. Default: ``Safety()``.
         compensate: Re-weight what stays so that it says what the removed channels said: least
             squares on the calibration batches, without training (:mod:`taskprune.compensation`).
@@ -109,7 +112,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         budget=checked_budget(ratio, budget),
         data=data,
         example_inputs=example_inputs,
-        forward=forward,
+        forward=one_forward(forward),
         importance=importance or ("output_change" if tasks is None else "task_taylor"),
         safety=checked_safety(safety),
         compensate=compensate,
@@ -168,10 +171,14 @@ class _Done:
                 example, call = found.inputs.example, found.inputs.on_example
                 latency = compare_latency(self.model, smaller, plan, example, forward=call)
         notes = (*self.notes, *found.graph.notes, *unowned_outputs(found.graph))
+        if note := unread(found.groups, job.safety):
+            notes += (note,)
         if job.settings.verify and (name := without_values(self.model)):
             notes += (
                 f"Not verified: `{name}` is on the meta device and has no values to compare.",
             )
+        if verification is not None and verification.is_vacuous:
+            notes += (f"{str(verification).capitalize()}.",)
         report = make_report(
             found.groups,
             found.scores,
@@ -210,15 +217,8 @@ class _Done:
         changed = settings.between_steps is not None or self.job.compensates
         if self.last and (changed or self.last is self.first):
             return self.last.model, self.last.verification
-        found = self.first.found
-        return apply_and_verify(
-            self.model,
-            plan,
-            example_inputs=found.inputs.example,
-            forward=found.inputs.on_example,
-            groups=found.groups,
-            verify=settings.verify,
-        )
+        cut = Cut(self.model, self.first.found.groups, plan)
+        return cut.rewritten(self.job, self.first.found, verify=settings.verify)
 
 
 def checked_budget(ratio: float | None, budget: Budget | None) -> Budget:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -10,12 +11,16 @@ from torch import nn
 
 from taskprune.compensation import CompensationResult, Survey, compensate_surveyed
 from taskprune.coupling.groups import CouplingGroups
+from taskprune.errors import VerificationError
 from taskprune.front.job import Examined, Job, Say, at_work, choose, examine
 from taskprune.plan.composition import compose
 from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite import VerificationReport, apply_and_verify
+from taskprune.solver.infeasible import unread
 from taskprune.solver.loss_budget import predicted_loss
 from taskprune.solver.step_context import StepContext, steps_towards
+
+_log = logging.getLogger("taskprune")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -73,6 +78,8 @@ def in_steps(
         with at_work(title) as say:
             surveys = job.compensates and (trains or number == 1)
             found = examine(job, current, say, surveys=surveys)
+            if number == 1 and (note := unread(found.groups, job.safety)):
+                _log.warning("%s", note)
             own = choose(job, found, context, say)
             if number == 1 and job.settings.steps == "auto":
                 steps = steps_towards(own.costs)
@@ -83,9 +90,9 @@ def in_steps(
             # Where nothing was trained on the way, all that was lost so far can still be made up
             # for: the original knows what the removed channels said.
             again = job.compensates and not trains
-            start = _Cut(model, groups, plan) if again else _Cut(current, found.groups, own)
+            start = Cut(model, groups, plan) if again else Cut(current, found.groups, own)
             current, verification, compensation = start.carried_out(
-                found, survey, say, verify=verify
+                job, found, survey, say, verify=verify
             )
         original = original or {name: before for name, (before, _) in own.costs.items()}
         yield Step(number, found, own, plan, current, verification, compensation)
@@ -101,7 +108,7 @@ def in_steps(
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class _Cut:
+class Cut:
     """What a step is cut from: the model, its groups, and the plan for it."""
 
     model: nn.Module
@@ -109,7 +116,7 @@ class _Cut:
     plan: PruningPlan
 
     def carried_out(
-        self, found: Examined, survey: Survey | None, say: Say, *, verify: bool
+        self, job: Job, found: Examined, survey: Survey | None, say: Say, *, verify: bool
     ) -> tuple[nn.Module, VerificationReport | None, CompensationResult | None]:
         """Return what the plan leaves, re-weighted where its readers were surveyed."""
         original, plan, compensation = self.model, self.plan, None
@@ -121,12 +128,28 @@ class _Cut:
             # What is cut must be the original but for the new weights: checked like any other.
             original, plan = compensation.original(original, plan), replace(plan, replacements=())
         say("rewriting and verifying" if verify else "rewriting")
+        start = replace(self, model=original, plan=plan)
+        return *start.rewritten(job, found, verify=verify), compensation
+
+    def rewritten(
+        self, job: Job, found: Examined, *, verify: bool
+    ) -> tuple[nn.Module, VerificationReport | None]:
+        """Return what the plan leaves.
+
+        Raises:
+            VerificationError: It differs; in strict mode also where nothing tells.
+        """
         smaller, verification = apply_and_verify(
-            original,
-            plan,
+            self.model,
+            self.plan,
             example_inputs=found.inputs.example,
             forward=found.inputs.on_example,
             groups=self.groups,
             verify=verify,
         )
-        return smaller, verification, compensation
+        if job.settings.strict and verification is not None and verification.is_vacuous:
+            raise VerificationError(
+                f"Strict mode asks for a comparison that tells something, but {verification}. Pass "
+                "`example_inputs=` that lead to other outputs, or drop `strict=True`."
+            )
+        return smaller, verification

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskprune.calling.forward import Forward
+from taskprune.calling.forward import Forward, Forwards
 from taskprune.calling.inputs import model_inputs
 from taskprune.calling.outputs import flatten_outputs
 from taskprune.calling.task import Task, check_tasks
@@ -77,7 +77,7 @@ def drop_task(
     *,
     data: Iterable[Any] | None = None,
     example_inputs: Any = None,
-    forward: Forward | None = None,
+    forward: Forwards | None = None,
 ) -> DropTaskResult:
     """Take a whole task, or several, out of a model: the heads, and everything only they used.
 
@@ -92,7 +92,7 @@ def drop_task(
         dropped: The task to drop. Tasks that share a decoder have to go together: name them all.
         data: Batches, of which one is used; needed where a task does not declare its outputs.
         example_inputs: A tensor, a tuple of arguments or a dict of keywords; in place of `data`.
-        forward: ``(model, batch) -> outputs``.
+        forward: ``(model, batch) -> outputs``, or several as in :func:`taskprune.prune`.
 
     Raises:
         InputError: There is no such task, none would be left, or nothing serves only those.

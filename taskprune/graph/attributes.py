@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from enum import Enum
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -63,8 +63,8 @@ class TracedAttributes:
                 is_path = isinstance(key, str | int)
                 mapping[key] = self._traced(v, module, (*path, key)) if is_path else v
             return mapping
-        if is_configuration(value):
-            configuration = object.__new__(type(value))
+        configuration = _empty(value) if is_configuration(value) else None
+        if configuration is not None:
             self._copied[id(value)] = configuration, (module, path)
             for name, v in vars(value).items():
                 vars(configuration)[name] = self._traced(v, module, (*path, name))
@@ -88,13 +88,24 @@ def _kept_by_copies(module: nn.Module) -> Container[str]:
     return state if isinstance(state, dict) else vars(module)
 
 
+def _empty(value: Any) -> Any:
+    """Return an object of the same class without attributes, or ``None`` where there is no such."""
+    maker = SimpleNamespace if isinstance(value, SimpleNamespace) else object
+    try:
+        return maker.__new__(type(value))
+    except TypeError:  # of a class that C code makes
+        return None
+
+
 _NO_CONFIGURATIONS = frozenset({"torch", "builtins", "functools", "types", "enum", "collections"})
 
 
 def is_configuration(value: Any) -> bool:
     """Whether a value is an object of somebody's own class that only holds settings."""
     kind = type(value)
-    if kind.__module__.split(".", 1)[0] in _NO_CONFIGURATIONS or not hasattr(value, "__dict__"):
+    if kind.__module__.split(".", 1)[0] in _NO_CONFIGURATIONS and kind is not SimpleNamespace:
+        return False
+    if not kind.__dictoffset__:  # asked of the class, as objects may answer anything
         return False
     if isinstance(value, type | ModuleType | int | float | str | bytes | Enum) or callable(value):
         return False

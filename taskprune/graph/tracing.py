@@ -9,27 +9,23 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.parameter import is_lazy
 
-from taskprune.calling.forward import Forward, call_inputs
+from taskprune.calling.forward import Forward, Forwards, United, call_inputs, one_forward
 from taskprune.calling.meta import beside, shapes_only, without_values
 from taskprune.calling.outputs import flatten_outputs, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.calling.wrappers import bare, uncompiled
-from taskprune.errors import InputError, TaskPruneError, TraceError
+from taskprune.errors import TaskPruneError, TraceError
 from taskprune.graph.attributes import Place, TracedAttributes
-from taskprune.graph.listening import DispatchMode, FunctionMode, has_sizes
+from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.recorder import Recorder
 from taskprune.graph.records import GraphOutput, ModelGraph, Ref
 from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
 from taskprune.restore.autocast import without_autocast
-from taskprune.restore.borrow import (
-    TensorGuard,
-    borrowed,
-    readable_kernels,
-)
+from taskprune.restore.borrow import TensorGuard, borrowed
 from taskprune.restore.caches import without_caches
 from taskprune.restore.garbage import collection_paused
+from taskprune.restore.kernels import readable_kernels
 from taskprune.restore.modes import Mode, set_mode_without_updates
 
 TaskOutputs: TypeAlias = Mapping[str, Task] | Mapping[str, str | Sequence[str]]
@@ -43,7 +39,7 @@ def trace(
     model: nn.Module,
     example_inputs: Any,
     *,
-    forward: Forward | None = None,
+    forward: Forwards | None = None,
     tasks: TaskOutputs | None = None,
     modes: TraceModes = "auto",
 ) -> ModelGraph:
@@ -64,7 +60,9 @@ def trace(
         example_inputs: What ``forward`` takes; dim 0 of each tensor is the batch. For a model on
             the meta device they may be there as well or not.
         forward: ``(model, inputs) -> outputs``. Default: a tensor is passed as it is, a tuple as
-            positional and a dict as keyword arguments.
+            positional and a dict as keyword arguments. Several, in a list or a dict by name, are
+            recorded one after the other as one: a call for each task, each epoch's branch, each
+            entry point. What no forward reads is named in ``untraced``.
         tasks: Output paths of each task, as :class:`~taskprune.Task` objects or plain paths. A
             prefix such as ``"detection"`` takes everything below it. A task that declares none
             owns none.
@@ -78,11 +76,10 @@ def trace(
         TraceError: The forward raised on the example inputs; the original error is chained.
     """
     model = bare(model)
-    _check_model(model)
     if without_values(model):
         example_inputs = shapes_only(example_inputs)
     wanted = _wanted_outputs(tasks)
-    call = forward or call_inputs
+    call = one_forward(forward) or call_inputs
     replacements = find_replacements(model)
     notes: list[str] = []
     if replacements:
@@ -165,7 +162,7 @@ class _Session:
             stack.enter_context(borrowed(self.model))
             stack.enter_context(readable_kernels())
             stack.enter_context(without_autocast(self.model))
-            stack.enter_context(without_caches(self.model, has_sizes))
+            stack.enter_context(without_caches(self.model, self.forward))
             set_mode_without_updates(self.model, mode)
             stack.enter_context(uncompiled(self.model))
             stack.enter_context(beside(self.model))
@@ -181,7 +178,8 @@ class _Session:
             outputs = self.forward(self.model, self.inputs)
             recorder.outputs += [
                 GraphOutput(path, recorder.number(tensor), mode)
-                for path, tensor in flatten_outputs(outputs).items()
+                for one in (outputs if isinstance(outputs, United) else (outputs,))
+                for path, tensor in flatten_outputs(one).items()
             ]
 
     def untraced(self) -> tuple[str, ...]:
@@ -257,12 +255,3 @@ def _wanted_outputs(tasks: TaskOutputs | None) -> dict[str, tuple[str, ...]]:
         paths = task.output_paths if isinstance(task, Task) else task
         wanted[name] = (paths,) if isinstance(paths, str) else tuple(paths or ())
     return wanted
-
-
-def _check_model(model: nn.Module) -> None:
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise InputError(
-                f"Expected a model whose parameters have shapes. `{name}` is still lazy: run the "
-                "model once on real inputs, then trace it."
-            )

@@ -20,6 +20,7 @@ from taskprune.importance.distributed import gathered, several_processes
 from taskprune.importance.half_precision import LossScale
 from taskprune.importance.scores import Evidence
 from taskprune.restore.borrow import borrowed
+from taskprune.restore.checkpointing import without_reentrance
 from taskprune.restore.lending import lent
 
 _log = logging.getLogger("taskprune")
@@ -189,7 +190,7 @@ def differentiable(model: nn.Module) -> Iterator[None]:
             for parameter in model.parameters():
                 if parameter.is_floating_point():
                     parameter.requires_grad_(True)
-            with torch.inference_mode(False), torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad(), without_reentrance():
                 yield
         finally:
             with torch.no_grad():

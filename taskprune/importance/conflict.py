@@ -65,7 +65,9 @@ class CosineConflict:
     def __call__(self, statistics: TaskStatistics, _scale: Tensor, importance: Tensor, /) -> Tensor:
         """Return the penalty, see :class:`Conflict`."""
         opposed = cosines(statistics).neg().clamp_min(0)
-        upper = torch.ones(opposed.shape[:2], dtype=opposed.dtype).triu(diagonal=1)
+        upper = torch.ones(opposed.shape[:2], dtype=opposed.dtype, device=opposed.device).triu(
+            diagonal=1
+        )
         share = upper / upper.sum().clamp_min(1)
         return importance * share[..., None] * opposed
 

@@ -71,7 +71,7 @@ class TaskStatistics:
 
 def device_for_sums(parameters: Mapping[str, Tensor]) -> torch.device:
     """Return where sums are kept: some accelerators have no float64, there on the host."""
-    first = next(iter(parameters.values()), torch.zeros(()))
+    first = next(iter(parameters.values()), torch.zeros((), device="cpu"))
     return first.device if first.device.type in ("cpu", "cuda") else torch.device("cpu")
 
 
@@ -162,8 +162,8 @@ class _Sums:
         self.index, self.tasks, self.parameters = index, tuple(tasks), parameters
         self.device = device_for_sums(parameters)
         shape = (len(tasks), len(tasks))
-        self.labelled = torch.zeros(shape, dtype=torch.float64)
-        self.loss = torch.zeros(len(tasks), dtype=torch.float64)
+        self.labelled = torch.zeros(shape, dtype=torch.float64, device="cpu")
+        self.loss = torch.zeros(len(tasks), dtype=torch.float64, device="cpu")
         self.products = torch.zeros(
             (*shape, index.n_channels), dtype=torch.float64, device=self.device
         )
@@ -179,7 +179,7 @@ class _Sums:
         effects = torch.zeros(
             (len(self.tasks), self.index.n_channels), dtype=torch.float64, device=self.device
         )
-        present = torch.zeros(len(self.tasks), dtype=torch.float64)
+        present = torch.zeros(len(self.tasks), dtype=torch.float64, device="cpu")
         for found in batch:
             present[found.task] = 1
             self.loss[found.task] += abs(found.loss)

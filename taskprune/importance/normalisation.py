@@ -37,7 +37,7 @@ def by_stake(statistics: TaskStatistics) -> Tensor:
         LossError: A task has nothing to lose and no loss although channels have an effect on it.
     """
     if len(statistics.tasks) == 1:
-        return torch.ones(1, dtype=torch.float64)
+        return torch.ones(1, dtype=torch.float64, device="cpu")
     assert statistics.stakes is not None, "collect(..., with_stakes=True) comes before"
     stakes, losses = statistics.stakes, statistics.mean_loss
     known = torch.maximum(stakes, LEAST_STAKE * losses)
@@ -55,13 +55,13 @@ def by_mean_loss(statistics: TaskStatistics) -> Tensor:
         LossError: A task's loss is 0 on all batches although channels have an effect on it.
     """
     if len(statistics.tasks) == 1:
-        return torch.ones(1, dtype=torch.float64)
+        return torch.ones(1, dtype=torch.float64, device="cpu")
     return _over(statistics.mean_loss, statistics)
 
 
 def as_they_are(statistics: TaskStatistics) -> Tensor:
     """Leave the losses on the scales they come in."""
-    return torch.ones(len(statistics.tasks), dtype=torch.float64)
+    return torch.ones(len(statistics.tasks), dtype=torch.float64, device="cpu")
 
 
 def _over(amounts: Tensor, statistics: TaskStatistics) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.inputs import TaskBatch
-from taskprune.calling.outputs import flatten_outputs, resolve_paths
+from taskprune.calling.outputs import flatten_outputs, matching_paths, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.errors import LossError
 from taskprune.importance.calibration import differentiable, run_forward, task_loss
@@ -47,16 +47,17 @@ def owners_from_batches(
     remaining = iter(batches)
     seen: list[Any] = []
     owners: dict[str, tuple[str, ...]] = {}
+    returned: dict[str, None] = {}
     for batch in islice(remaining, min(n_batches or LOOK_AHEAD, LOOK_AHEAD)):
         seen.append(batch)
         missing = {name: task for name, task in tasks.items() if name not in owners}
-        owners |= _found(model, missing, batch, forward, where=f"calibration batch {len(seen)}")
+        where = f"calibration batch {len(seen)}"
+        owners |= _found(model, missing, batch, forward, returned, where=where)
         if len(owners) == len(tasks):
             break
-    for name in tasks:
-        if name not in owners:
-            several = f"the first {len(seen)} calibration batches"
-            raise _without_labels(name, several if len(seen) > 1 else "the first calibration batch")
+    several = f"the first {len(seen)} calibration batches"
+    where = several if len(seen) > 1 else "the first calibration batch"
+    _check_all_found(tasks, owners, returned, where)
     return {name: owners[name] for name in tasks}, chain(seen, remaining)
 
 
@@ -87,17 +88,25 @@ def output_owners(
         LossError: A loss is no finite scalar, has no labels in this batch, or depends on no output.
     """
     where = "the first calibration batch"
-    owners = _found(model, tasks, batch, forward, where=where)
-    for name in tasks:
-        if name not in owners:
-            raise _without_labels(name, where)
+    returned: dict[str, None] = {}
+    owners = _found(model, tasks, batch, forward, returned, where=where)
+    _check_all_found(tasks, owners, returned, where)
     return owners
 
 
 def _found(
-    model: nn.Module, tasks: Mapping[str, Task], batch: Any, forward: Forward, *, where: str
+    model: nn.Module,
+    tasks: Mapping[str, Task],
+    batch: Any,
+    forward: Forward,
+    returned: dict[str, None],
+    *,
+    where: str,
 ) -> dict[str, tuple[str, ...]]:
-    """Return the output paths of each task that declares them or has labels in the batch."""
+    """Return the output paths of each task whose own are returned or that has labels in the batch.
+
+    The paths of all outputs are added to `returned`.
+    """
     declared = {name: task.output_paths for name, task in tasks.items()}
     if all(paths is not None for paths in declared.values()):
         # Whether they exist is checked by the trace, which knows the outputs without labels.
@@ -108,11 +117,13 @@ def _found(
     with lent(batch), differentiable(model):
         outputs = run_forward(model, batch, forward, where=where)
         flat = flatten_outputs(outputs)
+        returned.update(dict.fromkeys(flat))
         owners: dict[str, tuple[str, ...]] = {}
         for name, task in tasks.items():
             paths = declared[name]
             if paths is not None:
-                owners[name] = resolve_paths({name: paths}, flat)[name]
+                if all(matching_paths(path, flat) for path in paths):
+                    owners[name] = resolve_paths({name: paths}, flat)[name]
                 continue
             loss = task_loss(name, task, outputs, batch, where=where)
             if loss is not None:
@@ -120,11 +131,21 @@ def _found(
     return owners
 
 
-def _without_labels(name: str, where: str) -> LossError:
-    return LossError(
-        f"Task `{name}` has no labels in {where}, so the outputs it owns cannot be found from its "
-        "loss. Declare them: Task(loss=..., outputs='path')."
-    )
+def _check_all_found(
+    tasks: Mapping[str, Task],
+    owners: Mapping[str, tuple[str, ...]],
+    returned: Iterable[str],
+    where: str,
+) -> None:
+    for name, task in tasks.items():
+        if name in owners:
+            continue
+        if task.output_paths is not None:
+            resolve_paths({name: task.output_paths}, returned)  # says what there is
+        raise LossError(
+            f"Task `{name}` has no labels in {where}, so the outputs it owns cannot be found from "
+            "its loss. Declare them: Task(loss=..., outputs='path')."
+        )
 
 
 def _receiving(name: str, loss: Tensor, outputs: Any) -> tuple[str, ...]:

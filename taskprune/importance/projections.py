@@ -71,7 +71,9 @@ class Projection:
 
     def _projected(self, output: Tensor) -> Tensor | None:
         values = output.to(torch.promote_types(output.dtype, torch.float32))
-        probe = torch.randn(values.shape, generator=self.generator, dtype=values.dtype)
+        probe = torch.randn(
+            values.shape, generator=self.generator, dtype=values.dtype, device="cpu"
+        )
         finite = values.isfinite()
         count, spread = int(finite.sum()), _spread(values.detach()[finite])
         if spread == 0:

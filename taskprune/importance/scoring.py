@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.forward import Forwards, call_batch, one_forward
 from taskprune.calling.inputs import check_loaders, task_batches
 from taskprune.calling.meta import without_values
 from taskprune.calling.task import Task, check_tasks
@@ -31,6 +31,7 @@ from taskprune.importance.scores import (
 from taskprune.importance.stability import RankingStability
 from taskprune.replace import replaced_modules
 from taskprune.restore.borrow import entrusted
+from taskprune.restore.checkpointing import without_reentrance
 
 
 def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
@@ -40,7 +41,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
     data: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
     *,
     importance: str | Importance = "task_taylor",
-    forward: Forward = call_batch,
+    forward: Forwards = call_batch,
     n_batches: int | None = None,
     calibrate: Literal["all", "auto"] = "all",
     progress: Callable[[int], None] | None = None,
@@ -58,7 +59,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
             in common, so effect conflict between them is 0.
         importance: Name of a criterion, or any callable that scores channels. All it does to the
             model but to its weights is undone afterwards, also where it fails.
-        forward: ``(model, batch) -> outputs``.
+        forward: ``(model, batch) -> outputs``, or several as in :func:`taskprune.trace`.
         n_batches: How many batches to use at most, of each loader. Default: all of them.
         calibrate: ``"auto"`` stops when the ranking is stable, see
             :class:`~taskprune.importance.stability.RankingStability`; ``ChannelScores.n_batches``
@@ -87,7 +88,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
     evidence = Evidence(
         tasks=named,
         batches=_batches(data, named, n_batches),
-        forward=forward,
+        forward=one_forward(forward) or call_batch,
         progress=progress or (lambda _: None),
         settled=stability,
         watch=watch,
@@ -98,6 +99,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
         uncompiled(model),
         replaced_modules(model, groups.replacements),
         entrusted(model),
+        without_reentrance(),
     ):
         try:
             found = criterion(model, groups, evidence)

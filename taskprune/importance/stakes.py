@@ -51,10 +51,10 @@ class Stakes:
         self.tasks, self.forward = evidence.tasks, evidence.forward
         self.names = tuple(evidence.tasks)
         n_tasks = len(evidence.tasks)
-        self.sums = torch.zeros(n_tasks, dtype=torch.float64)
-        self.counts = torch.zeros(n_tasks, dtype=torch.float64)
+        self.sums = torch.zeros(n_tasks, dtype=torch.float64, device="cpu")
+        self.counts = torch.zeros(n_tasks, dtype=torch.float64, device="cpu")
         # Apart from what succeeded: where a stake cannot be known, a few forwards say so as well.
-        self.tries = torch.zeros(n_tasks, dtype=torch.int64)
+        self.tries = torch.zeros(n_tasks, dtype=torch.int64, device="cpu")
         self.warned: set[int] = set()
         n_processes = processes.get_world_size() if several_processes() else 1
         self.n_batches = max(1, BATCHES // n_processes)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from taskprune.restore.autocast import without_cached_casts
+from taskprune.restore.kernels import without_fast_path
+from taskprune.restore.modes import modes_given_back
 from taskprune.restore.rng import preserved_rng
 
 
@@ -23,23 +25,24 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     surrounding autocast keeps no casts of weights from inside.
     Entries of tensors are not covered, see :class:`TensorGuard`.
     """
-    snapshots = [_snapshot(module) for module in model.modules()]
-    flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    # The fused inference path of attention is one opaque operator; the usual path is readable.
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with preserved_rng(), without_cached_casts():
+    with (
+        preserved_rng(),
+        without_cached_casts(),
+        without_fast_path(),
+        modes_given_back(model),
+    ):
+        snapshots = [_snapshot(module) for module in model.modules()]
+        flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+        try:
             yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        for restore in snapshots:
-            restore()
-        for parameter, requires_grad, grad in flags:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            if parameter.grad is not grad:
-                parameter.grad = grad
+        finally:
+            for restore in snapshots:
+                restore()
+            for parameter, requires_grad, grad in flags:
+                if parameter.requires_grad != requires_grad:
+                    parameter.requires_grad_(requires_grad)
+                if parameter.grad is not grad:
+                    parameter.grad = grad
 
 
 @contextmanager
@@ -70,18 +73,6 @@ def entrusted(model: nn.Module) -> Iterator[None]:
                     registry.update(content)
                 if parameter._backward_hooks is not registry:
                     parameter._backward_hooks = registry
-
-
-@contextmanager
-def readable_kernels() -> Iterator[None]:
-    """Keep oneDNN away, whose recurrent layers are one opaque operator, for some dtypes only."""
-    enabled = torch._C._get_mkldnn_enabled()
-    # `torch.backends.mkldnn.flags` sets more than this, and warns on most machines.
-    torch._C._set_mkldnn_enabled(False)
-    try:
-        yield
-    finally:
-        torch._C._set_mkldnn_enabled(enabled)
 
 
 def _snapshot(module: nn.Module) -> Callable[[], None]:

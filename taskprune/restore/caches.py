@@ -1,133 +1,230 @@
-"""Run what a model's code would look up in a cache.
+"""What a model's code keeps outside of module instances, given back as it was.
 
-A forward may read position tables from a function under ``functools.lru_cache``, or hand shapes to
-a library that keeps what it made of them. During a trace such a cache would be asked for sizes that
-remember their origin, and would keep them, or tensors without content, for whoever asks next.
+A forward may keep position tables in a dict of its file, on a class, in a closure, in an object or
+under ``functools.lru_cache``. During a trace it would keep tensors without content there, and sizes
+that remember their origin; during a verification, tensors of another dtype. The model would find
+them afterwards.
+
+Where code keeps things is found by names, starting from the forwards of the model's modules: what
+the names in a function stand for in its file, and every method so named of the classes met on the
+way. What is met is remembered before, and looked through for tensors afterwards; all else that
+code has noted down, such as a counter, stays.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
-from functools import lru_cache, update_wrapper
-from types import CellType, FunctionType, ModuleType
+from functools import cached_property, lru_cache, partial, update_wrapper
+from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+from taskprune.restore.alone import alone
+from taskprune.restore.kept_tensors import (
+    DEEPEST,
+    LONGEST,
+    ClassNamespace,
+    ClosureNamespace,
+    Restore,
+    holds_tensor,
+    is_library,
+    of_collection,
+    of_mapping,
+    of_namespace,
+)
 
 _Cached = type(lru_cache(maxsize=1)(lambda: None))
-
-_ROUTINES = (FunctionType, _Cached, classmethod, staticmethod)
-
-_FOREIGN = frozenset({"torch", "numpy", "scipy", "taskprune", *sys.stdlib_module_names})
-"""Libraries that keep nothing of what a forward hands them."""
+_CONTAINERS = (dict, list, deque, set, _Cached)
+"""What is looked at by whatever name: code may have put the name together."""
+_PLAIN = (bool, int, float, complex, str, bytes, range, Tensor, nn.Module, type(None))
 
 
 @contextmanager
-def without_caches(
-    model: nn.Module, passes_by: Callable[[tuple[Any, ...]], bool]
-) -> Iterator[None]:
-    """Put caches that last no longer than this in place of those a forward may use.
+def caches_given_back(model: nn.Module, forward: Any = None) -> Iterator[None]:
+    """Leave no tensor in what code of the model keeps, on exit, also on error.
 
-    Reaches the caches in the files that define the model's classes, in the files from which those
-    import functions, and so on: functions and methods, also where a decorator of one's own is
-    wrapped around the cache. Given back on exit, also on error.
+    Caches of functions are emptied if they were used.
 
     Args:
-        model: The model.
-        passes_by: Whether something must not even be looked up, given a call's arguments.
+        model: The model that will run.
+        forward: Other code that runs, such as the function that calls the model.
     """
-    made: dict[int, Any] = {}
+    with alone():
+        reach = _Reach(model, forward)
+        try:
+            yield
+        finally:
+            reach.give_back()
 
-    def passing(cached: Any) -> Any:
-        if id(cached) not in made:
-            made[id(cached)] = _passing(cached, passes_by)
-        return made[id(cached)]
 
-    with ExitStack() as stack:
-        for owner in _namespaces(model):
-            for name, value in _routines(owner):
-                inner = value.__func__ if isinstance(value, classmethod | staticmethod) else value
-                if isinstance(inner, _Cached):
-                    own = passing(inner)
-                    setattr(owner, name, own if inner is value else type(value)(own))
-                    stack.callback(setattr, owner, name, value)
-                for cell in _cells_with_cache(inner):
-                    stack.callback(_fill(cell, passing(cell.cell_contents)))
+@contextmanager
+def without_caches(model: nn.Module, forward: Any = None) -> Iterator[None]:
+    """Do :func:`caches_given_back`, with caches that last no longer in place of functions' own.
+
+    They are not even asked for tensors, or for sizes of a trace.
+    """
+    with alone(), ExitStack() as stack:
+        reach = _Reach(model, forward)
+        stack.callback(reach.give_back)
+        made: dict[int, Any] = {}
+        for namespace, name, value in reach.cached:
+            stack.callback(namespace.__setitem__, name, value)
+            cached = _cached(value)
+            if id(cached) not in made:
+                made[id(cached)] = _stand_in(cached)
+            own = made[id(cached)]
+            namespace[name] = own if cached is value else type(value)(own)
         yield
 
 
-def _passing(cached: Any, passes_by: Callable[[tuple[Any, ...]], bool]) -> Callable[..., Any]:
-    """Return the function of a cache under one of its own."""
+class _Reach:
+    """All that code of a model can keep something in, and what it holds."""
+
+    def __init__(self, model: nn.Module, forward: Any) -> None:
+        self.cached: list[tuple[MutableMapping[str, Any], str, Any]] = []
+        self._restores: list[Restore] = []
+        self._seen: dict[int, Any] = {}  # holds them, so that no id is used twice
+        self._names: set[str] = {"forward"}
+        self._waiting: dict[str, list[Any]] = {}
+        self._todo: deque[tuple[Any, int]] = deque([(forward, 0)])
+        for module in model.modules():
+            self._todo.append((type(module), 0))
+            self._todo.extend((value, 1) for value in vars(module).values())
+        while self._todo:
+            self._visit(*self._todo.popleft())
+
+    def give_back(self) -> None:
+        """Take tensors out again."""
+        for restore in self._restores:
+            restore()
+
+    def _visit(self, value: Any, depth: int) -> None:
+        # Not `isinstance`: objects may answer anything when they are asked for their class.
+        if issubclass(type(value), _PLAIN) or depth > DEEPEST or id(value) in self._seen:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, FunctionType):
+            self._function(value)
+        elif isinstance(value, _Cached):
+            self._restores.append(_emptying(value))
+            self._todo.append((value.__wrapped__, 0))
+        elif isinstance(value, type):
+            for kind in value.__mro__:
+                if not is_library(kind.__module__):
+                    self._namespace(ClassNamespace(kind), vars(kind))
+        elif isinstance(value, ModuleType):
+            if not is_library(value.__name__):
+                self._namespace(vars(value), vars(value))
+        elif (inner := _wrapped(value)) is not None:
+            self._todo.extend((part, depth) for part in inner)
+        else:
+            self._object(value, depth)
+
+    def _function(self, function: FunctionType) -> None:
+        if is_library(function.__module__ or ""):
+            return
+        new = set(_names(function.__code__)) - self._names
+        self._names |= new
+        for name in new:
+            self._todo.extend((value, 0) for value in self._waiting.pop(name, ()))
+        self._namespace(function.__globals__, function.__globals__)
+        closure = ClosureNamespace(function.__code__.co_freevars, function.__closure__ or ())
+        for namespace in (closure, vars(function)):
+            self._keep(namespace)
+            self._todo.extend((value, 0) for value in namespace.values())
+        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+        self._todo.extend((value, 1) for value in defaults)
+
+    def _namespace(self, namespace: MutableMapping[str, Any], key: Any) -> None:
+        """Follow the names of a namespace that code uses, and wait for the others."""
+        if id(key) in self._seen and not isinstance(namespace, ClassNamespace):
+            return
+        self._seen[id(key)] = key
+        self._keep(namespace)
+        for name, value in list(namespace.items()):
+            is_special = name.startswith("__") and isinstance(value, FunctionType)
+            if is_special or name in self._names or isinstance(value, _CONTAINERS):
+                self._todo.append((value, 0))
+            else:
+                self._waiting.setdefault(name, []).append(value)
+
+    def _keep(self, namespace: MutableMapping[str, Any]) -> None:
+        self._restores.append(of_namespace(namespace))
+        self.cached += [(namespace, n, v) for n, v in namespace.items() if _cached(v) is not None]
+
+    def _object(self, value: Any, depth: int) -> None:
+        if isinstance(value, dict):
+            self._restores.append(of_mapping(value))
+            inner = [*value.values()]
+        elif isinstance(value, list | deque | set):
+            self._restores.append(of_collection(value))
+            inner = [*value]
+        elif isinstance(value, tuple | frozenset):
+            inner = [*value]
+        elif type(value).__dictoffset__ and _may_keep(value):
+            self._todo.append((type(value), 0))
+            self._keep(vars(value))
+            inner = [*vars(value).values()]
+        else:
+            return
+        if len(inner) <= LONGEST:
+            self._todo.extend((part, depth + 1) for part in inner)
+
+
+def _cached(value: Any) -> Any:
+    """Return the cache of a function that a value is, or binds to a class; ``None`` for others."""
+    inner = value.__func__ if type(value) in (classmethod, staticmethod) else value
+    return inner if type(inner) is _Cached else None
+
+
+def _stand_in(cached: Any) -> Callable[..., Any]:
     own: Any = lru_cache(maxsize=None)(cached.__wrapped__)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if passes_by((*args, *kwargs.values())):
-            return cached.__wrapped__(*args, **kwargs)
-        return own(*args, **kwargs)
+        function = cached.__wrapped__ if holds_tensor((args, kwargs)) else own
+        return function(*args, **kwargs)
 
     vars(call).update(cache_info=own.cache_info, cache_clear=own.cache_clear)
     return update_wrapper(call, cached.__wrapped__)
 
 
-def _namespaces(model: nn.Module) -> list[type | ModuleType]:
-    """Return the classes of a model, the files from which theirs may call something, and theirs."""
-    kinds = {kind for module in model.modules() for kind in type(module).__mro__}
-    own = [kind for kind in kinds if not _is_foreign(kind.__module__)]
-    found: dict[str, list[type | ModuleType]] = {}
-    names = {kind.__module__ for kind in own}
-    while names:
-        name = names.pop()
-        file = sys.modules.get(name)
-        found[name] = [] if file is None else [file, *_classes(file)]
-        if file is not None:
-            names |= {n for n in _imported(file) if n not in found and not _is_foreign(n)}
-    # Classes that a function defines are in no file.
-    return list(dict.fromkeys([*own, *(owner for owners in found.values() for owner in owners)]))
+def _wrapped(value: Any) -> tuple[Any, ...] | None:
+    """Return what a value that stands for a function is made of; ``None`` for others."""
+    if isinstance(value, classmethod | staticmethod):
+        return (value.__func__,)
+    if isinstance(value, MethodType):
+        return value.__func__, value.__self__
+    if isinstance(value, property):
+        return value.fget, value.fset
+    if isinstance(value, cached_property):
+        return (value.func,)
+    if isinstance(value, partial):
+        return value.func, value.args, value.keywords
+    return None
 
 
-def _classes(file: ModuleType) -> Iterator[type]:
-    """Yield the classes that a file defines."""
-    for value in [*vars(file).values()]:
-        if isinstance(value, type) and value.__module__ == file.__name__:
-            yield value
+def _may_keep(value: Any) -> bool:
+    """Whether an object may be a cache; of a library's, only those that are mappings."""
+    return issubclass(type(value), MutableMapping) or not is_library(type(value).__module__)
 
 
-def _is_foreign(name: str) -> bool:
-    return name.split(".", 1)[0] in _FOREIGN
+def _names(code: CodeType) -> Iterator[str]:
+    """Yield the global names and attributes that code mentions, functions inside of it as well."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
 
 
-def _imported(file: ModuleType) -> set[str]:
-    """Return the names of the files that modules and functions in a file come from."""
-    modules = {value.__name__ for value in [*vars(file).values()] if type(value) is ModuleType}
-    return modules | {value.__module__ or "" for _, value in _routines(file)}
+def _emptying(cached: Any) -> Callable[[], None]:
+    """Return what empties the cache of a function, if it was filled meanwhile."""
+    before = cached.cache_info().misses
 
+    def restore() -> None:
+        if cached.cache_info().misses != before:
+            cached.cache_clear()
 
-def _routines(owner: type | ModuleType) -> list[tuple[str, Any]]:
-    """Return the functions and caches of a class or file, by name."""
-    return [entry for entry in [*vars(owner).items()] if type(entry[1]) in _ROUTINES]
-
-
-def _cells_with_cache(function: Any) -> Iterator[CellType]:
-    """Yield the variables of a decorated function that hold a cache."""
-    if isinstance(function, FunctionType):
-        yield from filter(_holds_cache, function.__closure__ or ())
-
-
-def _holds_cache(cell: CellType) -> bool:
-    try:
-        return isinstance(cell.cell_contents, _Cached)
-    except ValueError:  # of a name that is not bound yet
-        return False
-
-
-def _fill(cell: CellType, content: Any) -> Callable[[], None]:
-    """Give a variable another value; return what gives it back."""
-    before = cell.cell_contents
-
-    def give_back() -> None:
-        cell.cell_contents = before
-
-    cell.cell_contents = content
-    return give_back
+    return restore

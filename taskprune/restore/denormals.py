@@ -16,7 +16,7 @@ def flushed_denormals() -> Iterator[None]:
     The setting belongs to the calling thread; threads started inside inherit it.
     """
     # There is no getter: a product that is denormal tells the present setting.
-    before = bool((torch.tensor([1e-39]) * 1.0 == 0).item())
+    before = bool((torch.tensor([1e-39], dtype=torch.float32, device="cpu") * 1.0 == 0).item())
     torch.set_flush_denormal(True)
     try:
         yield

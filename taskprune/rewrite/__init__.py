@@ -3,7 +3,7 @@
 from taskprune.rewrite.apply import apply_and_verify, apply_plan
 from taskprune.rewrite.comparison import OutputError
 from taskprune.rewrite.optimizer import remap_optimizer
-from taskprune.rewrite.verification import ExcludedGroup, VerificationReport
+from taskprune.rewrite.verification_report import ExcludedGroup, VerificationReport
 
 __all__ = [
     "ExcludedGroup",

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from taskprune.calling.forward import Forward, call_inputs
+from taskprune.calling.forward import Forward, Forwards, call_inputs, one_forward
 from taskprune.calling.meta import without_values
 from taskprune.calling.wrappers import bare
 from taskprune.coupling.groups import CouplingGroups
@@ -24,7 +24,8 @@ from taskprune.rewrite.surgery import (
     skeleton,
     tensor_shapes,
 )
-from taskprune.rewrite.verification import VerificationReport, verify_against_masked
+from taskprune.rewrite.verification import verify_against_masked
+from taskprune.rewrite.verification_report import VerificationReport
 from taskprune.rewrite.weight_norm import folded_gains
 
 _log = logging.getLogger("taskprune")
@@ -35,7 +36,7 @@ def apply_plan(
     plan: PruningPlan,
     *,
     example_inputs: Any = None,
-    forward: Forward | None = None,
+    forward: Forwards | None = None,
     groups: CouplingGroups | None = None,
     verify: bool = True,
     inplace: bool = False,
@@ -50,8 +51,9 @@ def apply_plan(
             ``torch.compile`` and data-parallel wrappers; wrap the result again.
         plan: From ``taskprune.solve``, a file, or :func:`taskprune.plan.build_plan`.
         example_inputs: What to verify on. Without them nothing is compared.
-        forward: ``(model, example_inputs) -> outputs``. Default: inputs are a tensor, a tuple of
-            arguments or a dict of keywords.
+        forward: ``(model, example_inputs) -> outputs``, or several as in
+            :func:`taskprune.trace`. Default: inputs are a tensor, a tuple of arguments or a dict of
+            keywords.
         groups: The coupling groups, if at hand. Only needed to verify groups across which the code
             computes a statistic of its own; their channels are then checked by permutation.
         verify: Compare with the masked original. Skipped, with a message, on the meta device.
@@ -67,7 +69,7 @@ def apply_plan(
         model,
         plan,
         example_inputs=example_inputs,
-        forward=forward,
+        forward=one_forward(forward),
         groups=groups,
         verify=verify,
         inplace=inplace,
@@ -143,4 +145,6 @@ def apply_and_verify(
     except BaseException:
         undo.roll_back()
         raise
+    if report is not None and report.is_vacuous:
+        _log.warning("%s. Verify on inputs that lead to other outputs.", report)
     return smaller, report

@@ -14,11 +14,14 @@ from taskprune.calling.forward import Forward
 from taskprune.calling.outputs import SINGLE, flatten_outputs
 from taskprune.errors import TraceError, VerificationError
 from taskprune.restore.autocast import without_cached_casts
+from taskprune.restore.caches import without_caches
+from taskprune.restore.kernels import without_fast_path
 from taskprune.restore.lending import lent
 from taskprune.restore.rng import preserved_rng
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
 from taskprune.rewrite.loading import Loading, Values, as_they_are
 from taskprune.rewrite.samples import cast_floats
+from taskprune.rewrite.telling import may_be_silent
 from taskprune.rewrite.widening import InDouble
 
 Context: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
@@ -85,6 +88,7 @@ class Comparison:
         tolerance: The relative error that goes as equal in this dtype.
         only_expected_is_nan: The first model's outputs are not finite, the second's are.
         repeated_choices: How many discrete choices met ties and were made to agree.
+        may_be_silent: Outputs that might be the same whatever the model computes.
     """
 
     errors: tuple[OutputError, ...]
@@ -92,6 +96,7 @@ class Comparison:
     tolerance: float
     only_expected_is_nan: bool
     repeated_choices: int
+    may_be_silent: frozenset[str] = frozenset()
 
     @property
     def wrong(self) -> tuple[OutputError, ...]:
@@ -160,6 +165,7 @@ def compare(
         tolerance=tolerance,
         only_expected_is_nan=only_expected_is_nan,
         repeated_choices=repeated.n_repeated,
+        may_be_silent=frozenset(path for path, tensor in wanted.items() if may_be_silent(tensor)),
     )
 
 
@@ -233,9 +239,10 @@ def run(
     model.eval()
     if dtype is not None:
         inputs = cast_floats(inputs, dtype)
-    with preserved_rng(), _default_dtype(dtype), _without_fast_path(), torch.no_grad():
+    with preserved_rng(), _default_dtype(dtype), without_fast_path(), torch.no_grad():
         torch.manual_seed(0)
         with lent(inputs), ExitStack() as stack:
+            stack.enter_context(without_caches(model, forward))
             stack.enter_context(Loading(model, dtype, values))
             if dtype == torch.float64:
                 stack.enter_context(InDouble())
@@ -250,22 +257,12 @@ def run(
 def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
     # Tensors that a forward makes itself (grids, anchors) follow the default.
     before = torch.get_default_dtype()
-    if dtype is not None:
-        torch.set_default_dtype(dtype)
     try:
+        if dtype is not None:
+            torch.set_default_dtype(dtype)
         yield
     finally:
         torch.set_default_dtype(before)
-
-
-@contextmanager
-def _without_fast_path() -> Iterator[None]:
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def output_errors(

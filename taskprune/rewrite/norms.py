@@ -24,7 +24,7 @@ HANDLED_OPERATORS = ("layer_norm", "group_norm", "rms_norm")
 
 def keep_mask(kept: KeptEntries) -> Tensor:
     """Return a boolean vector over the original entries, true where they stay."""
-    mask = torch.zeros(kept.size, dtype=torch.bool)
+    mask = torch.zeros(kept.size, dtype=torch.bool, device="cpu")
     mask[list(kept.keep)] = True
     return mask
 
@@ -120,7 +120,7 @@ class KeptStatistics(TorchFunctionMode):
 
 
 def _block_mask(kept: list[tuple[int, KeptEntries]], shape: tuple[int, ...]) -> Tensor:
-    mask = torch.ones(shape, dtype=torch.bool)
+    mask = torch.ones(shape, dtype=torch.bool, device="cpu")
     for dim, entries in kept:
         view = [1] * len(shape)
         view[dim] = entries.size

@@ -148,7 +148,9 @@ def _silence(model: nn.Module, kept: KeptEntries) -> Callable[[], None]:
     rank = len(module.kernel_size) if isinstance(module, _ConvNd) else 0
     entries = set(range(kept.size)) - set(kept.keep)
     times = module.groups if isinstance(module, _ConvNd) and kept.dim == 1 else 1
-    gone = torch.tensor([g * kept.size + e for g in range(times) for e in sorted(entries)])
+    gone = torch.tensor(
+        [g * kept.size + e for g in range(times) for e in sorted(entries)], device="cpu"
+    )
 
     def zeroed(tensor: Tensor) -> Tensor:
         return tensor.index_fill(tensor.dim() - rank - 1, gone.to(tensor.device), 0)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from taskprune.errors import InputError, PlanMismatchError
 from taskprune.plan.decisions import AttributeChange, KeptEntries
 from taskprune.plan.plan import PruningPlan
 from taskprune.replace import ModuleReplacement, replace_modules
+from taskprune.restore.copying import deep_copy
 from taskprune.rewrite.loading import Values
 
 
@@ -42,18 +42,8 @@ def cut(model: nn.Module, plan: PruningPlan, undo: UndoLog) -> None:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters, then all buffers, tied ones under their first name only.
-
-    Raises:
-        InputError: A parameter of a lazy module has no shape yet.
-    """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, tensor in tensors.items():
-        if is_lazy(tensor):
-            raise InputError(
-                f"`{name}` has no shape yet (lazy module). Run the model once on an example first."
-            )
-    return tensors
+    """Return all parameters, then all buffers, tied ones under their first name only."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def tensor_shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -72,13 +62,12 @@ def duplicate(model: nn.Module, *, instead: Mapping[Tensor, Tensor] | None = Non
         InputError: The model holds something that cannot be copied.
     """
     try:
-        return copy.deepcopy(model, {id(own): other for own, other in (instead or {}).items()})
+        return deep_copy(model, {id(own): other for own, other in (instead or {}).items()})
     except Exception as error:
         raise InputError(
             f"Expected a model that `copy.deepcopy` can copy. {type(error).__name__}: {error}. "
-            "Remove what the last forward left in the model (tensors with a gradient history, open "
-            "files). Without a copy, only `apply_plan(..., inplace=True, verify=False)` works on "
-            "a model itself."
+            "Remove what cannot be copied (open files, locks). Without a copy, only "
+            "`apply_plan(..., inplace=True, verify=False)` works on a model itself."
         ) from error
 
 
@@ -190,6 +179,11 @@ def _set(tensor: Tensor, data: Tensor, grad: Tensor | None) -> None:
     # A gradient must fit the data at all times, so it goes first and comes last.
     if tensor.is_leaf:
         tensor.grad = None
+    if tensor.requires_grad:
+        # What accumulates the gradient knows the old shape, and lives as long as a graph of the
+        # tensor does. torch makes a new one for data of another dtype, though not of another shape.
+        other = torch.float32 if data.dtype == torch.float64 else torch.float64
+        tensor.data = data.new_empty(0, dtype=other)
     tensor.data = data
     if grad is not None:
         tensor.grad = grad

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -15,76 +15,23 @@ from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import TraceError, VerificationError
 from taskprune.plan.decisions import GroupDecision
 from taskprune.plan.plan import PruningPlan, build_plan
-from taskprune.replace import ModuleReplacement, dropping, reference_replacements
-from taskprune.rewrite.comparison import Comparison, OutputError, compare
+from taskprune.replace import PLAIN, ModuleReplacement, dropping, reference_replacements
+from taskprune.rewrite.comparison import Comparison, compare
+from taskprune.rewrite.drawing import Draws
 from taskprune.rewrite.loading import as_they_are
 from taskprune.rewrite.masking import kept_statistics, reading_dims, silencing
 from taskprune.rewrite.norms import HANDLED_OPERATORS
 from taskprune.rewrite.permutation import permuting
-from taskprune.rewrite.rescaling import RescaledWeights
 from taskprune.rewrite.samples import first_samples
 from taskprune.rewrite.surgery import UndoLog, cut, skeleton
+from taskprune.rewrite.telling import by_modules
+from taskprune.rewrite.verification_report import (
+    ExcludedGroup,
+    Oracle,
+    Teller,
+    VerificationReport,
+)
 from taskprune.rewrite.weight_norm import plain_gains
-
-Oracle: TypeAlias = Literal["masked", "permutation", "shapes"]
-
-
-@dataclass(frozen=True, slots=True)
-class ExcludedGroup:
-    """A group that the masked original says nothing about, and how it was checked."""
-
-    name: str
-    reason: str
-    checked_by: Literal["permutation", "shapes"]
-
-
-@dataclass(frozen=True, slots=True)
-class VerificationReport:
-    """What comparing the rewritten model with the original has shown.
-
-    Attributes:
-        oracle: ``masked``: outputs equal those of the original with the removed channels silenced.
-            ``permutation``: part of the groups cannot be checked that way (see ``excluded``) and
-            were permuted in the original, whose outputs did not move. ``shapes``: for those groups
-            it is only known that the model runs and its outputs have the right shapes.
-        dtype: What both models were run in.
-        samples: On how many of the example inputs' samples, entries along dim 0 of the first
-            tensor, and how many there are; ``None`` if there is no such tensor.
-        tolerance: Largest relative error let through.
-        outputs: The measured error of each output.
-        excluded: Groups outside the masked comparison.
-        repeated_choices: How many top-k, sort or arg-max calls met ties and were made to agree.
-        rescaled: Weights that come out as others because a statistic of them loses entries, which
-            the masked original does not show.
-    """
-
-    oracle: Oracle
-    dtype: str
-    tolerance: float
-    outputs: tuple[OutputError, ...]
-    excluded: tuple[ExcludedGroup, ...] = ()
-    repeated_choices: int = 0
-    samples: tuple[int, int] | None = None
-    rescaled: RescaledWeights | None = None
-
-    @property
-    def max_relative_error(self) -> float:
-        """The largest relative error among the outputs compared; 0 if none were."""
-        return max((error.relative for error in self.outputs), default=0.0)
-
-    def __str__(self) -> str:
-        n_outputs = len(self.outputs)
-        run, available = self.samples or (0, 0)
-        part = f", {run} of {available} samples" if run < available else ""
-        compared = (
-            f"{n_outputs} output{'' if n_outputs == 1 else 's'} compared with the masked original, "
-            f"largest relative error {self.max_relative_error:.1e} ({self.dtype}{part})"
-        )
-        if not self.excluded:
-            return compared
-        names = ", ".join(group.name for group in self.excluded[:3])
-        more = f" and {len(self.excluded) - 3} more" if len(self.excluded) > 3 else ""
-        return f"{compared}; by {self.excluded[0].checked_by} only: {names}{more}"
 
 
 def verify_against_masked(
@@ -100,42 +47,92 @@ def verify_against_masked(
 
     Both run as copies that borrow their weights, one after the other, in eval mode and, wherever
     the model can, in float64. Of a large model two samples run; if it rejects them or they differ,
-    which a batch size in the code may cause, all of them decide.
+    which a batch size in the code may cause, all of them decide. Where outputs may be the same
+    whatever is removed, further passes tell: with random weights, and by what modules return.
 
     Raises:
         TraceError: The original itself rejects the inputs.
         VerificationError: The rewritten model fails or differs.
     """
+    case = _Case(original, smaller, plan, inputs, forward, _draws(original, plan))
     part, samples = first_samples(original, inputs)
     if samples and samples[0] < samples[1]:
         with suppress(TraceError, VerificationError):
-            report = _verified(original, smaller, plan, part, forward, groups)
-            if report.oracle == "masked":
+            report = _verified(replace(case, inputs=part), groups)
+            if report.oracle == "masked" and not report.is_vacuous:
                 return replace(report, samples=samples)
         samples = (samples[1], samples[1])
-    return replace(_verified(original, smaller, plan, inputs, forward, groups), samples=samples)
+    return replace(_verified(case, groups), samples=samples)
 
 
-def _verified(
-    original: nn.Module,
-    smaller: nn.Module,
-    plan: PruningPlan,
-    inputs: Any,
-    forward: Forward,
-    groups: CouplingGroups | None,
-) -> VerificationReport:
-    measured = _against_masked(original, smaller, plan, inputs, forward)
+@dataclass(frozen=True, eq=False, slots=True)
+class _Case:
+    """What is compared: the original, the rewritten model, and what they run on and hold."""
+
+    original: nn.Module
+    smaller: nn.Module
+    plan: PruningPlan
+    inputs: Any
+    forward: Forward
+    draws: Draws
+
+    def against_masked(self, *, only: Collection[tuple[str, int]] | None = None) -> Comparison:
+        """Compare the rewritten model with the masked original."""
+        masked = silencing(self.original, self.plan, only=only)
+        return compare(
+            lambda: skeleton(self.original, reference_replacements(self.plan.replacements)),
+            lambda: skeleton(self.smaller),
+            self.inputs,
+            self.forward,
+            expected_values=self.draws.as_written(masked),
+            found_values=plain_gains(
+                self.original, self.plan.tensors, self.draws.pruned(self.plan)
+            ),
+            around_expected=lambda model: kept_statistics(model, self.plan),
+        )
+
+    def moved(self) -> frozenset[str]:
+        """Return the outputs of the original that silencing channels moves."""
+        masked = silencing(self.original, self.plan)
+        measured = compare(
+            lambda: skeleton(self.original, reference_replacements(self.plan.replacements)),
+            lambda: skeleton(self.original, reference_replacements(self.plan.replacements)),
+            self.inputs,
+            self.forward,
+            expected_values=self.draws.as_written(masked),
+            found_values=self.draws.as_written(as_they_are),
+            around_expected=lambda model: kept_statistics(model, self.plan),
+        )
+        return frozenset(error.path for error in measured.wrong)
+
+    def by_modules(self) -> _Case:
+        """Return the same with what modules return in place of outputs, of the kept channels."""
+        replaced = tuple(record.path for record in self.plan.replacements)
+        known = (
+            dict(self.smaller.named_modules()).keys() & dict(self.original.named_modules()).keys()
+        )
+        whole = [
+            name
+            for name in known
+            if name and not any(name == path or name.startswith(f"{path}.") for path in replaced)
+        ]
+        return replace(self, forward=by_modules(self.plan.activations, whole, self.forward))
+
+
+def _verified(case: _Case, groups: CouplingGroups | None) -> VerificationReport:
+    case, measured = _measured(case)
     if measured.only_expected_is_nan and groups is not None:
         # A zeroed channel that is divided by its own size, as in weight normalisation. It is
         # enough that nothing reads it, where parameters do the reading.
-        readers = reading_dims(groups)
-        unread = _against_masked(original, smaller, plan, inputs, forward, only=readers)
+        unread = case.against_masked(only=reading_dims(groups))
         measured = measured if unread.wrong else unread
+    plan = case.plan
     if not measured.wrong:
-        return _report("masked", measured)
+        report = replace(_report("masked", measured), drawn=case.draws.names)
+        return _told(case, report, measured.may_be_silent) if plan.drop else report
     crossed = _crossed(plan, everything=measured.only_expected_is_nan)
     if not crossed or any(error.problem for error in measured.wrong if not error.is_nan):
-        _check_replacements(original, plan, inputs, forward)
+        _check_replacements(case)
         raise _difference(measured)
     regrouped = groups is not None and any(name not in groups for name in plan.drop)
     if groups is None or regrouped:
@@ -148,7 +145,58 @@ def _verified(
             ExcludedGroup(name, f"{reason}; {hint}", "shapes") for name, reason in crossed.items()
         )
         return _report("shapes", measured, excluded)
-    return _verify_in_parts(original, plan, groups, crossed, inputs, forward)
+    return _verify_in_parts(case, groups, crossed)
+
+
+def _measured(case: _Case) -> tuple[_Case, Comparison]:
+    """Compare, with values as they are where the code does not run on drawn ones."""
+    try:
+        return case, case.against_masked()
+    except (TraceError, VerificationError):
+        case = replace(case, draws=Draws(case.original, nothing=True))
+        return case, case.against_masked()
+
+
+def _told(case: _Case, report: VerificationReport, suspects: frozenset[str]) -> VerificationReport:
+    """Look further where outputs may be the same whatever is removed."""
+    if not suspects:
+        return report
+    outputs = {error.path for error in report.outputs}
+    silent = suspects - case.moved()
+    if not silent:
+        return report
+    anew = replace(case, draws=_draws(case.original, case.plan, everything=True))
+    if _compared_again(anew) is not None:
+        silent -= anew.moved()
+    told_by: Teller = "outputs" if outputs - suspects else "drawn weights"
+    if silent == outputs:
+        inside = [_compared_again(each.by_modules()) for each in (case, anew)]
+        tells = any(len(found.errors) > len(found.may_be_silent) for found in inside if found)
+        told_by = "modules" if tells else "nothing"
+    named = tuple(error.path for error in report.outputs if error.path in silent)
+    return replace(report, silent=named, told_by=told_by)
+
+
+def _compared_again(case: _Case) -> Comparison | None:
+    """Compare with other values, or in another place; ``None`` where that says nothing.
+
+    Raises:
+        VerificationError: The rewritten model differs.
+    """
+    try:
+        measured = case.against_masked()
+    except (TraceError, VerificationError):
+        return None
+    wrong = [error for error in measured.wrong if not error.is_nan]
+    if wrong and not _crossed(case.plan, everything=False):
+        raise _difference(measured)
+    return None if measured.wrong else measured
+
+
+def _draws(original: nn.Module, plan: PruningPlan, *, everything: bool = False) -> Draws:
+    # A weight that is made plain is worked out from several tensors.
+    plain = tuple(record.path for record in plan.replacements if record.kind == PLAIN)
+    return Draws(original, everything=everything, apart=plain)
 
 
 def _dropped(plan: PruningPlan) -> tuple[ModuleReplacement, ...]:
@@ -156,22 +204,21 @@ def _dropped(plan: PruningPlan) -> tuple[ModuleReplacement, ...]:
     return tuple(record for record in plan.replacements if record.kind in dropping.KINDS)
 
 
-def _check_replacements(
-    original: nn.Module, plan: PruningPlan, inputs: Any, forward: Forward
-) -> None:
+def _check_replacements(case: _Case) -> None:
     """Say if it is the replaced modules that are at fault, with nothing pruned.
 
     What is compared with the rewritten model is the original as it is written, so this is only
     asked once the two differ.
     """
+    original, plan = case.original, case.plan
     dropped = _dropped(plan)
     if len(dropped) == len(plan.replacements):
         return
     measured = compare(
         lambda: skeleton(original, dropped),
         lambda: skeleton(original, plan.replacements),
-        inputs,
-        forward,
+        case.inputs,
+        case.forward,
     )
     if measured.wrong:
         raise VerificationError(
@@ -182,48 +229,27 @@ def _check_replacements(
         )
 
 
-def _against_masked(
-    original: nn.Module,
-    smaller: nn.Module,
-    plan: PruningPlan,
-    inputs: Any,
-    forward: Forward,
-    *,
-    only: Collection[tuple[str, int]] | None = None,
-) -> Comparison:
-    return compare(
-        lambda: skeleton(original, reference_replacements(plan.replacements)),
-        lambda: skeleton(smaller),
-        inputs,
-        forward,
-        expected_values=silencing(original, plan, only=only),
-        found_values=plain_gains(original, plan.tensors, as_they_are),
-        around_expected=lambda masked: kept_statistics(masked, plan),
-    )
-
-
 def _verify_in_parts(
-    original: nn.Module,
-    plan: PruningPlan,
-    groups: CouplingGroups,
-    crossed: Mapping[str, str],
-    inputs: Any,
-    forward: Forward,
+    case: _Case, groups: CouplingGroups, crossed: Mapping[str, str]
 ) -> VerificationReport:
     """Check the groups without a crossing by masking, the others by permutation."""
-    rest = {n: np.asarray(drop) for n, drop in plan.drop.items() if n not in crossed}
+    original, inputs, forward, draws = case.original, case.inputs, case.forward, case.draws
+    rest = {n: np.asarray(drop) for n, drop in case.plan.drop.items() if n not in crossed}
     part = build_plan(groups, rest)
     smaller = skeleton(original, part.replacements)
     cut(smaller, part, UndoLog())
-    measured = _against_masked(original, smaller, part, inputs, forward)
+    case = replace(case, smaller=smaller, plan=part)
+    measured = case.against_masked()
     if measured.wrong:
-        _check_replacements(original, part, inputs, forward)
+        _check_replacements(case)
         raise _difference(measured)
     try:
-        check_permutation(original, groups, list(crossed), inputs=inputs, forward=forward)
+        check_permutation(
+            original, groups, list(crossed), inputs=inputs, forward=forward, draws=draws
+        )
     except VerificationError:
         for name in crossed:  # which of them it is
-            check_permutation(original, groups, [name], inputs=inputs, forward=forward)
+            check_permutation(original, groups, [name], inputs=inputs, forward=forward, draws=draws)
         raise
     excluded = tuple(ExcludedGroup(name, reason, "permutation") for name, reason in crossed.items())
     return _report("permutation", measured, excluded)
@@ -237,19 +263,24 @@ def check_permutation(
     inputs: Any,
     forward: Forward,
     seed: int = 0,
+    draws: Draws | None = None,
 ) -> Comparison:
     """Permute the channels of groups, each in all of its members, and compare outputs.
+
+    Both models hold what `draws` has for them; default: their values as they are.
 
     Raises:
         VerificationError: An output moved: an entry is missing from a group, or one too many.
     """
     chosen = [groups[name] for name in names]
+    draws = draws or Draws(model, nothing=True)
     moved = compare(
         lambda: skeleton(model, groups.replacements),
         lambda: skeleton(model, groups.replacements),
         inputs,
         forward,
-        found_values=permuting(chosen, seed),
+        expected_values=draws.replaced(groups.replacements, as_they_are),
+        found_values=draws.replaced(groups.replacements, permuting(chosen, seed)),
     )
     if moved.wrong:
         which = f"group `{names[0]}`" if len(names) == 1 else f"{len(names)} groups"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +18,9 @@ from taskprune.solver.budget import Budget
 from taskprune.solver.removable import channel_width, removable
 from taskprune.solver.safety import Safety
 from taskprune.solver.step_context import StepContext
+
+NAMED = 8
+"""How many names a sentence lists at most; the report has all."""
 
 
 def check_ahead(
@@ -75,12 +78,44 @@ def infeasible(
     limit = account.limits[name]
     original = context.original.get(name, account.original[name])
     held = sum(part.group.n_channels - len(part.order) for part in account.parts)
-    return (
+    sentences = (
         f"{context.lead}At most {amount(name, limit)} ({limit / max(1, original):.2%}) cannot be "
         f"met: with {safety} the smallest reachable model has {_of(name, lowest, original)}, "
-        f"which removes {1 - lowest / max(1, original):.2%}. The limits hold {held} channels of "
-        f"{len(groups)} groups. {_largest_frozen(groups)} Allow more in the budget or in `safety=`."
+        f"which removes {1 - lowest / max(1, original):.2%}.",
+        f"The limits hold {held} channels of {len(groups)} groups.",
+        unread(groups, safety),
+        _largest_frozen(groups),
+        "Allow more in the budget or in `safety=`.",
     )
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def unread(groups: CouplingGroups, safety: Safety) -> str:
+    """Say which parameters no traced forward reads and what stays for them; nothing if none."""
+    names = dict.fromkeys(groups.untraced)
+    names.update(dict.fromkeys(name for group in groups for name in group.readers))
+    unknown = [name for name in names if not safety.is_unused(name)]
+    unused = [name for name in names if safety.is_unused(name)]
+    told = []
+    if unknown:
+        held = [group.name for group in groups if safety.readers(group)]
+        nothing = "no group is of a width that their code could read"
+        stays = f"what their code could read stays whole, {_listed(held)}" if held else nothing
+        told.append(
+            f"No traced forward reads {_listed(unknown)}: {stays}. Hand in forwards that run them "
+            "too, `forward=[..., ...]`, or name in `Safety(unused=...)` what nothing ever runs."
+        )
+    if unused:
+        told.append(
+            f"{_listed(unused)} are declared unused: they keep their shapes, and code that runs "
+            "them may not fit any more."
+        )
+    return " ".join(told)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(f"`{name}`" for name in names[:NAMED]) + more
 
 
 def _of(name: str, lowest: int, original: int) -> str:

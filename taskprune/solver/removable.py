@@ -20,8 +20,11 @@ from taskprune.solver.step_context import ALONE, StepContext
 Limit: TypeAlias = str
 """What holds a group back: a field of :class:`Safety` (``"round_to"`` where single channels could
 still go, but no step of so many), ``"protected"`` for the quantile, ``"step"`` where an operator
-takes no width in between, and
+takes no width in between, :data:`UNREAD`, and
 ``"max_loss_increase of lane"`` with the task that can afford no more."""
+
+UNREAD: Limit = "unread parameters"
+"""Code that no trace has seen could read the group, see :attr:`Safety.unused`."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -125,7 +128,9 @@ def _removable(
     n = group.n_channels
     private = len(group.tasks) <= 1 and n_tasks > len(group.tasks)
     cap = min(safety.max_removed, safety.max_removed_private) if private else safety.max_removed
+    has_readers = context.is_whole(group) and bool(safety.readers(group))
     allowed: dict[Limit, int] = {
+        UNREAD: 0 if has_readers else n,
         "protected": len(order),
         "min_channels": max(0, n - math.ceil(safety.min_channels / channel_width(group))),
         "max_removed_private" if private else "max_removed": context.most_removable(group, cap),

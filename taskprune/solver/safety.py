@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
+from taskprune.coupling.groups import CouplingGroup
 from taskprune.errors import InputError
 from taskprune.solver.multiples import multiple_for
 
@@ -40,6 +42,10 @@ class Safety:
             Predicted to first order, see :mod:`~taskprune.solver.loss_budget`; in steps the
             predictions add up, each from scores taken anew. Needs a criterion that knows, as the
             default does.
+        unused: Names or shell patterns of parameters, or of modules with all below them, that
+            nothing ever runs. Groups stay whole that a parameter could read which no traced forward
+            does (:attr:`CouplingGroup.readers`); not for the sake of these, which keep their shapes
+            and may not fit any more.
     """
 
     min_channels: int = 4
@@ -48,8 +54,16 @@ class Safety:
     protected_quantile: float = 0.95
     round_to: int | str = 1
     max_loss_increase: float | Mapping[str, float] | None = None
+    unused: str | tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        patterns = (self.unused,) if isinstance(self.unused, str) else tuple(self.unused)
+        if not all(isinstance(pattern, str) for pattern in patterns):
+            raise InputError(
+                "`unused` takes names or patterns of parameters and modules, such as 'aux.*'. "
+                f"Found {self.unused!r}."
+            )
+        object.__setattr__(self, "unused", patterns)
         count = self.min_channels
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise InputError(f"`min_channels` must be a whole number from 1 on. Found {count!r}.")
@@ -73,6 +87,17 @@ class Safety:
     def multiple(self) -> int:
         """The number of channels that ``round_to`` stands for."""
         return multiple_for(self.round_to)
+
+    def readers(self, group: CouplingGroup) -> tuple[str, ...]:
+        """Return what could read a group, is not known to do so, and is not declared unused."""
+        return tuple(name for name in group.readers if not self.is_unused(name))
+
+    def is_unused(self, name: str) -> bool:
+        """Whether a parameter is declared to be run by nothing."""
+        return any(
+            fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+            for pattern in self.unused
+        )
 
     def loss_limits(self, tasks: Sequence[str]) -> dict[str, float]:
         """Return ``max_loss_increase`` by task; empty where there is no limit."""

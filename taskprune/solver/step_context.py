@@ -107,6 +107,11 @@ class StepContext:
         original, now = self.kept.get(group.name, (group.n_channels, group.n_channels))
         return max(0, int(fraction * original + 1e-9) - (original - now))
 
+    def is_whole(self, group: CouplingGroup) -> bool:
+        """Whether no earlier step has taken channels from a group."""
+        original, now = self.kept.get(group.name, (group.n_channels, group.n_channels))
+        return now == original
+
 
 ALONE = StepContext()
 """The only step there is."""

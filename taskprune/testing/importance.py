@@ -127,7 +127,9 @@ def sensor_cases(n_tasks: int) -> tuple[ImportanceCase, ...]:
 
 def _inputs(shape: tuple[int, ...]) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(3)]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu") for _ in range(3)
+    ]
 
 
 def _randomised(net: nn.Module) -> nn.Module:
@@ -148,7 +150,9 @@ def _randomised(net: nn.Module) -> nn.Module:
 def _loss(number: int) -> Callable[[Any, Any], Tensor]:
     def loss(outputs: Any, _batch: Any) -> Tensor:
         own: Tensor = outputs[f"task{number}"]
-        target = torch.linspace(-1, 1, own[0].numel(), dtype=own.dtype).reshape(own[0].shape)
+        target = torch.linspace(-1, 1, own[0].numel(), dtype=own.dtype, device=own.device).reshape(
+            own[0].shape
+        )
         error = (
             F.mse_loss(own, target.expand_as(own))
             if number % 2
@@ -190,7 +194,7 @@ def assert_importance_conforms(
         _assert_unchanged(before, case.model)
         _assert_complete(first, groups)
         # Only the seeds of the criterion may matter, not the state of anybody's generator.
-        torch.rand(1)
+        torch.rand(1, device="cpu")
         _assert_equal(first, _scored(criterion, case, groups), "A second call", rtol=0.0)
         if follows_channels:
             _assert_follows(criterion, case, groups, first)

@@ -37,7 +37,7 @@ def randomise_(model: nn.Module, seed: int) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64, device="cpu")
 
     with torch.no_grad():
         for name, tensor in model.named_parameters():
@@ -53,7 +53,7 @@ def randomise_(model: nn.Module, seed: int) -> nn.Module:
             if name.endswith("running_mean"):
                 buffer.copy_(0.3 * normal(buffer))
             elif name.endswith("running_var"):
-                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator))
+                buffer.copy_(0.5 + torch.rand(buffer.shape, generator=generator, device="cpu"))
     return model
 
 

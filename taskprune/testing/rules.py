@@ -165,7 +165,8 @@ class _Around(nn.Module):
             _Mix(3, width - cut, dim) for width, cut in zip(widths, cuts, strict=True)
         )
         self.others = nn.ModuleList(_Mix(3, cut, dim) for cut in cuts if cut)
-        self.shortcut = _Mix(3, widths[0], dim)
+        if use == "beside a shortcut":
+            self.shortcut = _Mix(3, widths[0], dim)
         flat = torch.Size(result[1:]).numel()
         self.head: nn.Module = (
             nn.Linear(flat, 2)
@@ -217,7 +218,10 @@ def _nets(
 def _result_shape(operator: Operator, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     own = duplicate(operator).double().eval() if isinstance(operator, nn.Module) else operator
     generator = torch.Generator().manual_seed(0)
-    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    inputs = [
+        torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
+        for shape in shapes
+    ]
     try:
         with torch.no_grad():
             result = own(*inputs)
@@ -241,7 +245,7 @@ def _sources(net: nn.Module, shapes: tuple[tuple[int, ...], ...], seed: int) -> 
     for shape in shapes:
         sizes = list(shape)
         sizes[dim] = 3
-        sources.append(torch.randn(sizes, generator=generator, dtype=torch.float64))
+        sources.append(torch.randn(sizes, generator=generator, dtype=torch.float64, device="cpu"))
     return tuple(sources)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from taskprune.importance.criteria_by_name import criterion
 from taskprune.importance.effects import signed_effects
 from taskprune.importance.half_precision import LossScale
 from taskprune.importance.scores import ChannelScores, Evidence, GroupScores
+from taskprune.restore.copying import deep_copy
 from taskprune.restore.lending import lent
 
 
@@ -130,7 +130,7 @@ class AlterMomaImportance:
         contribution, n_batches = effects.of(model, once)
         redundancy: dict[str, Tensor] = {}
         for name, modules in masks.items():
-            adapted = copy.deepcopy(model)
+            adapted = deep_copy(model)
             with _masked(adapted, modules):
                 before, _ = effects.of(adapted, quietly)
                 self._reactivate(adapted, quietly, batches)
@@ -139,7 +139,9 @@ class AlterMomaImportance:
             redundancy[name] = _size(before - after)
         labels = {group.name: group.modality for group in groups}
         per_task = self._scores(effects.index, labels, _size(contribution), redundancy)
-        weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
+        weights = torch.tensor(
+            [t.weight for t in evidence.tasks.values()], dtype=torch.float64, device="cpu"
+        )
         per_task = per_task * weights[:, None]
         return ChannelScores(
             criterion="altermoma",
@@ -177,7 +179,7 @@ class AlterMomaImportance:
         for label in dict.fromkeys(labels.values()):
             block = torch.cat(
                 [
-                    torch.arange(part.start, part.stop)
+                    torch.arange(part.start, part.stop, device="cpu")
                     for name, part in index.slices.items()
                     if labels[name] == label
                 ]
@@ -242,7 +244,7 @@ class _Effects:
         effects: list[Tensor] = []
 
         def add(batch: Iterator[TaskGradients]) -> None:
-            effects.append(torch.full(shape, torch.nan, dtype=torch.float64))
+            effects.append(torch.full(shape, torch.nan, dtype=torch.float64, device="cpu"))
             for found in batch:
                 effects[-1][found.task] = signed_effects(
                     found, factors, self.index, torch.device("cpu")

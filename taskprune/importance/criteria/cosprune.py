@@ -40,7 +40,7 @@ class CosPruneImportance:
         """
         index = ChannelIndex(groups)
         parameters = index.find(dict(model.named_parameters()))
-        cosine_sum = torch.zeros(index.n_channels, dtype=torch.float64)
+        cosine_sum = torch.zeros(index.n_channels, dtype=torch.float64, device="cpu")
 
         def visit(batch: Iterator[TaskGradients]) -> None:
             cosine_sum.add_(_mean_cosine(index, [dict(found.gradients) for found in batch]))
@@ -63,7 +63,7 @@ def _mean_cosine(index: ChannelIndex, gradients: list[dict[str, Tensor | None]])
 
     norms = [inner(one, one).sqrt() for one in gradients]
     pairs = [(t, u) for t in range(len(gradients)) for u in range(t)]
-    mean = torch.zeros(index.n_channels, dtype=torch.float64)
+    mean = torch.zeros(index.n_channels, dtype=torch.float64, device="cpu")
     for t, u in pairs:
         lengths = norms[t] * norms[u]
         cosine = inner(gradients[t], gradients[u]) / lengths.clamp_min(torch.finfo().tiny)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from taskprune.errors import InputError
 from taskprune.importance.calibration import differentiable, run_forward, weighted_loss
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupScores
+from taskprune.restore.copying import deep_copy
 from taskprune.restore.lending import lent
 
 
@@ -111,7 +111,7 @@ class CrossPruneImportance:
         if not evidence.tasks or not batches:
             raise InputError("CrossPrune trains on the tasks' losses. Pass `tasks=` and `data=`.")
         index = ChannelIndex(groups)
-        trained = copy.deepcopy(model)
+        trained = deep_copy(model)
         run = _Run(self, index, trained, _blocks(groups, index, self.removed))
         with differentiable(trained):
             scores = index.split(GroupScores.blind(run.scores(evidence, batches)))
@@ -138,7 +138,7 @@ def _blocks(
     blocks = []
     for label in sorted(set(labels.values()), key=lambda name: name == FUSION):
         parts = [part for name, part in index.slices.items() if labels[name] == label]
-        channels = torch.cat([torch.arange(part.start, part.stop) for part in parts])
+        channels = torch.cat([torch.arange(part.start, part.stop, device="cpu") for part in parts])
         share = removed.get(label, 0.0) if isinstance(removed, Mapping) else removed
         blocks.append((channels, int(share * len(channels))))
     return blocks
@@ -164,7 +164,7 @@ class _ChannelPull:
         self.rho = rho
         self.weights = index.find(dict(model.named_parameters()))
         self.multipliers = {name: torch.zeros_like(w) for name, w in self.weights.items()}
-        self.gone = torch.zeros(index.n_channels, dtype=torch.bool)
+        self.gone = torch.zeros(index.n_channels, dtype=torch.bool, device="cpu")
 
     @torch.no_grad()
     def pull(self, shares: Tensor) -> None:
@@ -223,7 +223,7 @@ class _Run:
         channels = self.channels
         targets = [self._fused(evidence, batch) for batch in batches]
         initial = {name: weight.detach().clone() for name, weight in channels.weights.items()}
-        prices = torch.zeros(channels.index.n_channels, dtype=torch.float64)
+        prices = torch.zeros(channels.index.n_channels, dtype=torch.float64, device="cpu")
         optimizer = torch.optim.Adam(channels.weights.values(), lr=self.settings.learning_rate)
         done = 0
         for block, count in self.blocks:

@@ -76,7 +76,9 @@ class OutputChangeImportance:
         device = device_for_sums(parameters)
         squares = torch.zeros(len(tasks), index.n_channels, dtype=torch.float64, device=device)
         counts = torch.zeros(len(tasks), 1, dtype=torch.float64, device=device)
-        weights = torch.tensor([[t.weight] for t in tasks.values()], dtype=torch.float64)
+        weights = torch.tensor(
+            [[t.weight] for t in tasks.values()], dtype=torch.float64, device="cpu"
+        )
 
         def visit(batch: Iterator[TaskGradients]) -> None:
             for found in batch:

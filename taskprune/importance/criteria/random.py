@@ -32,7 +32,9 @@ class RandomImportance:
         """Score every channel; neither the model nor the evidence is looked at."""
         generator = torch.Generator().manual_seed(self.seed)
         drawn = {
-            group.name: torch.rand(group.n_channels, generator=generator, dtype=torch.float64)
+            group.name: torch.rand(
+                group.n_channels, generator=generator, dtype=torch.float64, device="cpu"
+            )
             for group in groups
         }
         own = {name: GroupScores.blind(total) for name, total in drawn.items()}

@@ -66,7 +66,9 @@ class TaskTaylorImportance:
             InputError, TraceError, LossError: See :func:`taskprune.score`.
         """
         penalised = self.conflict_weight > 0 and len(evidence.tasks) > 1
-        weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
+        weights = torch.tensor(
+            [t.weight for t in evidence.tasks.values()], dtype=torch.float64, device="cpu"
+        )
         statistics = collect(
             model,
             ChannelIndex(groups),
@@ -94,7 +96,7 @@ class TaskTaylorImportance:
         n_tasks = len(statistics.tasks)
         if self.conflict_weight == 0 or n_tasks == 1:
             return GroupScores(importance, per_task)
-        above = torch.triu_indices(n_tasks, n_tasks, offset=1)
+        above = torch.triu_indices(n_tasks, n_tasks, offset=1, device="cpu")
         pairs = self.conflict(statistics, scale, importance)[above[0], above[1]]
         return GroupScores(importance - self.conflict_weight * pairs.sum(0), per_task, pairs)
 
@@ -104,7 +106,7 @@ def loss_increases(statistics: TaskStatistics) -> Tensor | None:
 
     ``None`` where a loss is 0 and its effects are not. Shape ``[T, C]``.
     """
-    squares = statistics.mean_squares(torch.ones(len(statistics.tasks)))
+    squares = statistics.mean_squares(torch.ones(len(statistics.tasks), device="cpu"))
     loss = statistics.mean_loss[:, None]
     if bool(((loss == 0) & (squares > 0)).any()):
         return None

@@ -35,7 +35,9 @@ class TaylorImportance:
         Raises:
             InputError, TraceError, LossError: See :func:`taskprune.score`.
         """
-        weights = torch.tensor([t.weight for t in evidence.tasks.values()], dtype=torch.float64)
+        weights = torch.tensor(
+            [t.weight for t in evidence.tasks.values()], dtype=torch.float64, device="cpu"
+        )
         factors = weights[:, None] * weights[None]
 
         def total(statistics: TaskStatistics) -> Tensor:

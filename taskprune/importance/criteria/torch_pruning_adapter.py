@@ -237,7 +237,7 @@ def _with_unscored_last(
         group.name: GroupScores.blind(
             scored[group.name][: group.n_channels]
             if group.name in scored
-            else torch.full((group.n_channels,), last, dtype=torch.float64)
+            else torch.full((group.n_channels,), last, dtype=torch.float64, device="cpu")
         )
         for group in groups
     }

@@ -1,0 +1,52 @@
+"""Deep copies of models that have just been trained, or hold TorchScript."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+T = TypeVar("T")
+
+
+class _WithoutHistory(TorchFunctionMode):
+    """Copies what stands in the middle of a graph as a plain tensor.
+
+    A last forward leaves such tensors on modules: an auxiliary loss, the weight that weight
+    normalisation or a pruning mask has worked out. Their graph belongs to the original.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Run ``func``, or copy a tensor that torch refuses to copy."""
+        if func is Tensor.__deepcopy__ and not args[0].is_leaf:
+            tensor, memo = args
+            memo[id(tensor)] = tensor.detach().clone()
+            return memo[id(tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
+    """Return a deep copy whose tensors have no graph.
+
+    Args:
+        value: A model or batch.
+        memo: What stands in for objects, by their ids; see :func:`copy.deepcopy`.
+    """
+    with _WithoutHistory():
+        copied = copy.deepcopy(value, memo)
+    if isinstance(value, nn.Module) and isinstance(copied, nn.Module):
+        asking = {name: p.requires_grad for name, p in value.named_parameters()}
+        for name, parameter in copied.named_parameters():
+            # TorchScript's copies of parameters are results of a clone.
+            if not parameter.is_leaf:
+                parameter.detach_().requires_grad_(asking[name])
+    return copied

@@ -1,0 +1,151 @@
+"""Take tensors out again that code has put somewhere, and leave all else that it noted down."""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from types import CellType
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+Restore: TypeAlias = Callable[[], None]
+
+DEEPEST = 4
+"""How many containers and objects within each other are looked through."""
+LONGEST = 4096
+"""Containers with more entries are not looked through."""
+_ABSENT: Any = object()
+_CLOSED = (type, nn.Module)
+_LIBRARIES = frozenset({"torch", "numpy", "builtins", *sys.stdlib_module_names})
+
+
+class ClassNamespace(MutableMapping[str, Any]):
+    """The attributes of a class itself, to be set and deleted as such."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+    def __getitem__(self, name: str) -> Any:
+        return vars(self.kind)[name]
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        setattr(self.kind, name, value)
+
+    def __delitem__(self, name: str) -> None:
+        delattr(self.kind, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(vars(self.kind)))
+
+    def __len__(self) -> int:
+        return len(vars(self.kind))
+
+
+class ClosureNamespace(MutableMapping[str, Any]):
+    """The variables that a function has from around it, where they are bound."""
+
+    def __init__(self, names: Iterable[str], cells: Iterable[CellType]) -> None:
+        self.cells = dict(zip(names, cells, strict=True))
+
+    def __getitem__(self, name: str) -> Any:
+        try:
+            return self.cells[name].cell_contents
+        except ValueError:  # of a name that is not bound yet
+            raise KeyError(name) from None
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.cells[name].cell_contents = value
+
+    def __delitem__(self, name: str) -> None:
+        del self.cells[name].cell_contents
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self.cells if name in self)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.cells and self.get(str(name), _ABSENT) is not _ABSENT
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def of_namespace(namespace: MutableMapping[str, Any]) -> Restore:
+    """Return what binds each name anew that now stands for a tensor."""
+    before = dict(namespace)
+
+    def restore() -> None:
+        for name, value in list(namespace.items()):
+            old = before.get(name, _ABSENT)
+            if value is not old and holds_tensor(value):
+                if old is _ABSENT:
+                    del namespace[name]
+                else:
+                    namespace[name] = old
+
+    return restore
+
+
+def of_mapping(mapping: MutableMapping[Any, Any]) -> Restore:
+    """Return what takes new entries with tensors out, and puts those in that gave way to them."""
+    before = list(mapping.items())
+
+    def restore() -> None:
+        known = {id(key): value for key, value in before}
+        now = list(mapping.items())
+        new = [(k, v) for k, v in now if known.get(id(k), _ABSENT) is not v]
+        if not any(holds_tensor((key, value)) for key, value in new):
+            return
+        # Never by looking keys up: sizes among them report being hashed.
+        left = {id(key) for key, _ in now}
+        back = [(k, v) for k, v in before if id(k) in left or holds_tensor((k, v))]
+        own = [(k, v) for k, v in new if not holds_tensor((k, v))]
+        mapping.clear()
+        mapping.update([*back, *own])
+
+    return restore
+
+
+def of_collection(items: list[Any] | deque[Any] | set[Any]) -> Restore:
+    """Return what takes new items with tensors out, and puts those in that gave way to them."""
+    before = list(items)
+
+    def restore() -> None:
+        known = {id(item) for item in before}
+        new = [item for item in items if id(item) not in known]
+        if not any(holds_tensor(item) for item in new):
+            return
+        own = [item for item in new if not holds_tensor(item)]
+        items.clear()
+        (items.update if isinstance(items, set) else items.extend)([*before, *own])
+
+    return restore
+
+
+def is_library(module: str) -> bool:
+    """Whether what a module holds is nothing that code of a model would keep tensors in."""
+    return module.split(".", 1)[0] in _LIBRARIES
+
+
+def holds_tensor(value: Any, depth: int = 0) -> bool:
+    """Whether a tensor, or a size of a trace, is somewhere in a value."""
+    kind = type(value)  # objects may answer anything when they are asked for their class
+    if issubclass(kind, Tensor):
+        return True
+    if issubclass(kind, int):
+        return kind.__module__ == "taskprune.graph.sizes"
+    if depth > DEEPEST:
+        return False
+    if issubclass(kind, dict):
+        inner: Iterable[Any] = (*value.keys(), *value.values())
+    elif issubclass(kind, tuple | list | set | frozenset | deque):
+        inner = value
+    elif (
+        is_library(kind.__module__) or issubclass(kind, type | nn.Module) or not kind.__dictoffset__
+    ):
+        return False
+    else:
+        inner = vars(value).values()
+    items = list(inner)
+    return len(items) <= LONGEST and any(holds_tensor(item, depth + 1) for item in items)
