@@ -9,7 +9,7 @@ demo: export MALLOC_MMAP_THRESHOLD_ := 2147483648
 demo: export MALLOC_TRIM_THRESHOLD_ := 8589934592
 demo: export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: demo test lint env clean
+.PHONY: demo test lint lowest newest env clean
 
 demo: $(VENV)/.runtime  ## prune and distil the bundled driving network on generated scenes
 	$(BIN)/taskprune demo --out runs/demo
@@ -21,6 +21,21 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# What touches each dependency, in some minutes. Warnings of versions that nobody chose are no errors.
+PART := tests/structure tests/graph tests/plan tests/files tests/checkpoint tests/rewrite tests/solver \
+	tests/cost tests/importance tests/compensation tests/cli/test_cli_demo.py tests/api/test_html_report.py \
+	tests/distillation/test_distill_resume.py tests/driving/fusion/test_fusion_kitti.py \
+	tests/driving/test_metrics_detection.py tests/driving/test_training_cli.py
+
+# Where pip is told of PyTorch's own index for CPUs (PIP_EXTRA_INDEX_URL), torch is a tenth of the size.
+lowest: VERSIONS := --constraint constraints-lowest.txt
+newest: VERSIONS := --upgrade --upgrade-strategy eager
+lowest newest:  ## test a part with the oldest versions allowed, or the newest there are
+	$(PYTHON) -m venv $(VENV)-$@
+	$(VENV)-$@/bin/python -m pip --disable-pip-version-check install --quiet $(VERSIONS) \
+		--editable ".[driving,distill]" pytest hypothesis
+	$(VENV)-$@/bin/python -m pytest -W default -p no:cacheprovider $(PART)
 
 env: $(VENV)/.dev  ## only create the environment
 
@@ -38,4 +53,4 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest build dist *.egg-info

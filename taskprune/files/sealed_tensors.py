@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -37,9 +38,10 @@ def write_sealed(
         file_format: Name and version of what the file holds.
 
     Raises:
-        CheckpointError: The file cannot be written; what was there before still is.
+        CheckpointError: The file cannot be written, or hold such a tensor; what was there before
+            still is.
     """
-    plain = _apart({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    plain = _plain(tensors)
     own = {"format": file_format, "version": __version__, _TENSORS: _digest(plain)}
     with writing(path), replacing(path) as temporary:
         try:
@@ -47,6 +49,9 @@ def write_sealed(
             read_texts(temporary, file_format=file_format)
         except SafetensorError as error:
             raise OSError(str(error)) from error
+        except KeyError as error:  # of a dtype that this version of safetensors does not know
+            odd = (_unfit(n, t) for n, t in plain.items() if t.dtype in error.args)
+            raise next(odd, error) from error
 
 
 def read_texts(path: Path, *, file_format: str) -> dict[str, str]:
@@ -56,7 +61,7 @@ def read_texts(path: Path, *, file_format: str) -> dict[str, str]:
         CheckpointError: The file is missing, damaged, or of another format.
     """
     if not path.is_file():
-        raise CheckpointError(f"Expected a file at `{path}`. There is no such file.")
+        raise CheckpointError(f"Expected a safetensors file at `{path}`. There is no such file.")
     with _opened(path) as file:
         found = file.metadata() or {}
     if "format" not in found:
@@ -96,15 +101,26 @@ def read_sealed(path: Path, *, file_format: str) -> tuple[dict[str, Tensor], dic
     return tensors, texts
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors that share memory with one before them, which safetensors refuses."""
+def _plain(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors as safetensors takes them: dense, on the CPU, each with its own memory."""
     seen: set[int] = set()
-    apart = {}
+    plain = {}
     for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        apart[name] = tensor.clone() if place in seen else tensor
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            raise _unfit(name, tensor)
+        dense = tensor.detach().cpu().contiguous()
+        place = dense.untyped_storage().data_ptr()
+        plain[name] = dense.clone() if place in seen else dense
         seen.add(place)
-    return apart
+    return plain
+
+
+def _unfit(name: str, tensor: Tensor) -> CheckpointError:
+    return CheckpointError(
+        f"Expected dense tensors that safetensors {safetensors.__version__} can store. `{name}` is "
+        f"{tensor.dtype} of layout {tensor.layout} on {tensor.device}. Convert it, or register a "
+        "buffer that can be computed anew with `persistent=False`."
+    )
 
 
 def _opened(path: Path) -> Any:

@@ -120,6 +120,25 @@ def test_tensors_that_share_memory_are_stored_apart(tmp_path: Path) -> None:
     assert all(torch.equal(loaded[name], t) for name, t in model.state_dict().items())
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (torch.zeros(3, dtype=torch.complex128), r"`inner`.*complex128"),
+        (torch.zeros(3).to_sparse(), r"`inner`.*sparse"),
+        (torch.empty(3, device="meta"), r"`inner`.*meta"),
+    ],
+    ids=["complex128", "sparse", "meta"],
+)
+def test_tensors_that_no_file_can_hold_are_named(
+    value: Tensor, message: str, tmp_path: Path
+) -> None:
+    model = nn.Module()
+    model.register_buffer("inner", value)
+    with pytest.raises(CheckpointError, match=message):
+        save_checkpoint(tmp_path / "a", model, PruningPlan((), (), (), (), {"inner": (3,)}))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_checkpoints_of_another_version_say_so(path: Path) -> None:
     tensors, texts = read_sealed(path, file_format=FORMAT)
     write_sealed(path, tensors, {"plan": texts["plan"]}, file_format="taskprune.checkpoint/1")
