@@ -23,7 +23,7 @@ from taskprune.graph.records import GraphOutput, ModelGraph, Ref
 from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
 from taskprune.restore.autocast import without_autocast
 from taskprune.restore.borrow import TensorGuard, borrowed
-from taskprune.restore.caches import without_caches
+from taskprune.restore.caches import Caches
 from taskprune.restore.garbage import collection_paused
 from taskprune.restore.kernels import readable_kernels
 from taskprune.restore.modes import Mode, set_mode_without_updates
@@ -162,7 +162,7 @@ class _Session:
             stack.enter_context(borrowed(self.model))
             stack.enter_context(readable_kernels())
             stack.enter_context(without_autocast(self.model))
-            stack.enter_context(without_caches(self.model, self.forward))
+            stack.enter_context(Caches(self.model, self.forward).aside())
             set_mode_without_updates(self.model, mode)
             stack.enter_context(uncompiled(self.model))
             stack.enter_context(beside(self.model))

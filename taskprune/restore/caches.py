@@ -14,15 +14,17 @@ code has noted down, such as a counter, stays.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property, lru_cache, partial, update_wrapper
-from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from taskprune.restore.alone import alone
+from taskprune.restore.garbage import collection_paused
 from taskprune.restore.kept_tensors import (
     DEEPEST,
     LONGEST,
@@ -31,6 +33,7 @@ from taskprune.restore.kept_tensors import (
     Restore,
     holds_tensor,
     is_library,
+    is_ours,
     of_collection,
     of_mapping,
     of_namespace,
@@ -39,7 +42,12 @@ from taskprune.restore.kept_tensors import (
 _Cached = type(lru_cache(maxsize=1)(lambda: None))
 _CONTAINERS = (dict, list, deque, set, _Cached)
 """What is looked at by whatever name: code may have put the name together."""
+_OF_MODULES = frozenset({"_parameters", "_buffers", "_modules"})
 _PLAIN = (bool, int, float, complex, str, bytes, range, Tensor, nn.Module, type(None))
+_NOTHING_IN = frozenset(
+    {*_PLAIN, nn.Parameter, torch.dtype, BuiltinFunctionType, CodeType, TypeVar}
+)
+"""What is not even looked at; subclasses are, in case they keep something."""
 
 
 @contextmanager
@@ -53,38 +61,24 @@ def caches_given_back(model: nn.Module, forward: Any = None) -> Iterator[None]:
         forward: Other code that runs, such as the function that calls the model.
     """
     with alone():
-        reach = _Reach(model, forward)
+        caches = Caches(model, forward)
         try:
             yield
         finally:
-            reach.give_back()
+            caches.give_back()
 
 
-@contextmanager
-def without_caches(model: nn.Module, forward: Any = None) -> Iterator[None]:
-    """Do :func:`caches_given_back`, with caches that last no longer in place of functions' own.
+class Caches:
+    """All that code of a model can keep something in, and what that holds when it is looked for.
 
-    They are not even asked for tensors, or for sizes of a trace.
+    Args:
+        model: The model that will run.
+        forward: Other code that runs, such as the function that calls the model.
     """
-    with alone(), ExitStack() as stack:
-        reach = _Reach(model, forward)
-        stack.callback(reach.give_back)
-        made: dict[int, Any] = {}
-        for namespace, name, value in reach.cached:
-            stack.callback(namespace.__setitem__, name, value)
-            cached = _cached(value)
-            if id(cached) not in made:
-                made[id(cached)] = _stand_in(cached)
-            own = made[id(cached)]
-            namespace[name] = own if cached is value else type(value)(own)
-        yield
 
-
-class _Reach:
-    """All that code of a model can keep something in, and what it holds."""
-
-    def __init__(self, model: nn.Module, forward: Any) -> None:
-        self.cached: list[tuple[MutableMapping[str, Any], str, Any]] = []
+    @collection_paused()
+    def __init__(self, model: nn.Module, forward: Any = None) -> None:
+        self._cached: list[tuple[MutableMapping[str, Any], str, Any]] = []
         self._restores: list[Restore] = []
         self._seen: dict[int, Any] = {}  # holds them, so that no id is used twice
         self._names: set[str] = {"forward"}
@@ -92,7 +86,8 @@ class _Reach:
         self._todo: deque[tuple[Any, int]] = deque([(forward, 0)])
         for module in model.modules():
             self._todo.append((type(module), 0))
-            self._todo.extend((value, 1) for value in vars(module).values())
+            own = (value for name, value in vars(module).items() if name not in _OF_MODULES)
+            self._follow(own, 1)
         while self._todo:
             self._visit(*self._todo.popleft())
 
@@ -101,59 +96,98 @@ class _Reach:
         for restore in self._restores:
             restore()
 
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Give all back on exit, and put caches that last no longer in place of functions' own.
+
+        Those are not even asked for tensors, or for sizes of a trace. May be entered repeatedly.
+        """
+        with alone(), ExitStack() as stack:
+            stack.callback(self.give_back)
+            made: dict[int, Any] = {}
+            for namespace, name, value in self._cached:
+                stack.callback(namespace.__setitem__, name, value)
+                cached = _cached(value)
+                if id(cached) not in made:
+                    made[id(cached)] = _stand_in(cached)
+                own = made[id(cached)]
+                namespace[name] = own if cached is value else type(value)(own)
+            yield
+
     def _visit(self, value: Any, depth: int) -> None:
         # Not `isinstance`: objects may answer anything when they are asked for their class.
-        if issubclass(type(value), _PLAIN) or depth > DEEPEST or id(value) in self._seen:
+        kind = type(value)
+        if id(value) in self._seen or depth > DEEPEST or issubclass(kind, _PLAIN):
             return
         self._seen[id(value)] = value
-        if isinstance(value, FunctionType):
+        if kind is FunctionType:
             self._function(value)
-        elif isinstance(value, _Cached):
+        elif kind is _Cached:
             self._restores.append(_emptying(value))
             self._todo.append((value.__wrapped__, 0))
-        elif isinstance(value, type):
-            for kind in value.__mro__:
-                if not is_library(kind.__module__):
-                    self._namespace(ClassNamespace(kind), vars(kind))
-        elif isinstance(value, ModuleType):
+        elif issubclass(kind, type):
+            for base in value.__mro__:
+                if not is_library(base.__module__):
+                    self._namespace(ClassNamespace(base), vars(base))
+        elif issubclass(kind, ModuleType):
             if not is_library(value.__name__):
                 self._namespace(vars(value), vars(value))
         elif (inner := _wrapped(value)) is not None:
-            self._todo.extend((part, depth) for part in inner)
+            self._follow(inner, depth)
         else:
             self._object(value, depth)
 
+    def _follow(self, values: Iterable[Any], depth: int) -> None:
+        self._todo.extend((value, depth) for value in values if type(value) not in _NOTHING_IN)
+
     def _function(self, function: FunctionType) -> None:
         if is_library(function.__module__ or ""):
+            # Functions of our own call those of users.
+            if function.__closure__ and is_ours(function.__module__ or ""):
+                self._closure(function)
             return
         new = set(_names(function.__code__)) - self._names
         self._names |= new
         for name in new:
-            self._todo.extend((value, 0) for value in self._waiting.pop(name, ()))
+            self._follow(self._waiting.pop(name, ()), 0)
         self._namespace(function.__globals__, function.__globals__)
+        if function.__closure__:
+            self._closure(function)
+        self._keep(vars(function))
+        self._follow(vars(function).values(), 0)
+        self._follow(function.__defaults__ or (), 1)
+        self._follow((function.__kwdefaults__ or {}).values(), 1)
+
+    def _closure(self, function: FunctionType) -> None:
         closure = ClosureNamespace(function.__code__.co_freevars, function.__closure__ or ())
-        for namespace in (closure, vars(function)):
-            self._keep(namespace)
-            self._todo.extend((value, 0) for value in namespace.values())
-        defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-        self._todo.extend((value, 1) for value in defaults)
+        self._keep(closure)
+        self._follow(closure.values(), 0)
 
     def _namespace(self, namespace: MutableMapping[str, Any], key: Any) -> None:
         """Follow the names of a namespace that code uses, and wait for the others."""
-        if id(key) in self._seen and not isinstance(namespace, ClassNamespace):
+        if id(key) in self._seen and key is namespace:
             return
         self._seen[id(key)] = key
         self._keep(namespace)
-        for name, value in list(namespace.items()):
-            is_special = name.startswith("__") and isinstance(value, FunctionType)
-            if is_special or name in self._names or isinstance(value, _CONTAINERS):
+        for name, value in list(key.items()):
+            kind = type(value)
+            if kind in _NOTHING_IN:
+                continue
+            if name.startswith("__"):
+                followed = kind is FunctionType
+            else:
+                followed = name in self._names or issubclass(kind, _CONTAINERS)
+            if followed:
                 self._todo.append((value, 0))
             else:
                 self._waiting.setdefault(name, []).append(value)
 
     def _keep(self, namespace: MutableMapping[str, Any]) -> None:
-        self._restores.append(of_namespace(namespace))
-        self.cached += [(namespace, n, v) for n, v in namespace.items() if _cached(v) is not None]
+        before = dict(namespace)
+        self._restores.append(of_namespace(namespace, before))
+        for name, value in before.items():
+            if _cached(value) is not None:
+                self._cached.append((namespace, name, value))
 
     def _object(self, value: Any, depth: int) -> None:
         if isinstance(value, dict):
@@ -171,13 +205,16 @@ class _Reach:
         else:
             return
         if len(inner) <= LONGEST:
-            self._todo.extend((part, depth + 1) for part in inner)
+            self._follow(inner, depth + 1)
 
 
 def _cached(value: Any) -> Any:
     """Return the cache of a function that a value is, or binds to a class; ``None`` for others."""
-    inner = value.__func__ if type(value) in (classmethod, staticmethod) else value
-    return inner if type(inner) is _Cached else None
+    kind = type(value)
+    if kind is classmethod or kind is staticmethod:
+        value = value.__func__
+        kind = type(value)
+    return value if kind is _Cached else None
 
 
 def _stand_in(cached: Any) -> Callable[..., Any]:

@@ -18,7 +18,8 @@ LONGEST = 4096
 """Containers with more entries are not looked through."""
 _ABSENT: Any = object()
 _CLOSED = (type, nn.Module)
-_LIBRARIES = frozenset({"torch", "numpy", "builtins", *sys.stdlib_module_names})
+_OURS = __name__.split(".", 1)[0]
+_LIBRARIES = frozenset({"torch", "numpy", "builtins", _OURS, *sys.stdlib_module_names})
 
 
 class ClassNamespace(MutableMapping[str, Any]):
@@ -71,12 +72,11 @@ class ClosureNamespace(MutableMapping[str, Any]):
         return sum(1 for _ in self)
 
 
-def of_namespace(namespace: MutableMapping[str, Any]) -> Restore:
-    """Return what binds each name anew that now stands for a tensor."""
-    before = dict(namespace)
+def of_namespace(namespace: MutableMapping[str, Any], before: dict[str, Any]) -> Restore:
+    """Return what binds each name anew that now stands for a tensor, and did not before."""
 
     def restore() -> None:
-        for name, value in list(namespace.items()):
+        for name, value in dict(namespace).items():
             old = before.get(name, _ABSENT)
             if value is not old and holds_tensor(value):
                 if old is _ABSENT:
@@ -126,6 +126,11 @@ def of_collection(items: list[Any] | deque[Any] | set[Any]) -> Restore:
 def is_library(module: str) -> bool:
     """Whether what a module holds is nothing that code of a model would keep tensors in."""
     return module.split(".", 1)[0] in _LIBRARIES
+
+
+def is_ours(module: str) -> bool:
+    """Whether it is a module of this library."""
+    return module.split(".", 1)[0] == _OURS
 
 
 def holds_tensor(value: Any, depth: int = 0) -> bool:

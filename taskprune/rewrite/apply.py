@@ -120,31 +120,32 @@ def apply_and_verify(
             borrows = name in parts or (not inplace and type(parameter) is nn.Parameter)
             if borrows and name not in new:
                 give_own_memory(parameter)
-        report = (
-            verify_against_masked(
-                original,
-                smaller,
-                plan,
-                inputs=example_inputs,
-                forward=forward or call_inputs,
-                groups=groups,
-            )
-            if comparing
-            else None
-        )
-        if report is not None and groups is not None:
-            rescaled = rescaled_weights(
-                original,
-                smaller,
-                plan,
-                inputs=example_inputs,
-                forward=forward or call_inputs,
-                groups=groups,
-            )
-            report = replace(report, rescaled=rescaled)
+        report = None
+        if comparing:
+            run = forward or call_inputs
+            report = _verified(original, smaller, plan, example_inputs, run, groups)
     except BaseException:
         undo.roll_back()
         raise
     if report is not None and report.is_vacuous:
         _log.warning("%s. Verify on inputs that lead to other outputs.", report)
     return smaller, report
+
+
+def _verified(
+    original: nn.Module,
+    smaller: nn.Module,
+    plan: PruningPlan,
+    inputs: Any,
+    forward: Forward,
+    groups: CouplingGroups | None,
+) -> VerificationReport:
+    report = verify_against_masked(
+        original, smaller, plan, inputs=inputs, forward=forward, groups=groups
+    )
+    if groups is None:
+        return report
+    rescaled = rescaled_weights(
+        original, smaller, plan, inputs=inputs, forward=forward, groups=groups
+    )
+    return replace(report, rescaled=rescaled)

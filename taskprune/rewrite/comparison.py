@@ -14,7 +14,7 @@ from taskprune.calling.forward import Forward
 from taskprune.calling.outputs import SINGLE, flatten_outputs
 from taskprune.errors import TraceError, VerificationError
 from taskprune.restore.autocast import without_cached_casts
-from taskprune.restore.caches import without_caches
+from taskprune.restore.caches import Caches
 from taskprune.restore.kernels import without_fast_path
 from taskprune.restore.lending import lent
 from taskprune.restore.rng import preserved_rng
@@ -111,6 +111,7 @@ def compare(
     inputs: Any,
     forward: Forward,
     *,
+    caches: Caches,
     expected_values: Values = as_they_are,
     found_values: Values = as_they_are,
     around_expected: Context = nullcontext,
@@ -125,6 +126,7 @@ def compare(
         make_found: Makes a copy of the model in question.
         inputs: The example inputs.
         forward: ``(model, inputs) -> outputs``.
+        caches: What the code of both keeps outside of module instances.
         expected_values: What the tensors of the reference hold.
         found_values: What those of the model in question hold.
         around_expected: Makes the context in which the reference runs.
@@ -135,18 +137,19 @@ def compare(
     """
     choices = RecordedChoices()
     wanted, dtype, coarsest = _run_reference(
-        make_expected, inputs, forward, expected_values, around_expected, choices
+        make_expected, inputs, forward, caches, expected_values, around_expected, choices
     )
     tolerance = TOLERANCE[coarsest]
     repeated = RepeatedChoices(choices, tolerance)
     try:
-        got = run(make_found(), inputs, forward, dtype=dtype, values=found_values)
+        got = run(make_found(), inputs, forward, caches, dtype=dtype, values=found_values)
         errors = output_errors(wanted, got)
         if choices.indices and any(error.exceeds(tolerance) for error in errors):
             got = run(
                 make_found(),
                 inputs,
                 forward,
+                caches,
                 dtype=dtype,
                 values=found_values,
                 around=(lambda _: repeated,),
@@ -173,6 +176,7 @@ def _run_reference(
     make: Callable[[], nn.Module],
     inputs: Any,
     forward: Forward,
+    caches: Caches,
     values: Values,
     around: Context,
     choices: RecordedChoices,
@@ -187,6 +191,7 @@ def _run_reference(
                 model,
                 inputs,
                 forward,
+                caches,
                 dtype=dtype,
                 values=values,
                 around=(around, lambda _: choices),
@@ -218,6 +223,7 @@ def run(
     model: nn.Module,
     inputs: Any,
     forward: Forward,
+    caches: Caches,
     *,
     dtype: torch.dtype | None,
     values: Values = as_they_are,
@@ -232,6 +238,7 @@ def run(
         model: A model of one's own, which is put in eval mode. It may borrow its parameters.
         inputs: The example inputs.
         forward: ``(model, inputs) -> outputs``.
+        caches: What its code keeps outside of module instances; also of a model of equal code.
         dtype: What to compute in; ``None`` is what model and inputs have.
         values: What the tensors of the model hold meanwhile.
         around: Make the contexts to run the forward in, from the model.
@@ -242,7 +249,7 @@ def run(
     with preserved_rng(), _default_dtype(dtype), without_fast_path(), torch.no_grad():
         torch.manual_seed(0)
         with lent(inputs), ExitStack() as stack:
-            stack.enter_context(without_caches(model, forward))
+            stack.enter_context(caches.aside())
             stack.enter_context(Loading(model, dtype, values))
             if dtype == torch.float64:
                 stack.enter_context(InDouble())

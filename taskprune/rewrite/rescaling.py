@@ -23,6 +23,7 @@ from taskprune.errors import TraceError, VerificationError
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan
 from taskprune.replace import reference_replacements
+from taskprune.restore.caches import Caches
 from taskprune.rewrite.comparison import compare
 from taskprune.rewrite.masking import kept_statistics, silencing
 from taskprune.rewrite.surgery import skeleton
@@ -126,6 +127,7 @@ def _change(
         lambda: skeleton(smaller),
         inputs,
         forward,
+        caches=Caches(original, forward),
         expected_values=silencing(original, plan, only=others),
         around_expected=silenced,
     )

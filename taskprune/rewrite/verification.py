@@ -16,6 +16,7 @@ from taskprune.errors import TraceError, VerificationError
 from taskprune.plan.decisions import GroupDecision
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.replace import PLAIN, ModuleReplacement, dropping, reference_replacements
+from taskprune.restore.caches import Caches
 from taskprune.rewrite.comparison import Comparison, compare
 from taskprune.rewrite.drawing import Draws
 from taskprune.rewrite.loading import as_they_are
@@ -54,7 +55,8 @@ def verify_against_masked(
         TraceError: The original itself rejects the inputs.
         VerificationError: The rewritten model fails or differs.
     """
-    case = _Case(original, smaller, plan, inputs, forward, _draws(original, plan))
+    draws, caches = _draws(original, plan), Caches(original, forward)
+    case = _Case(original, smaller, plan, inputs, forward, draws, caches)
     part, samples = first_samples(original, inputs)
     if samples and samples[0] < samples[1]:
         with suppress(TraceError, VerificationError):
@@ -75,6 +77,7 @@ class _Case:
     inputs: Any
     forward: Forward
     draws: Draws
+    caches: Caches
 
     def against_masked(self, *, only: Collection[tuple[str, int]] | None = None) -> Comparison:
         """Compare the rewritten model with the masked original."""
@@ -84,6 +87,7 @@ class _Case:
             lambda: skeleton(self.smaller),
             self.inputs,
             self.forward,
+            caches=self.caches,
             expected_values=self.draws.as_written(masked),
             found_values=plain_gains(
                 self.original, self.plan.tensors, self.draws.pruned(self.plan)
@@ -99,6 +103,7 @@ class _Case:
             lambda: skeleton(self.original, reference_replacements(self.plan.replacements)),
             self.inputs,
             self.forward,
+            caches=self.caches,
             expected_values=self.draws.as_written(masked),
             found_values=self.draws.as_written(as_they_are),
             around_expected=lambda model: kept_statistics(model, self.plan),
@@ -219,6 +224,7 @@ def _check_replacements(case: _Case) -> None:
         lambda: skeleton(original, plan.replacements),
         case.inputs,
         case.forward,
+        caches=case.caches,
     )
     if measured.wrong:
         raise VerificationError(
@@ -279,6 +285,7 @@ def check_permutation(
         lambda: skeleton(model, groups.replacements),
         inputs,
         forward,
+        caches=Caches(model, forward),
         expected_values=draws.replaced(groups.replacements, as_they_are),
         found_values=draws.replaced(groups.replacements, permuting(chosen, seed)),
     )

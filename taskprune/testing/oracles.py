@@ -14,6 +14,7 @@ from taskprune.cost import count_macs, count_params, measure_macs, measure_param
 from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import VerificationError
 from taskprune.plan.plan import PruningPlan, build_plan
+from taskprune.restore.caches import Caches
 from taskprune.rewrite import VerificationReport, apply_and_verify, apply_plan
 from taskprune.rewrite.comparison import output_errors, run
 from taskprune.rewrite.masking import masked_copy
@@ -163,8 +164,9 @@ def assert_identity_plan(
     for name, tensor in before.items():
         assert torch.equal(_bits(tensor), _bits(after[name])), f"The empty plan changed `{name}`."
     call = forward or call_inputs
+    caches = Caches(model, call)
     errors = output_errors(
-        run(model, inputs, call, dtype=None), run(same, inputs, call, dtype=None)
+        run(model, inputs, call, caches, dtype=None), run(same, inputs, call, caches, dtype=None)
     )
     moved = [error for error in errors if error.exceeds(0.0)]
     assert not moved, f"The empty plan changed the outputs: {moved[0]}."

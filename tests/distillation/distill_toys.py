@@ -11,8 +11,22 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from taskprune.calling.task import Task
+from taskprune.distillation import StepRecord
+from taskprune.distillation.history import Callback
 
 Batch = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+class Interrupted(BaseException):
+    """Stands for Ctrl-C."""
+
+
+def interrupt_at(step: int) -> Callback:
+    def callback(record: StepRecord, student: nn.Module) -> None:
+        if record.step == step:
+            raise Interrupted
+
+    return callback
 
 
 class TwoTaskNet(nn.Module):

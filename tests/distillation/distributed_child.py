@@ -9,24 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_toys import Scenes, make_batches, make_net, make_tasks, state
+from distill_toys import (
+    Interrupted,
+    Scenes,
+    interrupt_at,
+    make_batches,
+    make_net,
+    make_tasks,
+    state,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 from taskprune.calling.task import Task
-from taskprune.distillation import DistillSettings, StepRecord, Validation, distill, mse
+from taskprune.distillation import DistillSettings, Validation, distill, mse
 from taskprune.distillation.history import Callback
-
-
-class Interrupted(BaseException):
-    """Stands for Ctrl-C."""
-
-
-def interrupt(record: StepRecord, student: nn.Module) -> None:
-    if record.step == 7:
-        raise Interrupted
 
 
 def train(
@@ -114,7 +113,7 @@ if __name__ == "__main__":
     save_file(state(train(batch_size=2, shuffle=True)), folder / f"whole_{rank}.safetensors")
     save_file(state(best()), folder / f"best_{rank}.safetensors")
     try:
-        train(interrupt, batch_size=2, shuffle=True, directory=folder / "run")
+        train(interrupt_at(7), batch_size=2, shuffle=True, directory=folder / "run")
     except Interrupted:
         resumed = train(batch_size=2, shuffle=True, directory=folder / "run")
         save_file(state(resumed), folder / f"resumed_{rank}.safetensors")

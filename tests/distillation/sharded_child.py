@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_toys import Scenes, TwoTaskNet, make_batches, make_net, make_tasks, state, watched
+from distill_toys import (
+    Interrupted,
+    Scenes,
+    TwoTaskNet,
+    interrupt_at,
+    make_batches,
+    make_net,
+    make_tasks,
+    state,
+    watched,
+)
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
@@ -19,15 +29,6 @@ from taskprune.distillation import DistillSettings, StepRecord, Validation, dist
 from taskprune.errors import TrainingError
 
 N_SCENES = 16
-
-
-class Interrupted(BaseException):
-    """Stands for Ctrl-C."""
-
-
-def interrupt(record: StepRecord, student: nn.Module) -> None:
-    if record.step == 3:
-        raise Interrupted
 
 
 class Sum:
@@ -163,7 +164,7 @@ if __name__ == "__main__":
 
     kept: dict[str, Any] = {"directory": folder / "run", "checkpoint_every": 2}
     try:
-        everything(2, callbacks=(interrupt,), **kept)
+        everything(2, callbacks=(interrupt_at(3),), **kept)
     except Interrupted:
         keep("resumed", everything(2, **kept))
 

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 import torch
 from distill_run import run, settings
-from distill_toys import Batch, make_batches, make_net, make_tasks, same_state, state
+from distill_toys import (
+    Batch,
+    Interrupted,
+    interrupt_at,
+    make_batches,
+    make_net,
+    make_tasks,
+    same_state,
+    state,
+)
 from launched_processes import needs_processes, run_in_processes
 from safetensors.torch import load_file
 from torch import nn
@@ -85,13 +94,6 @@ def test_data_without_anything_to_learn_is_an_error(steps: int, message: str) ->
 
 
 def test_a_run_with_idle_steps_goes_on_exactly(tmp_path: Path) -> None:
-    class Interrupted(BaseException):
-        pass
-
-    def interrupt(record: StepRecord, _student: nn.Module) -> None:
-        if record.step == 4:
-            raise Interrupted
-
     data: list[Batch] = [make_batches()[0], *map(without_labels, make_batches()[1:])]
 
     def go(**changes: Any) -> tuple[nn.Module, Any]:
@@ -103,7 +105,7 @@ def test_a_run_with_idle_steps_goes_on_exactly(tmp_path: Path) -> None:
 
     expected, history = go()
     with pytest.raises(Interrupted):
-        go(directory=tmp_path, callbacks=(interrupt,))
+        go(directory=tmp_path, callbacks=(interrupt_at(4),))
     student, resumed = go(directory=tmp_path)
     assert same_state(state(student), state(expected))
     assert resumed == history

@@ -11,7 +11,9 @@ import pytest
 import torch
 from distill_run import run, settings
 from distill_toys import (
+    Interrupted,
     MinusLoss,
+    interrupt_at,
     make_batches,
     make_net,
     make_tasks,
@@ -119,19 +121,11 @@ def test_the_last_step_is_measured_too() -> None:
     assert [bool(record.measured) for record in history] == [False, False, True, False, True]
 
 
-class Interrupted(BaseException):
-    """Stands for Ctrl-C."""
-
-
 @pytest.mark.parametrize("ema_decay", [None, 0.5])
 @pytest.mark.parametrize("at", [1, 4, 9])
 def test_a_run_that_goes_on_ends_with_the_same_best_weights(
     tmp_path: Path, at: int, ema_decay: float | None
 ) -> None:
-    def interrupt(record: StepRecord, net: nn.Module) -> None:
-        if record.step == at:
-            raise Interrupted
-
     def go(student: nn.Module, **changes: Any) -> Any:
         return run(
             student,
@@ -149,7 +143,7 @@ def test_a_run_that_goes_on_ends_with_the_same_best_weights(
     whole, resumed = make_net(1, norm=True), make_net(1, norm=True)
     expected = go(whole)
     with pytest.raises(Interrupted):
-        go(make_net(1, norm=True), directory=tmp_path, callbacks=(interrupt,))
+        go(make_net(1, norm=True), directory=tmp_path, callbacks=(interrupt_at(at),))
     found = go(resumed, directory=tmp_path)
     assert found.step == expected.step
     assert found.history == expected.history

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from damaged_files import damaged_bytes, damaged_json, damaged_safetensors, outcomes, put
+from distill_toys import Interrupted, interrupt_at
 from resume_child import CHILD_PATHS, train
 from torch import Tensor, nn
 
@@ -124,22 +124,10 @@ def test_files_that_are_sealed_again_are_checked_all_the_same(
     assert counts["refused"] > 150
 
 
-class StoppedError(Exception):
-    """Stands for a kill."""
-
-
-def stop_at(step: int) -> Any:
-    def callback(record: StepRecord, student: nn.Module) -> None:
-        if record.step == step:
-            raise StoppedError
-
-    return callback
-
-
 def test_a_history_is_found_as_it_was_left_or_refused(tmp_path: Path) -> None:
     _, whole = train(None)
-    with pytest.raises(StoppedError):
-        train(tmp_path, stop_at(8))
+    with pytest.raises(Interrupted):
+        train(tmp_path, interrupt_at(8))
     checkpoint, path = tmp_path / "checkpoint.safetensors", tmp_path / "history.jsonl"
     kept, good = checkpoint.read_bytes(), path.read_bytes()
     n_refused = 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from distill_toys import Scenes, make_net, make_tasks, same_state, state
+from distill_toys import Interrupted, Scenes, interrupt_at, make_net, make_tasks, same_state, state
 from resume_child import STEPS, train
 from safetensors.torch import save_file
 from torch import nn
@@ -23,18 +23,6 @@ from taskprune.errors import CheckpointError
 from taskprune.files import write_sealed
 
 CHILD = Path(__file__).with_name("resume_child.py")
-
-
-class Interrupted(BaseException):
-    """Stands for Ctrl-C."""
-
-
-def interrupt_at(step: int) -> object:
-    def callback(record: StepRecord, student: nn.Module) -> None:
-        if record.step == step:
-            raise Interrupted
-
-    return callback
 
 
 @cache
@@ -73,7 +61,7 @@ def test_a_run_killed_twice_ends_with_the_weights_of_one_never_stopped(tmp_path:
 def test_an_interrupted_run_goes_on_exactly(tmp_path: Path, step: int) -> None:
     expected, history = uninterrupted()
     with pytest.raises(Interrupted):
-        train(tmp_path, interrupt_at(step))  # type: ignore[arg-type]
+        train(tmp_path, interrupt_at(step))
     torch.manual_seed(step)  # the state of the process must not matter
     student, resumed = train(tmp_path)
     assert same_state(state(student), state(expected))
@@ -92,7 +80,7 @@ def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
 def test_a_run_without_its_history_file_still_goes_on(tmp_path: Path) -> None:
     expected, history = uninterrupted()
     with pytest.raises(Interrupted):
-        train(tmp_path, interrupt_at(7))  # type: ignore[arg-type]
+        train(tmp_path, interrupt_at(7))
     (tmp_path / "history.jsonl").unlink()
     student, resumed = train(tmp_path)
     assert same_state(state(student), state(expected))
@@ -188,7 +176,7 @@ def test_data_that_became_shorter_is_refused(tmp_path: Path) -> None:
                 cpu=True,
                 directory=tmp_path,
                 checkpoint_every=5,
-                callbacks=(interrupt_at(6),),  # type: ignore[arg-type]
+                callbacks=(interrupt_at(6),),
             ),
         )
 

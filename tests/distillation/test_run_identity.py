@@ -13,23 +13,14 @@ from typing import Any
 import pytest
 import torch
 from distill_run import run, settings
-from distill_toys import make_net, make_tasks, same_state, state
+from distill_toys import Interrupted, interrupt_at, make_net, make_tasks, same_state, state
 from resume_child import train
-from torch import Tensor, nn
+from torch import Tensor
 
 from taskprune.calling.task import Task
-from taskprune.distillation import OnOutputs, StepRecord, mse, pkd
+from taskprune.distillation import OnOutputs, mse, pkd
 from taskprune.distillation.identity import checksum, described
 from taskprune.errors import CheckpointError
-
-
-class Interrupted(BaseException):
-    """Stands for Ctrl-C."""
-
-
-def interrupt(record: StepRecord, _student: nn.Module) -> None:
-    if record.step == 3:
-        raise Interrupted
 
 
 def other_loss(outputs: Any, batch: Any) -> Tensor:
@@ -73,7 +64,7 @@ def test_the_student_of_a_call_that_failed_goes_on_with_its_run(tmp_path: Path) 
     student, never_stopped = make_net(1), make_net(1)
     often: dict[str, Any] = {"directory": tmp_path, "checkpoint_every": 2}
     with pytest.raises(Interrupted):
-        run(student, make_net(0), settings=settings(6, callbacks=(interrupt,), **often))
+        run(student, make_net(0), settings=settings(6, callbacks=(interrupt_at(3),), **often))
     moved = make_net(1)
     moved.load_state_dict(student.state_dict())
     with pytest.raises(CheckpointError, match="student_checksum"):
@@ -88,7 +79,7 @@ def test_going_on_and_having_finished_are_logged(
 ) -> None:
     caplog.set_level(logging.INFO, logger="taskprune")
     with pytest.raises(Interrupted):
-        train(tmp_path, interrupt, checkpoint_every=1)
+        train(tmp_path, interrupt_at(3), checkpoint_every=1)
     assert not caplog.messages
     train(tmp_path, checkpoint_every=1)
     assert caplog.messages == [f"going on from step 2 of 14 in {tmp_path}"]
