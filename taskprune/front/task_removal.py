@@ -102,8 +102,8 @@ def drop_task(
     named = check_tasks(tasks)
     names = _checked_names(named, dropped)
     model = bare(model)
-    without = duplicate(model)
     with preserved_rng(), torch.inference_mode(False):
+        without = duplicate(model)
         source = model_inputs(data, example_inputs, named, forward=forward)
         inputs, call = source.example, source.on_example
         owners = output_owners(model, named, inputs, forward=call)

@@ -82,7 +82,7 @@ def parts_of(name: str) -> list[tuple[str, slice]]:
 
 
 def _chains(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    chains = module._modules.get("parametrizations")
+    chains = dict(module.named_children()).get("parametrizations")  # also of scripted modules
     if isinstance(chains, nn.ModuleDict):
         yield from chains.items()
 

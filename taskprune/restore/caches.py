@@ -7,8 +7,9 @@ them afterwards.
 
 Where code keeps things is found by names, starting from the forwards of the model's modules: what
 the names in a function stand for in its file, and every method so named of the classes met on the
-way. What is met is remembered before, and looked through for tensors afterwards; all else that
-code has noted down, such as a counter, stays.
+way. From an installed package the names do not lead to others, unless the model is of it. What is
+met is remembered before, and looked through for tensors afterwards; all else that code has noted
+down, such as a counter, stays.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from taskprune.restore.garbage import collection_paused
 from taskprune.restore.kept_tensors import (
     DEEPEST,
     LONGEST,
+    OURS,
     ClassNamespace,
     ClosureNamespace,
     Restore,
+    entries,
     holds_tensor,
+    is_installed,
     is_library,
-    is_ours,
+    items_of,
     of_collection,
     of_mapping,
     of_namespace,
+    package_of,
 )
 
 _Cached = type(lru_cache(maxsize=1)(lambda: None))
@@ -82,12 +87,13 @@ class Caches:
         self._restores: list[Restore] = []
         self._seen: dict[int, Any] = {}  # holds them, so that no id is used twice
         self._names: set[str] = {"forward"}
-        self._waiting: dict[str, list[Any]] = {}
-        self._todo: deque[tuple[Any, int]] = deque([(forward, 0)])
+        self._waiting: dict[str, list[tuple[Any, str]]] = {}
+        self._todo: deque[tuple[Any, int, str]] = deque([(forward, 0, OURS)])
+        self._open = {OURS, *(package_of(type(module).__module__) for module in model.modules())}
         for module in model.modules():
-            self._todo.append((type(module), 0))
+            self._todo.append((type(module), 0, OURS))
             own = (value for name, value in vars(module).items() if name not in _OF_MODULES)
-            self._follow(own, 1)
+            self._follow(own, 1, OURS)
         while self._todo:
             self._visit(*self._todo.popleft())
 
@@ -114,56 +120,66 @@ class Caches:
                 namespace[name] = own if cached is value else type(value)(own)
             yield
 
-    def _visit(self, value: Any, depth: int) -> None:
+    def _visit(self, value: Any, depth: int, package: str) -> None:
         # Not `isinstance`: objects may answer anything when they are asked for their class.
         kind = type(value)
         if id(value) in self._seen or depth > DEEPEST or issubclass(kind, _PLAIN):
             return
+        theirs = _package(value, package)
+        if theirs != package and not self._leads_on(package):
+            return
         self._seen[id(value)] = value
         if kind is FunctionType:
-            self._function(value)
+            self._function(value, theirs)
         elif kind is _Cached:
             self._restores.append(_emptying(value))
-            self._todo.append((value.__wrapped__, 0))
+            self._todo.append((value.__wrapped__, 0, theirs))
         elif issubclass(kind, type):
             for base in value.__mro__:
                 if not is_library(base.__module__):
-                    self._namespace(ClassNamespace(base), vars(base))
+                    self._namespace(ClassNamespace(base), vars(base), package_of(base.__module__))
         elif issubclass(kind, ModuleType):
             if not is_library(value.__name__):
-                self._namespace(vars(value), vars(value))
+                self._namespace(vars(value), vars(value), theirs)
         elif (inner := _wrapped(value)) is not None:
-            self._follow(inner, depth)
+            self._follow(inner, depth, package)
         else:
-            self._object(value, depth)
+            self._object(value, depth, package)
 
-    def _follow(self, values: Iterable[Any], depth: int) -> None:
-        self._todo.extend((value, depth) for value in values if type(value) not in _NOTHING_IN)
+    def _leads_on(self, package: str) -> bool:
+        """Whether code of a package is followed to others: the user's own, and the model's."""
+        if package not in self._open and not is_installed(package):
+            self._open.add(package)
+        return package in self._open
 
-    def _function(self, function: FunctionType) -> None:
-        if is_library(function.__module__ or ""):
-            # Functions of our own call those of users.
-            if function.__closure__ and is_ours(function.__module__ or ""):
-                self._closure(function)
+    def _follow(self, values: Iterable[Any], depth: int, package: str) -> None:
+        self._todo.extend(
+            (value, depth, package) for value in values if type(value) not in _NOTHING_IN
+        )
+
+    def _function(self, function: FunctionType, package: str) -> None:
+        if package == OURS:  # the library's functions call those of users
+            self._closure(function, package)
+        if is_library(package):
             return
         new = set(_names(function.__code__)) - self._names
         self._names |= new
         for name in new:
-            self._follow(self._waiting.pop(name, ()), 0)
-        self._namespace(function.__globals__, function.__globals__)
-        if function.__closure__:
-            self._closure(function)
+            self._todo.extend((value, 0, where) for value, where in self._waiting.pop(name, ()))
+        self._namespace(function.__globals__, function.__globals__, package)
+        self._closure(function, package)
         self._keep(vars(function))
-        self._follow(vars(function).values(), 0)
-        self._follow(function.__defaults__ or (), 1)
-        self._follow((function.__kwdefaults__ or {}).values(), 1)
+        self._follow(vars(function).values(), 0, package)
+        self._follow(function.__defaults__ or (), 1, package)
+        self._follow((function.__kwdefaults__ or {}).values(), 1, package)
 
-    def _closure(self, function: FunctionType) -> None:
-        closure = ClosureNamespace(function.__code__.co_freevars, function.__closure__ or ())
-        self._keep(closure)
-        self._follow(closure.values(), 0)
+    def _closure(self, function: FunctionType, package: str) -> None:
+        if function.__closure__:
+            closure = ClosureNamespace(function.__code__.co_freevars, function.__closure__)
+            self._keep(closure)
+            self._follow(closure.values(), 0, package)
 
-    def _namespace(self, namespace: MutableMapping[str, Any], key: Any) -> None:
+    def _namespace(self, namespace: MutableMapping[str, Any], key: Any, package: str) -> None:
         """Follow the names of a namespace that code uses, and wait for the others."""
         if id(key) in self._seen and key is namespace:
             return
@@ -178,9 +194,9 @@ class Caches:
             else:
                 followed = name in self._names or issubclass(kind, _CONTAINERS)
             if followed:
-                self._todo.append((value, 0))
+                self._todo.append((value, 0, package))
             else:
-                self._waiting.setdefault(name, []).append(value)
+                self._waiting.setdefault(name, []).append((value, package))
 
     def _keep(self, namespace: MutableMapping[str, Any]) -> None:
         before = dict(namespace)
@@ -189,23 +205,33 @@ class Caches:
             if _cached(value) is not None:
                 self._cached.append((namespace, name, value))
 
-    def _object(self, value: Any, depth: int) -> None:
+    def _object(self, value: Any, depth: int, package: str) -> None:
         if isinstance(value, dict):
             self._restores.append(of_mapping(value))
-            inner = [*value.values()]
+            inner = [content for _, content in entries(value)]
         elif isinstance(value, list | deque | set):
             self._restores.append(of_collection(value))
-            inner = [*value]
-        elif isinstance(value, tuple | frozenset):
-            inner = [*value]
+            inner = items_of(value)
+        elif isinstance(value, tuple):
+            inner = [*tuple.__iter__(value)]
+        elif isinstance(value, frozenset):
+            inner = [*frozenset.__iter__(value)]
         elif type(value).__dictoffset__ and _may_keep(value):
-            self._todo.append((type(value), 0))
+            self._todo.append((type(value), 0, package))
             self._keep(vars(value))
             inner = [*vars(value).values()]
         else:
             return
         if len(inner) <= LONGEST:
-            self._follow(inner, depth + 1)
+            self._follow(inner, depth + 1, package)
+
+
+def _package(value: Any, default: str) -> str:
+    """Return the package that a function, a class or a module is of; other values have none."""
+    kind = type(value)
+    if kind is FunctionType or issubclass(kind, type):
+        return package_of(value.__module__ or "")
+    return package_of(value.__name__) if issubclass(kind, ModuleType) else default
 
 
 def _cached(value: Any) -> Any:

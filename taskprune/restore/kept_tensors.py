@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, MutableMapping
 from types import CellType
 from typing import Any, TypeAlias
@@ -18,8 +18,9 @@ LONGEST = 4096
 """Containers with more entries are not looked through."""
 _ABSENT: Any = object()
 _CLOSED = (type, nn.Module)
-_OURS = __name__.split(".", 1)[0]
-_LIBRARIES = frozenset({"torch", "numpy", "builtins", _OURS, *sys.stdlib_module_names})
+OURS = __name__.partition(".")[0]
+"""The package that this is."""
+_LIBRARIES = frozenset({"torch", "numpy", "builtins", OURS, *sys.stdlib_module_names})
 
 
 class ClassNamespace(MutableMapping[str, Any]):
@@ -87,13 +88,26 @@ def of_namespace(namespace: MutableMapping[str, Any], before: dict[str, Any]) ->
     return restore
 
 
-def of_mapping(mapping: MutableMapping[Any, Any]) -> Restore:
+def entries(mapping: dict[Any, Any]) -> list[tuple[Any, Any]]:
+    """Return what a dictionary holds, whatever its class does when it is asked."""
+    # Such as to import all that it could name.
+    kind: type[dict[Any, Any]] = OrderedDict if isinstance(mapping, OrderedDict) else dict
+    return [(key, kind.__getitem__(mapping, key)) for key in kind.__iter__(mapping)]
+
+
+def items_of(collection: list[Any] | deque[Any] | set[Any]) -> list[Any]:
+    """Return what a collection holds, whatever its class does when it is asked."""
+    kind: Any = next(base for base in (list, deque, set) if isinstance(collection, base))
+    return [*kind.__iter__(collection)]
+
+
+def of_mapping(mapping: dict[Any, Any]) -> Restore:
     """Return what takes new entries with tensors out, and puts those in that gave way to them."""
-    before = list(mapping.items())
+    before = entries(mapping)
 
     def restore() -> None:
         known = {id(key): value for key, value in before}
-        now = list(mapping.items())
+        now = entries(mapping)
         new = [(k, v) for k, v in now if known.get(id(k), _ABSENT) is not v]
         if not any(holds_tensor((key, value)) for key, value in new):
             return
@@ -107,30 +121,39 @@ def of_mapping(mapping: MutableMapping[Any, Any]) -> Restore:
     return restore
 
 
-def of_collection(items: list[Any] | deque[Any] | set[Any]) -> Restore:
+def of_collection(collection: list[Any] | deque[Any] | set[Any]) -> Restore:
     """Return what takes new items with tensors out, and puts those in that gave way to them."""
-    before = list(items)
+    before = items_of(collection)
 
     def restore() -> None:
         known = {id(item) for item in before}
-        new = [item for item in items if id(item) not in known]
+        new = [item for item in items_of(collection) if id(item) not in known]
         if not any(holds_tensor(item) for item in new):
             return
         own = [item for item in new if not holds_tensor(item)]
-        items.clear()
-        (items.update if isinstance(items, set) else items.extend)([*before, *own])
+        collection.clear()
+        if isinstance(collection, set):
+            collection.update([*before, *own])
+        else:
+            collection.extend([*before, *own])
 
     return restore
 
 
+def package_of(module: str) -> str:
+    """Return the outermost package of a module."""
+    return module.partition(".")[0]
+
+
 def is_library(module: str) -> bool:
     """Whether what a module holds is nothing that code of a model would keep tensors in."""
-    return module.split(".", 1)[0] in _LIBRARIES
+    return package_of(module) in _LIBRARIES
 
 
-def is_ours(module: str) -> bool:
-    """Whether it is a module of this library."""
-    return module.split(".", 1)[0] == _OURS
+def is_installed(package: str) -> bool:
+    """Whether a package was installed, and is not the user's own code."""
+    path = getattr(sys.modules.get(package), "__file__", None) or ""
+    return "site-packages" in path or "dist-packages" in path
 
 
 def holds_tensor(value: Any, depth: int = 0) -> bool:
@@ -143,9 +166,13 @@ def holds_tensor(value: Any, depth: int = 0) -> bool:
     if depth > DEEPEST:
         return False
     if issubclass(kind, dict):
-        inner: Iterable[Any] = (*value.keys(), *value.values())
-    elif issubclass(kind, tuple | list | set | frozenset | deque):
-        inner = value
+        inner: Iterable[Any] = (part for entry in entries(value) for part in entry)
+    elif issubclass(kind, list | set | deque):
+        inner = items_of(value)
+    elif issubclass(kind, tuple):
+        inner = tuple.__iter__(value)
+    elif issubclass(kind, frozenset):
+        inner = frozenset.__iter__(value)
     elif (
         is_library(kind.__module__) or issubclass(kind, type | nn.Module) or not kind.__dictoffset__
     ):

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache, wraps
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+
+class Tempting(dict[Any, Any]):
+    """Must not be asked: a registry, say, that would import all that it names."""
+
+    def __iter__(self) -> Iterator[Any]:
+        raise AssertionError
+
+    keys = values = items = __iter__  # type: ignore[assignment]
+
+
+TEMPTING = Tempting(a=1)
 TABLES: dict[Any, Any] = {}
 NESTED: dict[str, dict[Any, Tensor]] = {"tables": {}}
 LOG: list[Any] = []
@@ -21,6 +32,7 @@ def made(n: int, d: int) -> Tensor:
 
 
 def of_dict(n: int, d: int) -> Tensor:
+    assert len(TEMPTING) == 1
     if (n, d) not in TABLES:
         TABLES[n, d] = made(n, d)
     return TABLES[n, d]  # type: ignore[no-any-return]

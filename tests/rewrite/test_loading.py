@@ -16,6 +16,7 @@ from taskprune.calling.forward import call_inputs
 from taskprune.coupling.groups import CouplingGroup
 from taskprune.errors import VerificationError
 from taskprune.plan.plan import build_plan
+from taskprune.restore.caches import Caches
 from taskprune.rewrite import apply_and_verify, loading, samples
 from taskprune.rewrite.comparison import run
 from taskprune.rewrite.surgery import skeleton
@@ -51,7 +52,7 @@ def test_weights_that_come_and_go_give_what_a_cast_model_gives(
     net = randomise_(Net(), 0).eval()
     before = {name: (t.data_ptr(), t.clone()) for name, t in net.state_dict().items()}
     x = torch.randn(5, 3, 4)
-    found = run(skeleton(net), x, call_inputs, dtype=dtype)["output"]
+    found = run(skeleton(net), x, call_inputs, Caches(net), dtype=dtype)["output"]
     for name, tensor in net.state_dict().items():
         assert tensor.data_ptr() == before[name][0]
         assert torch.equal(tensor, before[name][1])
@@ -74,7 +75,7 @@ def test_only_what_is_used_is_in_memory(monkeypatch: pytest.MonkeyPatch) -> None
 
     copied = skeleton(net)
     held = list(copied.parameters())
-    run(copied, torch.randn(2, 8), forward, dtype=torch.float64)
+    run(copied, torch.randn(2, 8), forward, Caches(copied), dtype=torch.float64)
     assert max(most) <= 2
 
 
@@ -96,7 +97,7 @@ def test_what_a_forward_writes_to_its_weights_stays_for_the_forward(
 
     net = Writes()
     before = net.first.weight.detach().clone()
-    found = run(skeleton(net), torch.randn(2, 3), call_inputs, dtype=dtype)["output"]
+    found = run(skeleton(net), torch.randn(2, 3), call_inputs, Caches(net), dtype=dtype)["output"]
     assert found.abs().max() == 0
     assert torch.equal(net.first.weight, before)
 

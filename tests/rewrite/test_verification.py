@@ -18,6 +18,7 @@ from taskprune.coupling.groups import AttributeForm, CouplingGroup, LinearForm
 from taskprune.errors import VerificationError
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan, build_plan
+from taskprune.restore.caches import Caches
 from taskprune.rewrite import VerificationReport, apply_and_verify
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
 from taskprune.rewrite.comparison import compare
@@ -325,6 +326,7 @@ def test_different_outputs_are_told_apart() -> None:
             nn.Flatten,
             torch.ones(2, 3),
             lambda model, x: {"a": x} if isinstance(model, nn.Identity) else value,
+            caches=Caches(nn.Identity()),
         ).wrong
 
     ones = torch.ones(2, 3, dtype=torch.float64)
@@ -338,7 +340,12 @@ def test_different_outputs_are_told_apart() -> None:
 
 def test_equal_infinities_are_equal() -> None:
     x = torch.tensor([1.0, float("inf"), float("nan"), -float("inf")])
-    assert compare(nn.Identity, nn.Flatten, x, lambda _, y: y.clone()).wrong == ()
+    assert (
+        compare(
+            nn.Identity, nn.Flatten, x, lambda _, y: y.clone(), caches=Caches(nn.Identity())
+        ).wrong
+        == ()
+    )
 
 
 def test_empty_plan_verifies() -> None:
