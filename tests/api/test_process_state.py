@@ -165,6 +165,15 @@ class Interrupting(TwoTaskNet):
         return super().forward(x)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Let interrupts come through, also where the tests run in the background of a script."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("at", range(1, 12))
 def test_an_interrupt_leaves_nothing_changed(at: int) -> None:
     net = Interrupting()
