@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -133,16 +134,9 @@ class _Measure:
 
     def base(self, moments: Moments | None) -> Mapping[str, float]:
         """Measure the model as it is; takes moments on the way."""
-        runs_of = self._runs
-        if self.labelled.keys() != self.tasks.keys():
-            self.harm = Harm(self.tasks, (outputs for outputs, _ in runs_of()))
-        else:
-            self.harm = Harm(self.tasks, ())
-        if moments is None:
-            losses = self.harm.of(runs_of())
-        else:
-            with moments.taken(self.model, self.groups):
-                losses = self.harm.of(runs_of())
+        self.harm = Harm(self.tasks, (outputs for outputs, _ in self._runs()))
+        with nullcontext() if moments is None else moments.taken(self.model, self.groups):
+            losses = self.harm.of(self._runs())
         index = ChannelIndex(self.groups)
         parameters = index.find(dict(self.model.named_parameters()))
         stakes = Stakes(self.model, index, replace(self.evidence, tasks=self.labelled), parameters)
