@@ -281,6 +281,13 @@ def scoring_table(content: dict[str, Any]) -> str:
     return markdown(["criterion", "scoring over a bare loop", "lowest to highest"], rows)
 
 
+def compensation_time(content: dict[str, Any]) -> str:
+    """Return the time that compensation adds over that of scoring."""
+    added = content["compensation"]
+    spread = f"{added['lowest']:.2f} to {added['highest']:.2f}"
+    return f"Compensation adds {added['ratio']:.2f} ({spread}) times the time of scoring."
+
+
 def guarantees_table(content: dict[str, Any]) -> str:
     """Return what is promised, what was measured of it, and what was asked for."""
     rows = [
@@ -346,6 +353,7 @@ VIEWS = {
     "distillation.plots": distillation_plots,
     "distillation_overhead": overhead_table,
     "scoring": scoring_table,
+    "scoring.compensation": compensation_time,
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
 

@@ -3,7 +3,8 @@
 Times, side by side in one run, a bare loop of one forward and a backward per task with nothing
 done with the gradients, and ``score`` with each criterion on the same batches. Rounds alternate, so
 that a machine that slows down slows both; each figure is the median over rounds of processor time,
-which leaves out what else the machine was doing.
+which leaves out what else the machine was doing. *Compensation* is what ``prune`` takes longer with
+it than without, next to scoring the same batches.
 
     python benchmarks/scoring.py [--rounds 5] [--batches 2] [--batch-size 8]
 """
@@ -20,7 +21,7 @@ import torch
 from protocol import record, show
 from torch import nn
 
-from taskprune import Task
+from taskprune import PruneSettings, Task, prune
 from taskprune.coupling import couple
 from taskprune.driving.data import RoadScenes, loader
 from taskprune.driving.tasks import driving_tasks, forward
@@ -63,6 +64,44 @@ def timed(run: Callable[[], object]) -> float:
     start = time.process_time()
     run()
     return time.process_time() - start
+
+
+def compensation(
+    model: nn.Module, tasks: Mapping[str, Task], batches: list[Any], rounds: int
+) -> dict[str, float]:
+    """Return what compensation adds to pruning, over scoring on the same batches."""
+    owners = output_owners(model, tasks, batches[0], forward=forward)
+    groups = couple(trace(model, batches[0], forward=forward, tasks=owners))
+
+    def pruned(*, compensate: bool) -> float:
+        return timed(
+            lambda: prune(
+                model,
+                tasks,
+                0.327,
+                data=batches,
+                forward=forward,
+                compensate=compensate,
+                settings=PruneSettings(verify=False),
+            )
+        )
+
+    found = [
+        (
+            timed(lambda: score(model, groups, tasks, batches, forward=forward)),
+            pruned(compensate=False),
+            pruned(compensate=True),
+        )
+        for _ in range(rounds)
+    ]
+    ratios = [(whole - sliced) / scored for scored, sliced, whole in found]
+    return {
+        "score s": statistics.median(scored for scored, _, _ in found),
+        "compensation s": statistics.median(whole - sliced for _, sliced, whole in found),
+        "ratio": statistics.median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+    }
 
 
 def main() -> None:
@@ -109,7 +148,9 @@ def main() -> None:
     title = f"Scoring {n_channels:,} channels on {len(batches)} batches of {args.batch_size}"
     show(title, rows)
     settings = {"rounds": args.rounds, "batches": args.batches, "batch_size": args.batch_size}
-    record("scoring", {"settings": settings, "rows": rows})
+    added = compensation(model, tasks, batches, args.rounds)
+    show("Compensation, next to scoring the same batches", [added])
+    record("scoring", {"settings": settings, "rows": rows, "compensation": added})
 
 
 if __name__ == "__main__":

@@ -45,7 +45,10 @@ def demo(
     ratio: Annotated[
         float, typer.Option(help="Fraction of the parameters to remove, between 0 and 1.")
     ] = 0.327,
-    steps: Annotated[int, typer.Option(help="Distillation steps.")] = 150,
+    macs: Annotated[
+        float, typer.Option(help="Fraction of the multiply-adds to keep, at most 1.")
+    ] = 0.8,
+    steps: Annotated[int, typer.Option(help="Distillation steps.")] = 40,
     out: Annotated[Path, typer.Option(help="Folder for pictures, report and checkpoint.")] = Path(
         "runs/demo"
     ),
@@ -56,4 +59,4 @@ def demo(
     from taskprune.driving.demo import DemoSettings, run_demo
 
     with plain_errors():
-        run_demo(DemoSettings(data, teacher, ratio, steps, out, seed), Console())
+        run_demo(DemoSettings(data, teacher, ratio, macs, steps, out, seed), Console())

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,9 @@ BATCH_SIZE = 8
 ROUND_TO = 16
 """Kept channels are multiples of this where possible: kernels work on blocks of channels."""
 
+IMPORTANCE = "output_change"
+"""The score that keeps most on this network, see docs/results.md; it looks at no label."""
+
 LATENCY_REPEATS = 100
 LEARNING_RATE = 1e-4
 N_CALIBRATION = 128
@@ -76,7 +79,8 @@ class DemoSettings:
         data: Root of a data set in BDD100K's layout; ``None`` for embedded scenes.
         teacher: Weights of a trained net of any scale. Default: the bundled ones; with `data`, a
             copy of them fine-tuned on its train split (kept in `out` for the next run).
-        ratio: Fraction of the parameters to remove.
+        ratio: Fraction of the parameters to remove, at least.
+        macs: Fraction of the multiply-adds to keep, at most: fewer parameters alone are not faster.
         steps: Distillation steps.
         out: Folder for pictures, report and checkpoint.
         seed: Seed of scenes and data order.
@@ -88,18 +92,23 @@ class DemoSettings:
     data: Path | None = None
     teacher: Path | None = None
     ratio: float = 0.327
+    macs: float = 0.8
     steps: int = 40
     out: Path = Path("runs/demo")
     seed: int = 0
 
     def __post_init__(self) -> None:
-        Budget.from_ratio(self.ratio)
+        self.budget()
         for name, least in (("steps", 1), ("seed", 0)):
             if getattr(self, name) < least:
                 raise InputError(
                     f"`{name}` must be a whole number of at least {least}. Found "
                     f"{getattr(self, name)}."
                 )
+
+    def budget(self) -> Budget:
+        """Return what is to be left."""
+        return replace(Budget.from_ratio(self.ratio), macs=self.macs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,13 +158,17 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     metrics = {"teacher": _measured(teacher, data, "teacher", console)}
     console.print(metric_table(metrics))
 
-    console.rule(f"2 · prune {settings.ratio:.1%} of the parameters")
+    console.rule(
+        f"2 · prune {settings.ratio:.1%} of the parameters, {1 - settings.macs:.1%} of the "
+        "multiply-adds"
+    )
     result = prune(
         teacher,
         tasks,
-        settings.ratio,
+        budget=settings.budget(),
         data=data.calibration,
         forward=forward,
+        importance=IMPORTANCE,
         safety=Safety(round_to=ROUND_TO),
     )
     console.print(result.report)
@@ -176,13 +189,14 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     )
     metrics["distilled"] = _measured(student, data, "distilled net", console)
 
-    console.rule("4 · what it cost, and what it brought")
-    console.print(metric_table(metrics))
     sample = next(iter(data.validation))
     with console.status("Timing teacher and student in turn …"), _one_thread():
         latency = measure_latency(
             {"teacher": teacher, "student": student}, (sample.images[:1],), repeats=LATENCY_REPEATS
         )
+    console.rule("4 · what it cost, and what it brought")
+    console.print(in_words(result, latency, metrics), highlight=False)
+    console.print(metric_table(metrics))
     console.print(size_table(result, latency))
     save_checkpoint(settings.out / "student.safetensors", student, result.plan)
     original = PanopticDrivingNet(teacher.config, num_classes=teacher.detection.num_classes)
@@ -321,12 +335,31 @@ def size_table(result: PruneResult, latency: Mapping[str, LatencyReport]) -> Tab
             f"{result.report.costs['macs'][row]:,}",
             str(time),
         )
-    speedup = latency["teacher"].median_ms / latency["student"].median_ms
-    table.caption = (
-        f"{result.report.removed('params'):.1%} fewer parameters, "
-        f"{result.report.removed('macs'):.1%} fewer multiply-adds, {speedup:.2f}× as fast"
-    )
     return table
+
+
+def in_words(
+    result: PruneResult, latency: Mapping[str, LatencyReport], metrics: Mapping[str, Metrics]
+) -> str:
+    """Say the result in two sentences."""
+    speedup = latency["teacher"].median_ms / latency["student"].median_ms
+
+    def worst(model: str) -> str:
+        lost = {
+            f"{task} {name}": 100 * (metrics[model][task][name] - metrics["teacher"][task][name])
+            for task, names in HEADLINES.items()
+            for name in names
+            if not math.isnan(metrics[model][task][name])
+        }
+        name = min(lost, key=lost.__getitem__)
+        return f"{lost[name]:+.1f} points ({name})"
+
+    return (
+        f"[bold]{result.report.removed('params'):.1%} fewer parameters, "
+        f"{result.report.removed('macs'):.1%} fewer multiply-adds, {speedup:.2f} times as fast. "
+        f"The worst change of any task: {worst('pruned')} before any training, "
+        f"{worst('distilled')} after distillation.[/]"
+    )
 
 
 def to_json(demo: DemoResult, settings: DemoSettings) -> str:
@@ -337,6 +370,7 @@ def to_json(demo: DemoResult, settings: DemoSettings) -> str:
             "settings": {
                 "data": settings.data.name if settings.data else "embedded scenes",
                 "ratio": settings.ratio,
+                "macs": settings.macs,
                 "steps": settings.steps,
                 "seed": settings.seed,
                 "torch": torch.__version__,

@@ -56,6 +56,17 @@ def test_a_ratio_out_of_range_is_refused_at_once(ratio: str, tmp_path: Path) -> 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_share_of_multiply_adds_out_of_range_is_refused_at_once(tmp_path: Path) -> None:
+    assert "`macs`" in refused("--macs=-0.5", "--out", tmp_path / "out")
+
+
+def test_what_is_not_said_is_what_the_settings_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[Any] = []
+    monkeypatch.setattr(demo_module, "run_demo", lambda settings, _console: taken.append(settings))
+    assert invoke("demo").exit_code == 0
+    assert taken == [demo_module.DemoSettings()]
+
+
 @pytest.mark.parametrize(("option", "value"), [("steps", "0"), ("steps", "-3"), ("seed", "-1")])
 def test_numbers_out_of_range_are_refused_at_once(option: str, value: str, tmp_path: Path) -> None:
     line = refused(f"--{option}={value}", "--out", tmp_path / "out")
@@ -159,7 +170,7 @@ def test_the_version_is_shown() -> None:
 def test_help_names_every_option() -> None:
     result = CliRunner(env={"COLUMNS": str(N_COLUMNS)}).invoke(app, ["demo", "--help"])
     assert result.exit_code == 0
-    for option in ("--data", "--teacher", "--ratio", "--steps", "--out", "--seed"):
+    for option in ("--data", "--teacher", "--ratio", "--macs", "--steps", "--out", "--seed"):
         assert option in result.stdout
 
 
