@@ -69,7 +69,8 @@ class Broadcast(nn.Module):
         super().__init__()
         self.source, self.first, self.second = source, first, second
         self.make, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
-        self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+        if source == "parameter":
+            self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
         self.register_buffer("shift", torch.linspace(-1, 1, 8).view(1, 8, 1, 1))
         self.head = nn.Conv2d(24, 2, 1)
 
@@ -78,12 +79,12 @@ class Broadcast(nn.Module):
         x = self.make(image)
         other = self.other(image)
         sources = {
-            "parameter": self.scale,
-            "buffer": self.shift,
-            "pooled map": other.mean((2, 3), keepdim=True),
-            "map": other,
+            "parameter": lambda: self.scale,
+            "buffer": lambda: self.shift,
+            "pooled map": lambda: other.mean((2, 3), keepdim=True),
+            "map": lambda: other,
         }
-        first = SPELLINGS[self.first](sources[self.source], x)
+        first = SPELLINGS[self.first](sources[self.source](), x)
         second = SPELLINGS[self.second](first, x)
         return self.head(torch.cat([x, first, second], 1))
 
