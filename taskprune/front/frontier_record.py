@@ -1,0 +1,256 @@
+"""What :func:`taskprune.frontier` returns: a curve, and the smallest model on it that holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
+from torch import nn
+
+from taskprune.calling.tolerances import BrokenTolerance, broken_among
+from taskprune.errors import InputError, ToleranceError
+from taskprune.plan.plan import PruningPlan
+from taskprune.report.curve_picture import draw_curves
+from taskprune.terminal.table import text_table
+
+Size: TypeAlias = Literal["params", "macs", "latency_ms"]
+"""What a frontier is ordered by."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrontierPoint:
+    """One model on a frontier.
+
+    Attributes:
+        budget: What was asked for, in words.
+        params: Parameters.
+        macs: Multiply-adds of one sample.
+        metrics: By task, on the validation data.
+        latency_ms: Milliseconds of one forward of the original and of this model, measured in turn;
+            ``None`` where nobody asked.
+        plan: What leads from the original to it; ``None`` for the original itself.
+        load: Returns the model: a copy of one's own, from memory or read from :attr:`path`, with
+            equal weights to the bit each time. Of the original: itself.
+        path: Its checkpoint, if a directory was given.
+    """
+
+    budget: str
+    params: int
+    macs: int
+    metrics: Mapping[str, float]
+    latency_ms: tuple[float, float] | None
+    plan: PruningPlan | None
+    load: Callable[[], nn.Module] = field(repr=False)
+    path: Path | None = None
+
+    def size(self, of: Size) -> float:
+        """Return a size to order points by; latency as a share of the original's, timed in turn."""
+        if of == "latency_ms":
+            return 1.0 if self.latency_ms is None else self.latency_ms[1] / self.latency_ms[0]
+        return float(self.params if of == "params" else self.macs)
+
+    def summary(self) -> dict[str, Any]:
+        """Return everything but model and plan, for JSON."""
+        return {
+            "budget": self.budget,
+            "params": self.params,
+            "macs": self.macs,
+            "metrics": dict(self.metrics),
+            "latency_ms": None if self.latency_ms is None else list(self.latency_ms),
+            "path": None if self.path is None else str(self.path),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Picked:
+    """The smallest model on a frontier that holds.
+
+    Attributes:
+        model: The model; of one's own, to be trained on or saved.
+        plan: What leads from the original to it.
+        point: What was measured of it.
+        tolerances: What every watched task may lose of its metric.
+        lost: What each of them lost of it on the validation data.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    point: FrontierPoint
+    tolerances: Mapping[str, float]
+    lost: Mapping[str, float]
+
+    def __str__(self) -> str:
+        lines = [f"Picked {self.point.budget}: {self.plan.summary()}"]
+        lines += [
+            f"  {task}: lost {self.lost[task]:.4g}, may lose {tolerance:.4g}"
+            for task, tolerance in self.tolerances.items()
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return f"Picked({self.point.budget}: {self.plan.summary()})"
+
+
+@dataclass(frozen=True, eq=False)
+class Frontier:
+    """How small a model can get, and what each size costs every task; prints as a table.
+
+    Attributes:
+        original: What was measured of the original.
+        points: The smaller models, from the largest to the smallest.
+        size: What they are ordered by, and what "smallest" means: what all budgets bound.
+        tolerances: What each task may lose of its metric, where the tasks say so.
+        missing: Budgets without a point, and why: out of reach, or interrupted.
+    """
+
+    original: FrontierPoint
+    points: tuple[FrontierPoint, ...]
+    size: Size
+    tolerances: Mapping[str, float]
+    missing: Mapping[str, str]
+
+    def pick(self, tolerance: Mapping[str, float] | None = None) -> Picked:
+        """Return the smallest model in which no task loses more of its metric than it may.
+
+        Args:
+            tolerance: What may be lost, by task, in the units of its metric: ``{"lane": 0.005}``.
+                Tasks that are left out keep their ``Task.tolerance``, if they have one, and are
+                not watched if they have none.
+
+        Raises:
+            InputError: There is no tolerance, or one of a task without a metric.
+            ToleranceError: No model holds; says which task of the nearest one lost how much.
+        """
+        tolerances = self._checked({**self.tolerances, **(tolerance or {})})
+        holding = [point for point in self.points if not self._broken(point, tolerances)]
+        if not holding:
+            raise ToleranceError(self._none_holds(tolerances))
+        return self._picked(holding[-1], tolerances)
+
+    def _picked(self, point: FrontierPoint, tolerances: Mapping[str, float]) -> Picked:
+        assert point.plan is not None
+        lost = {task: self.original.metrics[task] - point.metrics[task] for task in tolerances}
+        return Picked(point.load(), point.plan, point, tolerances, lost)
+
+    def _checked(self, tolerances: Mapping[str, float]) -> dict[str, float]:
+        metrics = self.original.metrics
+        for task, tolerance in tolerances.items():
+            if task not in metrics:
+                raise InputError(
+                    f"Expected tolerances of tasks with a metric: {_names(metrics)}. Found "
+                    f"`{task}`."
+                )
+            is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
+            if not is_number or not tolerance >= 0:
+                raise InputError(
+                    f"The tolerance of `{task}` must be at least 0. Found {tolerance!r}."
+                )
+        if not tolerances:
+            raise InputError(
+                "Say what the tasks may lose of their metrics: tolerance={'"
+                f"{next(iter(metrics))}': 0.01}}, or Task(tolerance=...). Found nothing."
+            )
+        return dict(tolerances)
+
+    def _broken(
+        self, point: FrontierPoint, tolerances: Mapping[str, float]
+    ) -> tuple[BrokenTolerance, ...]:
+        number = 1 + self.points.index(point)
+        return broken_among(tolerances, self.original.metrics, point.metrics, step=number)
+
+    def _none_holds(self, tolerances: Mapping[str, float]) -> str:
+        """Say what the point that comes nearest has lost."""
+
+        def worst(broken: tuple[BrokenTolerance, ...]) -> float:
+            return max(
+                (each.before - each.after) / each.tolerance if each.tolerance else float("inf")
+                for each in broken
+            )
+
+        found = [(self._broken(point, tolerances), point) for point in self.points]
+        broken, nearest = min(found, key=lambda each: (worst(each[0]), -each[1].size(self.size)))
+        said = "; ".join(
+            f"{each}, {each.before - each.after - each.tolerance:.4g} too much" for each in broken
+        )
+        return (
+            f"None of the {len(self.points)} models on the frontier keeps to every tolerance. "
+            f"Nearest comes the one of {nearest.budget}: {said}. Allow more, measure larger "
+            "budgets, or train a point on (`taskprune.distill`)."
+        )
+
+    def table(self) -> Table:
+        """Return a row a point: how large it is, how fast if measured, and each task's metric."""
+        timed = any(point.latency_ms is not None for point in self.points)
+        headings = ["budget", "parameters", "", "multiply-adds", ""]
+        headings += (["latency", ""] if timed else []) + list(self.original.metrics)
+        rows = []
+        for point in (self.original, *self.points):
+            row = [point.budget]
+            for of in ("params", "macs"):
+                before, now = getattr(self.original, of), getattr(point, of)
+                row += [f"{now:,}", "" if point is self.original else f"{now / before - 1:+.1%}"]
+            if timed and point.latency_ms is not None:
+                before, now = point.latency_ms
+                row += [f"{now:.3g} ms", f"{before / now:.2f} × as fast"]
+            elif timed:
+                row += ["", ""]
+            rows.append([*row, *(f"{value:.4g}" for value in point.metrics.values())])
+        return text_table("What each size costs every task", headings, rows)
+
+    def plot(self, path: str | Path) -> None:
+        """Draw each task's metric over the size that is left, and write the picture.
+
+        Args:
+            path: The file, in an existing folder; its suffix says the format, such as ``.png`` or
+                ``.svg``.
+
+        Raises:
+            MissingDependencyError: Matplotlib is not installed.
+            InputError: The file cannot be written.
+        """
+        whole = self.original.size(self.size)
+        draw_curves(
+            Path(path),
+            left=[100 * point.size(self.size) / whole for point in self.points],
+            of={"params": "parameters", "macs": "multiply-adds", "latency_ms": "latency"}[
+                self.size
+            ],
+            metrics={
+                task: (before, [point.metrics[task] for point in self.points])
+                for task, before in self.original.metrics.items()
+            },
+            tolerances=self.tolerances,
+        )
+
+    def to_json(self) -> str:
+        """Return all but models and plans as indented JSON."""
+        found = {
+            "size": self.size,
+            "original": self.original.summary(),
+            "points": [point.summary() for point in self.points],
+            "missing": dict(self.missing),
+        }
+        return json.dumps(found, indent=2)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield self.table()
+        for budget, reason in self.missing.items():
+            yield f"Not measured: {budget}. {reason}"
+
+    def __str__(self) -> str:
+        console = Console(width=120, no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(self)
+        return capture.get().rstrip()
+
+    def __repr__(self) -> str:
+        return f"Frontier({len(self.points)} points by {self.size})"
+
+
+def _names(mapping: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{name}`" for name in mapping)
