@@ -15,6 +15,8 @@ from torch import nn
 from taskprune.calling.tolerances import BrokenTolerance, broken_among
 from taskprune.errors import InputError, ToleranceError
 from taskprune.plan.plan import PruningPlan
+from taskprune.promise import Promise
+from taskprune.promise.promising import Samples, promised
 from taskprune.report.curve_picture import draw_curves
 from taskprune.terminal.table import text_table
 
@@ -76,6 +78,7 @@ class Picked:
         point: What was measured of it.
         tolerances: What every watched task may lose of its metric.
         lost: What each of them lost of it on the validation data.
+        promise: What can be said of data like the held-out samples; ``None`` where there were none.
     """
 
     model: nn.Module
@@ -83,6 +86,7 @@ class Picked:
     point: FrontierPoint
     tolerances: Mapping[str, float]
     lost: Mapping[str, float]
+    promise: Promise | None = None
 
     def __str__(self) -> str:
         lines = [f"Picked {self.point.budget}: {self.plan.summary()}"]
@@ -90,7 +94,7 @@ class Picked:
             f"  {task}: lost {self.lost[task]:.4g}, may lose {tolerance:.4g}"
             for task, tolerance in self.tolerances.items()
         ]
-        return "\n".join(lines)
+        return "\n".join(lines if self.promise is None else [*lines, str(self.promise)])
 
     def __repr__(self) -> str:
         return f"Picked({self.point.budget}: {self.plan.summary()})"
@@ -114,28 +118,62 @@ class Frontier:
     tolerances: Mapping[str, float]
     missing: Mapping[str, str]
 
-    def pick(self, tolerance: Mapping[str, float] | None = None) -> Picked:
+    def pick(
+        self,
+        tolerance: Mapping[str, float] | None = None,
+        *,
+        samples: Samples | None = None,
+        confidence: float = 0.95,
+    ) -> Picked:
         """Return the smallest model in which no task loses more of its metric than it may.
+
+        With held-out `samples`, the smallest of which that can be promised as well: "with 95 %
+        confidence no task loses more than its tolerance on data like the samples". Models are
+        tested from the largest on until one fails, which makes up for having picked among them; see
+        :func:`taskprune.promise.promising.promised` for the method, and ``Promise.assumptions`` for
+        what it takes. `tolerance` is to be set before anybody looks at results on the samples.
 
         Args:
             tolerance: What may be lost, by task, in the units of its metric: ``{"lane": 0.005}``.
                 Tasks that are left out keep their ``Task.tolerance``, if they have one, and are
                 not watched if they have none.
+            samples: :class:`~taskprune.promise.PerSample` with a score of each sample,
+                :class:`~taskprune.promise.OverImages` for a metric that is no mean over samples, or
+                a list of both for different tasks.
+            confidence: Of the promise.
 
         Raises:
-            InputError: There is no tolerance, or one of a task without a metric.
-            ToleranceError: No model holds; says which task of the nearest one lost how much.
+            InputError: There is no tolerance, one of a task without a metric or without samples, or
+                the samples are none.
+            ToleranceError: No model holds, or none can be promised to; says which task of which
+                model lost how much, or how many samples it would take.
         """
         tolerances = self._checked({**self.tolerances, **(tolerance or {})})
         holding = [point for point in self.points if not self._broken(point, tolerances)]
         if not holding:
             raise ToleranceError(self._none_holds(tolerances))
-        return self._picked(holding[-1], tolerances)
+        if samples is None:
+            return self._picked(holding[-1], tolerances, None)
+        tested = self.points[: 1 + self.points.index(holding[-1])]
+        promises = promised(
+            self.original.load(),
+            (point.load for point in tested),
+            samples,
+            tolerances,
+            confidence,
+        )
+        sure = [each for each in zip(self.points, promises, strict=False) if each[0] in holding]
+        if not sure:
+            raise ToleranceError(self._none_holds(tolerances, among=len(promises)))
+        point, promise = sure[-1]
+        return self._picked(point, tolerances, promise)
 
-    def _picked(self, point: FrontierPoint, tolerances: Mapping[str, float]) -> Picked:
+    def _picked(
+        self, point: FrontierPoint, tolerances: Mapping[str, float], promise: Promise | None
+    ) -> Picked:
         assert point.plan is not None
         lost = {task: self.original.metrics[task] - point.metrics[task] for task in tolerances}
-        return Picked(point.load(), point.plan, point, tolerances, lost)
+        return Picked(point.load(), point.plan, point, tolerances, lost, promise)
 
     def _checked(self, tolerances: Mapping[str, float]) -> dict[str, float]:
         metrics = self.original.metrics
@@ -163,8 +201,8 @@ class Frontier:
         number = 1 + self.points.index(point)
         return broken_among(tolerances, self.original.metrics, point.metrics, step=number)
 
-    def _none_holds(self, tolerances: Mapping[str, float]) -> str:
-        """Say what the point that comes nearest has lost."""
+    def _none_holds(self, tolerances: Mapping[str, float], among: int | None = None) -> str:
+        """Say what the point that comes nearest has lost, of all or of the first few."""
 
         def worst(broken: tuple[BrokenTolerance, ...]) -> float:
             return max(
@@ -172,13 +210,15 @@ class Frontier:
                 for each in broken
             )
 
-        found = [(self._broken(point, tolerances), point) for point in self.points]
+        points = self.points[:among]
+        found = [(self._broken(point, tolerances), point) for point in points]
         broken, nearest = min(found, key=lambda each: (worst(each[0]), -each[1].size(self.size)))
         said = "; ".join(
             f"{each}, {each.before - each.after - each.tolerance:.4g} too much" for each in broken
         )
         return (
-            f"None of the {len(self.points)} models on the frontier keeps to every tolerance. "
+            f"None of the {len(points)} models on the frontier "
+            f"{'that can be promised ' if among else ''}keeps to every tolerance. "
             f"Nearest comes the one of {nearest.budget}: {said}. Allow more, measure larger "
             "budgets, or train a point on (`taskprune.distill`)."
         )

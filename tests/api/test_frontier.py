@@ -15,6 +15,7 @@ import taskprune
 from taskprune import Budget, Frontier, PruneSettings, Task
 from taskprune.errors import CheckpointError, InfeasibleBudgetError, InputError, ToleranceError
 from taskprune.files import only_user_of
+from taskprune.promise import PerSample
 
 BUDGETS = [Budget(macs=part) for part in (0.9, 0.6, 0.3)]
 
@@ -312,3 +313,25 @@ def test_points_are_ordered_by_what_all_budgets_bound() -> None:
     assert [point.params for point in found.points] == sorted(
         (point.params for point in found.points), reverse=True
     )
+
+
+def near_map(model: torch.nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """How near the map of each sample comes, 1 at best."""
+    error = (model(batch[0])["map"] - batch[2]).square().mean((1, 2, 3))
+    return {"map": (1 - error).clamp_min(0)}
+
+
+def test_a_promise_is_made_for_the_smallest_model_that_it_can_be_made_for(found: Frontier) -> None:
+    found = replace(found, tolerances={})
+    samples = PerSample(batches(60, seed=9), near_map)
+    tolerance = {"map": 1e-9 + found.original.metrics["map"] - found.points[1].metrics["map"]}
+    assert found.pick(tolerance).point is found.points[1]
+    picked = found.pick(tolerance, samples=samples)  # too near to the tolerance to be sure
+    assert picked.point is found.points[0]
+    assert picked.promise is not None
+    assert picked.promise.tasks["map"].samples == 480
+    assert "With 95 % confidence" in str(picked)
+    picked = found.pick({"map": 2.5 * tolerance["map"]}, samples=samples, confidence=0.9)
+    assert picked.point is found.points[1]
+    with pytest.raises(ToleranceError, match=r"has 480 samples, and it takes 1,\d+ to promise"):
+        found.pick({"map": 0.002}, samples=samples)
