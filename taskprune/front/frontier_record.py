@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -18,7 +18,7 @@ from taskprune.plan.plan import PruningPlan
 from taskprune.promise import Promise
 from taskprune.promise.promising import Samples, promised
 from taskprune.report.curve_picture import draw_curves
-from taskprune.terminal.table import text_table
+from taskprune.terminal import stages, text_table
 
 Size: TypeAlias = Literal["params", "macs", "latency_ms"]
 """What a frontier is ordered by."""
@@ -155,13 +155,10 @@ class Frontier:
         if samples is None:
             return self._picked(holding[-1], tolerances, None)
         tested = self.points[: 1 + self.points.index(holding[-1])]
-        promises = promised(
-            self.original.load(),
-            (point.load for point in tested),
-            samples,
-            tolerances,
-            confidence,
-        )
+        with stages("Scoring held-out samples") as say:
+            promises = promised(
+                self.original.load(), _told(tested, say), samples, tolerances, confidence
+            )
         sure = [each for each in zip(self.points, promises, strict=False) if each[0] in holding]
         if not sure:
             raise ToleranceError(self._none_holds(tolerances, among=len(promises)))
@@ -290,6 +287,15 @@ class Frontier:
 
     def __repr__(self) -> str:
         return f"Frontier({len(self.points)} points by {self.size})"
+
+
+def _told(
+    points: Sequence[FrontierPoint], say: Callable[[str], None]
+) -> Iterator[Callable[[], nn.Module]]:
+    """Yield what makes each model, and say which it is."""
+    for point in points:
+        say(f"the model of {point.budget}")
+        yield point.load
 
 
 def _names(mapping: Mapping[str, Any]) -> str:
