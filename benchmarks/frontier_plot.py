@@ -10,11 +10,11 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 LOWEST = -12
-"""Points lost that are still shown."""
+"""The lowest change that is shown; the table has all."""
 
 
 def draw(content: Mapping[str, Any], path: Path) -> None:
-    """Write points lost over multiply-adds left to a PNG file."""
+    """Write the change in points over multiply-adds left to a PNG file."""
     curves = content["curves"]
     tasks = list(next(iter(curves.values()))["original"])
     colours = mpl.color_sequences["tab10"]
@@ -41,7 +41,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     bottom = panels[0].get_ylim()[0]
     panels[0].set_ylim(bottom=max(bottom, LOWEST))
-    panels[0].set_ylabel("points lost", fontsize=9)
+    panels[0].set_ylabel("change, points", fontsize=9)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

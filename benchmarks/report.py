@@ -343,7 +343,7 @@ def frontier_picture(content: dict[str, Any]) -> str:
     """Return the picture of the curves; :func:`draw` draws it."""
     names = " and ".join(content["curves"])
     place = FRONTIER_PICTURE.relative_to(ROOT / "docs")
-    return f"![Points that each task loses over multiply-adds left, by {names}]({place})"
+    return f"![Change of each task, in points, over multiply-adds left, by {names}]({place})"
 
 
 def promise_table(content: dict[str, Any]) -> str:

@@ -230,7 +230,7 @@ class Frontier:
             row = [point.budget]
             for of in ("params", "macs"):
                 before, now = getattr(self.original, of), getattr(point, of)
-                row += [f"{now:,}", "" if point is self.original else f"{now / before - 1:+.1%}"]
+                row += [f"{now:,}", f"{now / before - 1:+.1%}" if before not in (0, now) else ""]
             if timed and point.latency_ms is not None:
                 before, now = point.latency_ms
                 row += [f"{now:.3g} ms", f"{before / now:.2f} × as fast"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -48,12 +49,23 @@ class Measured:
         macs: Multiply-adds of one sample.
         metrics: By task.
         latency_ms: Milliseconds of a forward of the original and of this model, in turn.
+
+    Raises:
+        InputError: Of a file: a size or a time that cannot be.
     """
 
     params: int
     macs: int
     metrics: Mapping[str, float]
     latency_ms: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        times = (1.0, 1.0) if self.latency_ms is None else self.latency_ms
+        if min(self.params, self.macs) < 0 or not all(0 < time < math.inf for time in times):
+            raise InputError(
+                f"Expected sizes and times above zero. Found {self.params:,} parameters, "
+                f"{self.macs:,} multiply-adds and {times} ms."
+            )
 
 
 @dataclass(frozen=True)
