@@ -371,6 +371,13 @@ def promise_table(content: dict[str, Any]) -> str:
     return markdown(headings, rows)
 
 
+def promise_bootstrap(content: dict[str, Any]) -> str:
+    """Return how often promises by the bootstrap were wrong, in one line."""
+    return "; ".join(
+        f"{row['wrong %']:.1f} % from {row['images']:,} images" for row in content["bootstrap"]
+    )
+
+
 VIEWS = {
     "demo": demo_table,
     "criteria": criteria_table,
@@ -391,6 +398,7 @@ VIEWS = {
     "modality": modality_table,
     "modality.duels": modality_duels,
     "promise": promise_table,
+    "promise.bootstrap": promise_bootstrap,
     "distillation.plots": distillation_plots,
     "distillation_overhead": overhead_table,
     "scoring": scoring_table,

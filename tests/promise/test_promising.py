@@ -132,13 +132,13 @@ def test_scores_without_bounds_and_data_of_one_pass_are_refused() -> None:
 def hits(model: nn.Module) -> Any:
     """A metric that is no mean over images: found objects over all objects."""
     with torch.no_grad():
-        found = model(torch.cat(data(300)))["lane"].numpy()
+        found = model(torch.cat(data(600)))["lane"].numpy()
     objects = np.random.default_rng(0).integers(1, 9, len(found))
     return lambda chosen: float((found * objects)[chosen].sum() / objects[chosen].sum())
 
 
 def test_metrics_over_images_are_promised_by_the_bootstrap() -> None:
-    images = OverImages("lane", 300, hits)
+    images = OverImages("lane", 600, hits)
     (promise,) = go(Losing(lane=0.02), samples=images, lane=0.05)
     assert not promise.is_exact
     assert promise.tasks["lane"].lost < promise.tasks["lane"].at_most < 0.025
@@ -147,12 +147,12 @@ def test_metrics_over_images_are_promised_by_the_bootstrap() -> None:
     (promise,) = go(Losing(lane=0.02, drivable=0.01), samples=both)
     assert promise.tasks.keys() == {"lane", "drivable"}
     with pytest.raises(ToleranceError, match="it takes more samples"):
-        go(Losing(lane=0.0485), samples=images, lane=0.0485)
+        go(Losing(lane=0.0485), samples=images, lane=0.0495)
 
 
 def test_images_that_say_nothing_are_refused() -> None:
-    with pytest.raises(InputError, match="needs 50 images"):
+    with pytest.raises(InputError, match="needs 500 images"):
         OverImages("lane", 10, hits)
-    undefined = replace(OverImages("lane", 300, hits), measure=lambda _: lambda _: np.nan)
+    undefined = replace(OverImages("lane", 600, hits), measure=lambda _: lambda _: np.nan)
     with pytest.raises(InputError, match="must be a finite number"):
         go(Losing(lane=0.0), samples=undefined, lane=0.05)
