@@ -116,14 +116,17 @@ class PerSample:
         )
 
     def _checked(self, found: Any) -> dict[str, FloatArray]:
-        if not isinstance(found, Mapping) or not found:
+        are_tensors = isinstance(found, Mapping) and all(
+            isinstance(scores, Tensor) for scores in found.values()
+        )
+        if not are_tensors or not found:
             raise InputError(
                 "`scores` must return {task: tensor of a score for each sample}. Found "
                 f"{found!r:.80}."
             )
         checked = {}
         for task, scores in found.items():
-            values = torch.as_tensor(scores).detach().to("cpu", torch.float64)
+            values = scores.detach().to("cpu", torch.float64)
             if values.ndim != 1 or not len(values):
                 raise InputError(
                     f"`scores` must return one score for each sample of the batch, shape [B]. "

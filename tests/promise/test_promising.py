@@ -106,6 +106,7 @@ def _missing(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
         (lambda _, batch: {"lane": batch.mean()}, "one score for each sample"),
         (lambda _, batch: {"lane": batch * torch.nan}, "None of the samples has a label"),
         (lambda _, batch: {"other": batch}, "Found none for `lane` among scores of `other`"),
+        (lambda *_: {"lane": [0.5]}, "must return {task: tensor"),
         (lambda *_: None, "must return {task: tensor"),
     ],
 )
