@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "fusion.md")
+FRONTIER_PICTURE = ROOT / "docs" / "images" / "frontier.png"
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
 HEADLINES = {"detection": ("map50", "recall"), "drivable": ("miou",), "lane": ("iou", "accuracy")}
@@ -333,6 +334,57 @@ def modality_duels(content: dict[str, Any]) -> str:
     return markdown(headings, lines)
 
 
+def frontier_table(content: dict[str, Any]) -> str:
+    """Return what each size costs every task: a row per criterion and budget."""
+    rows = []
+    tasks = list(next(iter(content["curves"].values()))["original"])
+    for importance, curve in content["curves"].items():
+        for point in curve["points"]:
+            changes = [point["metrics"][task] - curve["original"][task] for task in tasks]
+            left = [f"{100 * point[f'{cost} left']:.1f} %" for cost in ("macs", "params")]
+            rows.append([importance, *left, *(f"{change:+.1f}" for change in changes)])
+    return markdown(["criterion", "MACs left", "parameters left", *tasks], rows)
+
+
+def frontier_picture(content: dict[str, Any]) -> str:
+    """Return the picture of the curves; :func:`draw` draws it."""
+    names = " and ".join(content["curves"])
+    place = FRONTIER_PICTURE.relative_to(ROOT / "docs")
+    return f"![Change of each task, in points, over multiply-adds left, by {names}]({place})"
+
+
+def promise_table(content: dict[str, Any]) -> str:
+    """Return how often promises were wrong, and how many safe models were promised."""
+    rows = []
+    for row in content["rows"]:
+        cells = [
+            row["world"],
+            f"{row['samples']:,}",
+            f"{row['wrong by the measured mean %']:.1f} %",
+        ]
+        for bound in ("betting", "normal", "Bernstein"):
+            safe = f"{row[f'{bound}, safe promised']:.1f} of {row['safe models in order']}"
+            cells += [f"{row[f'{bound}, wrong %']:.1f} %", safe]
+        rows.append(cells)
+    headings = [
+        "data",
+        "held-out samples",
+        "wrong by the measured mean",
+        "wrong promises",
+        "safe ones",
+    ]
+    for other in ("a normal bound", "empirical Bernstein"):
+        headings += [f"wrong, {other}", "safe ones"]
+    return markdown(headings, rows)
+
+
+def promise_bootstrap(content: dict[str, Any]) -> str:
+    """Return how often promises by the bootstrap were wrong, in one line."""
+    return "; ".join(
+        f"{row['wrong %']:.1f} % from {row['images']:,} images" for row in content["bootstrap"]
+    )
+
+
 VIEWS = {
     "demo": demo_table,
     "criteria": criteria_table,
@@ -343,6 +395,8 @@ VIEWS = {
     "distillation": distillation_table,
     "footprint": footprint_table,
     "footprint.imports": footprint_imports,
+    "frontier": frontier_table,
+    "frontier.picture": frontier_picture,
     "fusion": fusion_table,
     "fusion.recipe": fusion_recipe,
     "guarantees": guarantees_table,
@@ -350,6 +404,8 @@ VIEWS = {
     "latency.predictions": latency_predictions,
     "modality": modality_table,
     "modality.duels": modality_duels,
+    "promise": promise_table,
+    "promise.bootstrap": promise_bootstrap,
     "distillation.plots": distillation_plots,
     "distillation_overhead": overhead_table,
     "scoring": scoring_table,
@@ -376,14 +432,23 @@ def rendered(text: str) -> str:
 
 def draw() -> None:
     """Draw the pictures of the pages."""
-    path = RESULTS / "distillation.json"
-    if not path.exists():
-        return
+    for name, draw_of in (("distillation", _draw_distillation), ("frontier", _draw_frontier)):
+        path = RESULTS / f"{name}.json"
+        if path.exists():
+            draw_of(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _draw_distillation(content: dict[str, Any]) -> None:
     from distillation_plot import draw as draw_recovered  # Matplotlib, an extra
 
-    content = json.loads(path.read_text(encoding="utf-8"))
     for on, picture in plots(content).items():
         draw_recovered([row for row in content["arms"] if row["on"] == on], picture)
+
+
+def _draw_frontier(content: dict[str, Any]) -> None:
+    from frontier_plot import draw as draw_curves
+
+    draw_curves(content, FRONTIER_PICTURE)
 
 
 def main() -> None:

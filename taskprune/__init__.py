@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from taskprune.deployment.latency import latency_cost
     from taskprune.distillation import DistillSettings
     from taskprune.front.compression import CompressionPoint, CompressionResult, compress
+    from taskprune.front.curve import frontier
     from taskprune.front.distilling import distill
+    from taskprune.front.frontier_record import Frontier, FrontierPoint, Picked
     from taskprune.front.prune_settings import PruneSettings
     from taskprune.front.pruning import prune
     from taskprune.front.result import PruneResult
@@ -53,10 +55,13 @@ __all__ = [
     "DistillSettings",
     "DropTaskResult",
     "Evidence",
+    "Frontier",
+    "FrontierPoint",
     "Importance",
     "Metric",
     "Modality",
     "ModelGraph",
+    "Picked",
     "PruneResult",
     "PruneSettings",
     "PruningPlan",
@@ -72,6 +77,7 @@ __all__ = [
     "couple",
     "distill",
     "drop_task",
+    "frontier",
     "latency_cost",
     "load_checkpoint",
     "prune",
@@ -89,7 +95,9 @@ _HOMES = {
     "deployment.latency": ("latency_cost",),
     "distillation": ("DistillSettings",),
     "front.compression": ("CompressionPoint", "CompressionResult", "compress"),
+    "front.curve": ("frontier",),
     "front.distilling": ("distill",),
+    "front.frontier_record": ("Frontier", "FrontierPoint", "Picked"),
     "front.prune_settings": ("PruneSettings",),
     "front.pruning": ("prune",),
     "front.result": ("PruneResult",),

@@ -35,6 +35,10 @@ class InfeasibleBudgetError(TaskPruneError):
     """No choice of channels meets the budget; the message says the reachable extreme."""
 
 
+class ToleranceError(TaskPruneError):
+    """No model keeps every task within its tolerance, or none can be promised to; says why."""
+
+
 class PlanMismatchError(TaskPruneError):
     """A plan was made for another model than the one it is applied to."""
 

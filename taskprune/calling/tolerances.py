@@ -19,7 +19,7 @@ class BrokenTolerance:
 
     Attributes:
         task: Its name.
-        step: The step after which it was measured, from 1.
+        step: The step, or the point of a frontier, after which it was measured, from 1.
         before: The metric of the original.
         after: The metric after that step.
         tolerance: How much may be lost.
@@ -94,9 +94,21 @@ def broken_tolerances(
         after: Metrics after the step.
         step: Its number.
     """
+    tolerances = {n: task.tolerance for n, task in tasks.items() if task.tolerance is not None}
+    return broken_among(tolerances, before, after, step=step)
+
+
+def broken_among(
+    tolerances: Mapping[str, float],
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    *,
+    step: int,
+) -> tuple[BrokenTolerance, ...]:
+    """Do what :func:`broken_tolerances` does, with the tolerances by task."""
     return tuple(
-        BrokenTolerance(name, step, before[name], after[name], task.tolerance)
-        for name, task in tasks.items()
+        BrokenTolerance(name, step, before[name], after[name], tolerance)
+        for name, tolerance in tolerances.items()
         # Written so that a metric of NaN counts as broken.
-        if task.tolerance is not None and not before[name] - after[name] <= task.tolerance
+        if not before[name] - after[name] <= tolerance
     )

@@ -20,7 +20,7 @@ from taskprune.calling.inputs import ModelInputs, Remembered, model_inputs, task
 from taskprune.calling.outputs import matching_paths, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.compensation import Survey
-from taskprune.cost import Cost
+from taskprune.cost import Cost, LatencyCost
 from taskprune.coupling import couple, labelled
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.deployment.latency import device_of, latency_cost, recalibrated
@@ -173,7 +173,20 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
     return Examined(model, inputs, graph, groups, scores, survey)
 
 
-def choose(job: Job, found: Examined, context: StepContext, say: Say) -> PruningPlan:
+def timed(found: Examined, say: Say) -> LatencyCost:
+    """Measure what a budget of latency needs of an examined model, whatever its bound."""
+    example, call = found.inputs.example, found.inputs.on_example
+    return latency_cost(found.model, found.groups, example, forward=call, progress=say)
+
+
+def choose(
+    job: Job,
+    found: Examined,
+    context: StepContext,
+    say: Say,
+    *,
+    latency: LatencyCost | None = None,
+) -> PruningPlan:
     """Choose which channels of an examined model go in one step.
 
     Args:
@@ -181,6 +194,7 @@ def choose(job: Job, found: Examined, context: StepContext, say: Say) -> Pruning
         found: The model at hand.
         context: Which step it is, and what those before have done.
         say: Announces stages.
+        latency: From :func:`timed`, where it is at hand and the budget bounds the latency.
 
     Raises:
         InfeasibleBudgetError: The budget cannot be met; says what can.
@@ -200,8 +214,7 @@ def choose(job: Job, found: Examined, context: StepContext, say: Say) -> Pruning
 
     if job.budget.latency_ms is not None:
         example, call = found.inputs.example, found.inputs.on_example
-        first = latency_cost(found.model, found.groups, example, forward=call, progress=say)
-        costs["latency_ns"] = first
+        first = costs["latency_ns"] = latency or timed(found, say)
         plan = solved()
         say("timing a first choice of channels")
         costs["latency_ns"] = recalibrated(first, found.model, plan, example, forward=call)

@@ -22,7 +22,7 @@ PACKAGE = Path(__file__).parents[2] / "taskprune"
 FLOORS = (
     ("errors", "version", "restore"),
     ("calling", "files", "replace", "terminal"),
-    ("graph",),
+    ("graph", "promise"),
     ("coupling",),
     ("cost", "importance"),
     ("plan",),

@@ -1,0 +1,131 @@
+"""What a smaller model is worth to each task: by the user's metrics, or by its outputs alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskprune.calling.forward import Forward
+from taskprune.calling.outputs import flatten_outputs, resolve_paths
+from taskprune.calling.task import Task, check_validation, no_validation_batch
+from taskprune.calling.tolerances import check_watched
+from taskprune.errors import InputError
+from taskprune.importance.projections import output_tasks
+from taskprune.restore.modes import evaluating
+
+
+class Agreement:
+    r"""How much of an output stays as the original makes it.
+
+    .. math:: 1 - \frac{\|s - t\|^2}{\|t - \bar t\|^2}
+
+    of what the original makes, *t*, and the smaller model, *s*: 1 where all entries are the
+    original's, 0 where its mean would do as well. Entries of the original that are not finite are
+    left out.
+
+    Args:
+        path: The output.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches seen."""
+        self._error, self._count, self._sum, self._squares = 0.0, 0, 0.0, 0.0
+
+    def update(self, outputs: tuple[Any, Any], _batch: Any, /) -> None:
+        """Take in the original's outputs and the smaller model's."""
+        wanted, found = (_output(each, self.path) for each in outputs)
+        finite = wanted.isfinite()
+        wanted, found = wanted[finite], found[finite]
+        self._error += float((found - wanted).square().sum())
+        self._count += wanted.numel()
+        self._sum += float(wanted.sum())
+        self._squares += float(wanted.square().sum())
+
+    def compute(self) -> float:
+        """Return the share; NaN where the original's output never changes and the other does."""
+        spread = self._squares - self._sum**2 / max(1, self._count)
+        if self._error == 0:
+            return 1.0
+        return 1 - self._error / spread if spread > 0 else float("nan")
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """Measures models on validation data.
+
+    Attributes:
+        tasks: With a metric each, or none that is measured.
+        held_out: The batches.
+        forward: ``(model, batch) -> outputs`` as the metrics take them.
+    """
+
+    tasks: Mapping[str, Task]
+    held_out: Iterable[Any]
+    forward: Forward
+
+    @classmethod
+    def over(
+        cls,
+        model: nn.Module,
+        tasks: Mapping[str, Task],
+        validation: Iterable[Any],
+        forward: Forward,
+    ) -> Judge:
+        """Make it, and check that there is something to measure.
+
+        Args:
+            model: The original.
+            tasks: With metrics; without tasks every output is compared with the original's.
+            validation: Batches; without labels where there are no tasks.
+            forward: ``(model, batch) -> outputs``.
+
+        Raises:
+            InputError: No task has a metric, a tolerance has none, or there is no batch.
+        """
+        if tasks:
+            held_out = check_watched(tasks, validation)
+            if all(task.metric is None for task in tasks.values()):
+                raise InputError(
+                    "A frontier shows what each size costs the tasks, but no task has a metric to "
+                    "measure it by. Pass Task(metric=...), or no tasks at all to compare outputs."
+                )
+            return cls(tasks, held_out, forward)
+        held_out = check_validation(validation, "for each point")
+        for first in held_out:
+            with evaluating(model):
+                found = output_tasks(model, first, forward=forward)
+            own = {path: replace(task, metric=Agreement(path)) for path, task in found.items()}
+            return cls(own, held_out, _Beside(model, forward))
+        raise no_validation_batch()
+
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        """Return the metric of every task that has one."""
+        from taskprune.distillation import measure  # an extra
+
+        return measure(model, self.tasks, self.held_out, forward=self.forward)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Beside:
+    """The forward of a smaller model with that of the original beside it."""
+
+    original: nn.Module
+    forward: Forward
+
+    def __call__(self, model: nn.Module, batch: Any) -> tuple[Any, Any]:
+        with evaluating(self.original):
+            return self.forward(self.original, batch), self.forward(model, batch)
+
+
+def _output(outputs: Any, path: str) -> Tensor:
+    flat = flatten_outputs(outputs)
+    (name,) = resolve_paths({path: (path,)}, flat)[path]
+    return flat[name].detach().to(torch.float64)
