@@ -83,7 +83,9 @@ def evaluate(
     model: arguments.Model,
     pruned: Annotated[
         list[Path] | None,
-        typer.Argument(metavar="[PRUNED]...", help="Folders of runs, checkpoints, .onnx files."),
+        typer.Argument(
+            metavar="[PRUNED]...", help="Folders of runs, checkpoints, .onnx and .pt2 files."
+        ),
     ] = None,
     as_json: arguments.Json = False,
     debug: arguments.Debug = False,
@@ -112,19 +114,23 @@ def _found(path: Path, source: Any, original: Any) -> tuple[Any, str]:
 
     from taskprune.commands.run_folder import pruned_model, size_of
     from taskprune.deployment.export_record import in_bytes
+    from taskprune.deployment.exporting import ProgramModel
     from taskprune.deployment.onnx_files import OnnxModel
     from taskprune.errors import InputError
     from taskprune.restore import evaluating
 
-    if path.suffix != ".onnx":
+    if path.suffix not in (".onnx", ".pt2"):
         model = pruned_model(path, source)
         return model, size_of(model)
     if not path.is_file():
-        raise InputError(f"Expected an ONNX file at `{path}`. There is none.")
+        raise InputError(f"Expected a file at `{path}`. There is none.")
+    size = in_bytes(path.stat().st_size)
+    if path.suffix == ".pt2":
+        return ProgramModel(path), size
     example, forward = source.inputs()
     with evaluating(original), torch.no_grad():
         like = forward(original, example)
-    return OnnxModel(path, like), in_bytes(path.stat().st_size)
+    return OnnxModel(path, like), size
 
 
 def verify(

@@ -222,10 +222,12 @@ def _imported(name: str) -> ModuleType:
 
 def _failed(what: str, error: Exception) -> InputError:
     """Return the error of code that is the user's, with the line where it happened."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = (str(Path(__file__).parents[1]), sys.prefix, sys.base_prefix, "<")
+    last = [f for f in frames if not f.filename.startswith(ours)] or frames
     text = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
     return InputError(
-        f"{what} failed: {reason} ({Path(last.filename).name}:{last.lineno}). `--debug` shows all "
-        "of it."
+        f"{what} failed: {reason} ({Path(last[-1].filename).name}:{last[-1].lineno}). `--debug` "
+        "shows all of it."
     )

@@ -235,6 +235,7 @@ def _recipe(source: Any, steps: int, rate: float, folder: Path) -> Any:
         frozen_batchnorm=True,
         keep_best=best,
         directory=folder / TRAINING,
+        checkpoint_every=max(1, min(500, steps // 10)),
     )
 
 

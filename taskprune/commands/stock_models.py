@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ STOCK = {"timm": "timm", "hf": "transformers", "ultralytics": "ultralytics"}
 
 TOKENS = 16
 """Length of the made-up texts."""
+
+IMAGE = 224
+"""Height and width of the made-up images for networks that take any."""
 
 RANDOM = (
     "The weights are random: this tells what can be pruned, not what it costs a task. A file with "
@@ -68,7 +72,7 @@ def stock_model(kind: str, name: str) -> StockModel:
 
 def _timm(timm: Any, name: str) -> StockModel:
     if not timm.is_model(name):
-        close = timm.list_models(f"*{name}*")[:5]
+        close = get_close_matches(name, timm.list_models())
         hint = f" Close ones: {', '.join(close)}." if close else ""
         raise InputError(f"timm {timm.__version__} has no model `{name}`.{hint}")
     size = timm.get_pretrained_cfg(name)
@@ -107,13 +111,16 @@ def _transformers(transformers: Any, name: str) -> StockModel:
             model = kind(config)
         return model  # type: ignore[no-any-return]
 
-    return StockModel(make, lambda: _transformers_example(config, name), "" if trained else RANDOM)
+    def example() -> dict[str, torch.Tensor]:
+        return _transformers_example(config, getattr(kind, "main_input_name", ""), name)
+
+    return StockModel(make, example, "" if trained else RANDOM)
 
 
-def _transformers_example(config: Any, name: str) -> dict[str, torch.Tensor]:
+def _transformers_example(config: Any, takes: str, name: str) -> dict[str, torch.Tensor]:
     text = getattr(config, "get_text_config", lambda: config)()
-    if getattr(config, "image_size", None) is not None:
-        size = config.image_size
+    if takes == "pixel_values" or hasattr(config, "image_size"):
+        size = getattr(config, "image_size", IMAGE)
         height, width = (size, size) if isinstance(size, int) else size
         shape = (2, getattr(config, "num_channels", 3), height, width)
         return {"pixel_values": torch.rand(shape, device="cpu")}

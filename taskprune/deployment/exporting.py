@@ -199,8 +199,7 @@ class _Job:
             self.say("writing")
             with temporary.open("wb") as file:
                 torch.export.save(program, file)
-            with temporary.open("rb") as file:
-                found = torch.export.load(file).module()
+            found = ProgramModel(temporary)
             shapes = _shapes(program)
         self.say("comparing with PyTorch")
         with _failing("run by ONNX Runtime", self.model):
@@ -270,6 +269,26 @@ class _Job:
         name = "ONNX Runtime" if isinstance(found, OnnxModel) else "torch.export"
         models = {"PyTorch": self.model, name: found}
         return measure_latency(models, self.call, forward=_run)
+
+
+class ProgramModel(nn.Module):
+    """A file of ``torch.export`` that is called as the model that it was made of.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        with path.open("rb") as file:
+            # No part of this one: captured graphs refuse to be put in eval mode, which they are in.
+            self.program = (torch.export.load(file).module(),)
+        device = next((t.device for t in self.program[0].parameters()), torch.device("cpu"))
+        self.place = nn.Parameter(torch.empty(0, device=device))  # where batches are moved to
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the program."""
+        return self.program[0](*args, **kwargs)
 
 
 def _has_dims(leaf: object) -> bool:
