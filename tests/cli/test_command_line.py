@@ -27,8 +27,11 @@ def test_training_and_compression_write_runs_like_pruning_does(folder: Path) -> 
 
     points = as_json("compress", "net.py", "--ratio", "0.5", "--rounds", "2", "--steps", "2")
     assert [point["step"] for point in points["points"]] == [0, 1, 2]
-    measured = as_json("evaluate", "net.py", "runs/net-compressed")["metrics"]
-    assert measured.keys() == {"original", "runs/net-compressed"}
+    as_json("export", "net.py", "runs/net-compressed", "-o", "net.pt2")
+    measured = as_json("evaluate", "net.py", "runs/net-compressed", "net.pt2")["metrics"]
+    assert measured.keys() == {"original", "runs/net-compressed", "net.pt2"}
+    same = measured["runs/net-compressed"]["a"]
+    assert measured["net.pt2"]["a"] == pytest.approx(same, rel=1e-4)
     assert "drops" in run("report", "runs/net-compressed")
 
 
