@@ -103,8 +103,11 @@ class OnnxModel(nn.Module):
 
     @property
     def shapes(self) -> dict[str, tuple[int | str, ...]]:
-        """The shape of each input by its name."""
-        return {given.name: tuple(given.shape) for given in self.session.get_inputs()}
+        """The shape of each input by its name, with :data:`BATCH` where any number goes."""
+        return {
+            given.name: tuple(n if isinstance(n, int) else BATCH for n in given.shape)
+            for given in self.session.get_inputs()
+        }
 
     def named(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """Return the arrays of a call by the names of the file's inputs.
