@@ -84,11 +84,11 @@ class Net(nn.Module):
 
 def batch(seed: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Make 16 images of a square each. Shape of the images ``[16, 3, 32, 32]``."""
-    draw = torch.Generator().manual_seed(seed)
-    images = torch.rand(16, 3, 32, 32, generator=draw) * 0.8
-    colour = torch.randint(0, 3, (16,), generator=draw)
-    left, top = torch.randint(0, 6, (2, 16), generator=draw)
-    mask = torch.zeros(16, 1, 8, 8)
+    draw = torch.Generator("cpu").manual_seed(seed)
+    images = torch.rand(16, 3, 32, 32, generator=draw, device="cpu") * 0.8
+    colour = torch.randint(0, 3, (16,), generator=draw, device="cpu")
+    left, top = torch.randint(0, 6, (2, 16), generator=draw, device="cpu")
+    mask = images.new_zeros(16, 1, 8, 8)
     for i in range(16):
         x, y = int(left[i]), int(top[i])
         images[i, colour[i], 4 * y : 4 * y + 12, 4 * x : 4 * x + 12] += 0.4
@@ -103,8 +103,9 @@ def colour_loss(outputs: dict[str, Tensor], batch: Any) -> Tensor:
 
 def mask_loss(outputs: dict[str, Tensor], batch: Any) -> Tensor:
     """Binary cross entropy of each position of the mask, where squares are rare."""
-    weight = torch.tensor(4.0)
-    return F.binary_cross_entropy_with_logits(outputs["mask"], batch[1]["mask"], pos_weight=weight)
+    found = outputs["mask"]
+    weight = found.new_tensor(4.0)
+    return F.binary_cross_entropy_with_logits(found, batch[1]["mask"], pos_weight=weight)
 
 
 class ColourAccuracy:

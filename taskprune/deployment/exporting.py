@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -23,6 +22,7 @@ from taskprune.calling.meta import without_values
 from taskprune.calling.outputs import flatten_outputs
 from taskprune.calling.wrappers import bare
 from taskprune.cost import LatencyReport, measure_latency
+from taskprune.deployment.export_errors import failing
 from taskprune.deployment.export_record import ExportResult, Quantization
 from taskprune.deployment.onnx_files import (
     BATCH,
@@ -46,19 +46,6 @@ TOLERANCE = 1e-3
 The runtime adds up the same numbers in another order and joins layers, which moves an output of a
 deep network by some 1e3 rounding steps of 1e-7; an operator that means something else by a percent.
 """
-
-_ADVICE = {
-    "captured": (
-        "A model that is exported takes and returns tensors, in tuples, lists or dicts, and has "
-        "`torch.where` or `torch.cond` where others branch on the values of a tensor (`if`, "
-        "`.item()`)"
-    ),
-    "translated to ONNX": "A `.pt2` file takes any operator",
-    "run by ONNX Runtime": (
-        "It has all operators for float32 and one sample or many: export `model.float()`, and look "
-        "for code that takes one number of samples for granted"
-    ),
-}
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -190,9 +177,9 @@ class _Job:
         opset, quantization = None, None
         if self.path.suffix == ".onnx":
             self.say("translating to ONNX")
-            with _failing("translated to ONNX", self.model):
+            with failing("translated to ONNX", self.model):
                 opset = write_onnx(program, temporary, outputs=_names(like))
-            with _failing("run by ONNX Runtime", self.model):
+            with failing("run by ONNX Runtime", self.model):
                 in_onnx = OnnxModel(temporary, like)
             found, shapes = cast(nn.Module, in_onnx), in_onnx.shapes
         else:
@@ -202,7 +189,7 @@ class _Job:
             found = ProgramModel(temporary)
             shapes = _shapes(program)
         self.say("comparing with PyTorch")
-        with _failing("run by ONNX Runtime", self.model):
+        with failing("run by ONNX Runtime", self.model):
             errors = self._compared(found, calls, wanted)
         if wrong := [error for error in errors if error.exceeds(self.tolerance)]:
             raise ExportError(
@@ -239,7 +226,7 @@ class _Job:
                 if _has_dims(leaf) and len(leaf) == call.n_samples:
                     shapes[leaf] = {0: batch}
         # It prints the whole graph before it raises.
-        with _failing("captured", self.model), torch.no_grad(), redirect_stderr(io.StringIO()):
+        with failing("captured", self.model), torch.no_grad(), redirect_stderr(io.StringIO()):
             return torch.export.export(
                 self.model,
                 call.args,
@@ -369,42 +356,3 @@ def _undisturbed() -> Iterator[None]:
             yield
         finally:
             logging.disable(before)
-
-
-@contextmanager
-def _failing(what: str, model: nn.Module) -> Iterator[None]:
-    """Name what failed, where in the user's code, and what to do about it."""
-    try:
-        yield
-    except TaskPruneError:
-        raise
-    except Exception as error:
-        name = type(model).__name__
-        text = f"{error}\n{error.__cause__ or ''}"
-        if "Constraints violated" in text:
-            raise ExportError(
-                f"`{name}` does not take any number of samples: its code writes the batch size "
-                "down, or branches on it. Use `x.shape[0]` or -1 in place of numbers, or export "
-                "for the size of the example with `dynamic_batch=False`."
-            ) from error
-        raise ExportError(
-            f"`{name}` could not be {what}: {_first_cause(text)}{_place(text)}. {_ADVICE[what]}."
-        ) from error
-
-
-def _first_cause(text: str) -> str:
-    """Return the sentence of an exporter's message that names what is wrong."""
-    if known := re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)'", text):
-        return f"there is no ONNX for the operator `{known[1]}`"
-    if "data-dependent" in text:
-        return "its code branches on the value of a tensor"
-    plain = re.sub(r"\x1b\[[0-9;]*m|^\[ONNXRuntimeError\] : \d+ : \w+ : |\S+\.tmp ", "", text)
-    line = next((line.strip() for line in plain.splitlines() if line.strip()), "no reason given")
-    return line.split(". ")[0].rstrip(".")
-
-
-def _place(text: str) -> str:
-    """Return where in the user's code it happened, if the message says so."""
-    places = re.findall(r'File "([^"]+)", line (\d+)', text)
-    own = [p for p in places if f"{os.sep}torch{os.sep}" not in p[0]]
-    return f" ({Path(own[-1][0]).name}:{own[-1][1]})" if own else ""

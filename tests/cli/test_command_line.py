@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,21 @@ from command_runs import DATA, NET, TASKS, as_json, refused, run
 from typer.testing import CliRunner
 
 import taskprune
+from taskprune.commands import entering
 from taskprune.commands.app import app
 from taskprune.report.record import PruneReport, render
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, in which files of Python are read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in {*entering._entered, "package", "package.nets"} & (set(sys.modules) - before):
+        del sys.modules[name]
+    entering._entered.clear()
 
 
 def test_training_and_compression_write_runs_like_pruning_does(folder: Path) -> None:
