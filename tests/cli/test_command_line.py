@@ -67,6 +67,21 @@ def test_what_machines_read_is_what_people_read(folder: Path) -> None:
     assert as_json("verify", "net.py", "runs/net")["max_relative_error"] < 1e-6
 
 
+def test_figures_that_were_damaged_are_refused(folder: Path) -> None:
+    (folder / "net.py").write_text(NET + DATA)
+    run("prune", "net.py", "--ratio", "0.3")
+    file = folder / "runs" / "net" / "report.json"
+    whole = file.read_text()
+    for damaged in (
+        whole[:-9],
+        whole.replace('"masked"', '"guessed"'),
+        whole.replace("16", '"16"'),
+    ):
+        assert damaged != whole
+        file.write_text(damaged)
+        assert "report.json" in refused("report", "runs/net")
+
+
 @pytest.mark.parametrize("how", ["net.py:build", "package.nets:build"])
 def test_models_enter_without_data(how: str, folder: Path) -> None:
     text = NET.replace("def model", "def build")
