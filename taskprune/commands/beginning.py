@@ -46,7 +46,9 @@ def export(  # noqa: PLR0913 - one argument an option
     model: arguments.Model,
     pruned: Annotated[
         Path | None,
-        typer.Argument(help="Folder of a run, or a checkpoint. Default: the model as it is."),
+        typer.Argument(
+            metavar="[PRUNED]", help="Folder of a run, or a checkpoint. Default: MODEL as it is."
+        ),
     ] = None,
     out: Annotated[
         Path | None,

@@ -184,6 +184,7 @@ class _Job:
             found, shapes = cast(nn.Module, in_onnx), in_onnx.shapes
         else:
             self.say("writing")
+            program.example_inputs = None  # the user's data has no place in the file
             with temporary.open("wb") as file:
                 torch.export.save(program, file)
             found = ProgramModel(temporary)

@@ -136,6 +136,7 @@ def test_an_exported_program_computes_what_the_model_does(
     same(found["depth"], expected["depth"])
     assert done.batch_sizes == (1, 3, 4)
     assert done.latency.keys() == {"PyTorch", "torch.export"}
+    assert torch.export.load(done.path).example_inputs is None, "data of the user's"
     assert (done.opset, done.inputs) == (None, {"images": ("batch", 3, 8, 8)})
 
 
