@@ -24,8 +24,8 @@ lint: $(VENV)/.dev
 
 # What touches each dependency, in some minutes. Warnings of versions that nobody chose are no errors.
 PART := tests/structure tests/graph tests/plan tests/files tests/checkpoint tests/rewrite tests/solver \
-	tests/cost tests/importance tests/compensation tests/cli/test_cli_demo.py tests/api/test_html_report.py \
-	tests/distillation/test_distill_resume.py tests/driving/fusion/test_fusion_kitti.py \
+	tests/cost tests/deployment tests/importance tests/compensation tests/cli/test_cli_demo.py \
+	tests/api/test_html_report.py tests/distillation/test_distill_resume.py tests/driving/fusion/test_fusion_kitti.py \
 	tests/driving/test_metrics_detection.py tests/driving/test_training_cli.py
 
 # Where pip is told of PyTorch's own index for CPUs (PIP_EXTRA_INDEX_URL), torch is a tenth of the size.
@@ -34,7 +34,7 @@ newest: VERSIONS := --upgrade --upgrade-strategy eager
 lowest newest:  ## test a part with the oldest versions allowed, or the newest there are
 	$(PYTHON) -m venv $(VENV)-$@
 	$(VENV)-$@/bin/python -m pip --disable-pip-version-check install --quiet $(VERSIONS) \
-		--editable ".[driving,distill]" pytest hypothesis
+		--editable ".[driving,distill,onnx]" pytest hypothesis
 	$(VENV)-$@/bin/python -m pytest -W default -p no:cacheprovider $(PART)
 
 env: $(VENV)/.dev  ## only create the environment

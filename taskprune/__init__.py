@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         channel_rule,
         couple,
     )
+    from taskprune.deployment.export_record import ExportResult
+    from taskprune.deployment.exporting import export
     from taskprune.deployment.latency import latency_cost
     from taskprune.distillation import DistillSettings
     from taskprune.front.compression import CompressionPoint, CompressionResult, compress
@@ -55,6 +57,7 @@ __all__ = [
     "DistillSettings",
     "DropTaskResult",
     "Evidence",
+    "ExportResult",
     "Frontier",
     "FrontierPoint",
     "Importance",
@@ -77,6 +80,7 @@ __all__ = [
     "couple",
     "distill",
     "drop_task",
+    "export",
     "frontier",
     "latency_cost",
     "load_checkpoint",
@@ -92,6 +96,8 @@ _HOMES = {
     "calling.task": ("Metric", "Task"),
     "compensation": ("CompensationResult", "CompensationSettings", "compensate"),
     "coupling": ("CouplingGroup", "CouplingGroups", "RuleContext", "channel_rule", "couple"),
+    "deployment.export_record": ("ExportResult",),
+    "deployment.exporting": ("export",),
     "deployment.latency": ("latency_cost",),
     "distillation": ("DistillSettings",),
     "front.compression": ("CompressionPoint", "CompressionResult", "compress"),

@@ -51,6 +51,10 @@ class CheckpointError(TaskPruneError):
     """A checkpoint is missing, damaged, or belongs to another model."""
 
 
+class ExportError(TaskPruneError):
+    """A model could not be exported, or the file computes something else; no file was written."""
+
+
 class DataError(TaskPruneError):
     """A data root, image or label file is missing or damaged; the message names the file."""
 

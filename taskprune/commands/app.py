@@ -1,4 +1,4 @@
-"""The command line: ``taskprune demo``."""
+"""The command line: ``taskprune init``, ``inspect``, ``prune`` and the rest."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from taskprune.commands import arguments, beginning, checking, inspection, shrinking
 from taskprune.terminal.plain_errors import plain_errors
 from taskprune.version import __version__
 
@@ -34,6 +35,20 @@ def main(
     """Options of all commands."""
 
 
+for command in (
+    beginning.init,
+    inspection.inspect,
+    shrinking.prune,
+    shrinking.distill,
+    shrinking.compress,
+    checking.evaluate,
+    checking.verify,
+    checking.report,
+    beginning.export,
+):
+    app.command()(command)
+
+
 @app.command()
 def demo(
     data: Annotated[
@@ -53,10 +68,11 @@ def demo(
         "runs/demo"
     ),
     seed: Annotated[int, typer.Option(help="Seed of scenes and data order.")] = 0,
+    debug: arguments.Debug = False,
 ) -> None:
     """Prune and distil a trained three-task driving net, and show what it cost each task."""
     # Imported here: help and version do not need the extra packages.
     from taskprune.driving.demo import DemoSettings, run_demo
 
-    with plain_errors():
+    with plain_errors(debug=debug):
         run_demo(DemoSettings(data, teacher, ratio, macs, steps, out, seed), Console())

@@ -13,7 +13,7 @@ from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.task import Task, check_validation, no_validation_batch
 from taskprune.distillation.figures import as_figure
 from taskprune.distillation.history import StepRecord
-from taskprune.errors import InputError
+from taskprune.errors import InputError, MissingDependencyError
 from taskprune.restore import evaluating
 from taskprune.restore.lending import lent
 
@@ -75,12 +75,18 @@ def measure(
 
     Raises:
         InputError: There is no batch, or a metric's value is no single number.
+        MissingDependencyError: Accelerate is not installed.
     """
-    from accelerate.utils import send_to_device  # an extra, like all training
-
     metrics = {n: t.metric for n, t in tasks.items() if t.metric is not None}
     if not metrics:
         return {}
+    try:
+        from accelerate.utils import send_to_device
+    except ImportError as error:
+        raise MissingDependencyError(
+            "Measuring metrics needs Accelerate, as all training does. Install it with `pip "
+            'install "taskprune[distill]"`.'
+        ) from error
     device = next(model.parameters()).device
     for metric in metrics.values():
         metric.reset()

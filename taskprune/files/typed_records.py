@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from taskprune.errors import InputError
 
@@ -47,8 +47,8 @@ def as_type(kind: Any, value: Any, where: str) -> Any:
     """Return parsed JSON as a type, lists as tuples.
 
     Args:
-        kind: ``str``, ``bool``, ``int`` (of 64 bits), ``float``, ``None``, ``Any``, a dataclass, or
-            a union, tuple or mapping of these.
+        kind: ``str``, ``bool``, ``int`` (of 64 bits), ``float``, ``None``, ``Any``, a dataclass,
+            ``Literal`` words, or a union, tuple or mapping of these.
         value: What was parsed.
         where: What it is, for the message.
 
@@ -59,6 +59,8 @@ def as_type(kind: Any, value: Any, where: str) -> Any:
         return value
     inner = get_args(kind)
     if kind is Any:
+        return value
+    if get_origin(kind) is Literal and isinstance(value, str) and value in inner:
         return value
     if is_dataclass(kind):
         return as_record(cast(type[Any], kind), value, where)

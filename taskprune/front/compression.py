@@ -269,8 +269,8 @@ def _table(result: CompressionResult) -> Table:
     original = result.points[0]
     table = Table(title="Compressed in steps, * on the Pareto front", title_justify="left")
     for heading in ("step", "parameters", "", "multiply-adds", "", *original.metrics, ""):
-        table.add_column(heading, justify="right")
-    table.columns[-1].justify = "left"
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     front = {point.step for point in result.front}
     for point in result.points:
         remarks = ["the original"] if point is original else []

@@ -14,6 +14,7 @@ from taskprune.calling.tolerances import BrokenTolerance
 from taskprune.compensation import LossReport, ReaderReport
 from taskprune.cost.names import amount, cost_label
 from taskprune.deployment.latency import LatencyComparison
+from taskprune.files import as_record, parse_json
 from taskprune.importance.conflict_report import (
     ConflictReport,
     conflict_table,
@@ -174,6 +175,15 @@ class PruneReport:
     def to_json(self) -> str:
         """Return the report as indented JSON."""
         return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> PruneReport:
+        """Read a report from :meth:`to_json`.
+
+        Raises:
+            InputError: The text is no report of this version.
+        """
+        return as_record(cls, parse_json(text), "the report of a pruning run")
 
     def removed(self, cost: str) -> float:
         """Return the fraction of a cost that was removed."""

@@ -26,9 +26,9 @@ def invoke(*arguments: str | Path) -> Any:
 
 
 def refused(*arguments: str | Path) -> str:
-    """Run the command, expect exit code 1 and a single line of error, and return it."""
+    """Run the command, expect exit code 2 and a single line of error, and return it."""
     result = invoke("demo", *arguments)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert isinstance(result.exception, SystemExit)
     assert "Traceback" not in result.output
     lines: list[str] = result.stderr.strip().splitlines()
@@ -190,7 +190,7 @@ def test_the_installed_command_runs() -> None:
         check=False,
         env=environment,
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("Error: ")
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""

@@ -78,7 +78,7 @@ class Broadcast(nn.Module):
     def forward(self, image: Tensor) -> Any:
         x = self.make(image)
         other = self.other(image)
-        sources = {
+        sources: dict[str, Callable[[], Tensor]] = {
             "parameter": lambda: self.scale,
             "buffer": lambda: self.shift,
             "pooled map": lambda: other.mean((2, 3), keepdim=True),

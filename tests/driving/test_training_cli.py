@@ -21,7 +21,7 @@ def run(*arguments: str | Path) -> str:
 
 def failure(*arguments: str | Path) -> str:
     result = CliRunner().invoke(app, [str(a) for a in arguments])
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.count("\n") == 1, "one line, no traceback"
     return result.stderr
 

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
-from taskprune.driving.data.pixels import decoded
+from taskprune.driving.data.pixels import decoded, image_library
 from taskprune.driving.fusion.calibration import Calibration, FloatArray
 from taskprune.driving.fusion.difficulty import difficulty
 from taskprune.driving.fusion.frame import CLASSES, FusionFrame
@@ -189,7 +188,7 @@ def _read_image(
     image = decoded(path).convert("RGB")
     width, height = image.size
     if size is not None:
-        image = image.resize(size, Image.Resampling.BILINEAR)
+        image = image.resize(size, image_library().Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
     return pixels, (image.size[0] / width, image.size[1] / height)
 

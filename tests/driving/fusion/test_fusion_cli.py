@@ -52,8 +52,8 @@ def test_a_net_is_trained_resumed_and_measured(
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_errors_are_one_clear_line(arguments: list[str], words: str, tmp_path: Path) -> None:
-    assert words in run(*arguments, "--out", tmp_path / "run", code=1)
+    assert words in run(*arguments, "--out", tmp_path / "run", code=2)
 
 
 def test_degradation_out_of_range_is_refused() -> None:
-    assert "between 0 and 1" in run("evaluate", "--camera", "2", code=1)
+    assert "between 0 and 1" in run("evaluate", "--camera", "2", code=2)

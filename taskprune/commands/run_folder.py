@@ -1,0 +1,143 @@
+"""What commands write and read again: the folder of a run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from taskprune.calling.task import Task
+from taskprune.commands.entering import Source
+from taskprune.errors import InputError
+from taskprune.files import make_folder
+from taskprune.plan.plan import PruningPlan
+from taskprune.rewrite.checkpoint import load_checkpoint, save_checkpoint
+from taskprune.terminal import text_table
+
+MODEL, PLAN, REPORT, PAGE = "model.safetensors", "plan.json", "report.json", "report.html"
+"""Weights and plan, the plan alone, all figures, and the page for a browser."""
+
+TRAINING = "training"
+"""Folder of a training that goes on where it was interrupted."""
+
+
+def claim(folder: Path, *, force: bool) -> Path:
+    """Make the folder of a run, or refuse one that holds another's results.
+
+    Raises:
+        InputError: There are results in it, or it cannot be made.
+    """
+    there = [name for name in (MODEL, PLAN, REPORT, PAGE) if (folder / name).exists()]
+    if there and not force:
+        raise InputError(
+            f"`{folder}` holds what an earlier run has written ({', '.join(there)}). Choose "
+            "another folder with `--out`, or replace it with `--force`."
+        )
+    make_folder(folder, option="`--out`")
+    if force:
+        shutil.rmtree(folder / TRAINING, ignore_errors=True)
+    return folder
+
+
+def checkpoint_in(path: Path) -> Path:
+    """Return the checkpoint that a folder or file stands for.
+
+    Raises:
+        InputError: There is none.
+    """
+    file = path / MODEL if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(
+            f"Expected the folder of a run, with `{MODEL}`, or such a file. Found none at "
+            f"`{path}`. `taskprune prune` makes one."
+        )
+    return file
+
+
+def save(folder: Path, source: Source, model: nn.Module, plan: PruningPlan, command: str) -> None:
+    """Write weights and plan, in place of all that an earlier run has left there."""
+    for name in (PLAN, REPORT, PAGE):
+        (folder / name).unlink(missing_ok=True)
+    made = {"command": command, "model": source.reference}
+    save_checkpoint(folder / MODEL, model, plan, metadata=made)
+    plan.save(folder / PLAN)
+
+
+def pruned_model(path: Path, source: Source) -> nn.Module:
+    """Return the model of a run."""
+    return load_checkpoint(checkpoint_in(path), source.model())
+
+
+def measured(
+    source: Source, models: Mapping[str, nn.Module], *, needed: bool = False
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of models by name; empty where there is nothing to measure on.
+
+    Raises:
+        InputError: There is nothing, and that is not enough.
+    """
+    from taskprune.calling import call_batch
+    from taskprune.distillation import measure
+
+    tasks: Mapping[str, Task] = source.tasks() or {}
+    watched = any(task.metric is not None for task in tasks.values())
+    if needed and not watched:
+        raise InputError(
+            f"Measuring takes `tasks()` with a metric each, which `{source.reference}` does not "
+            "have. `taskprune init` writes a file that shows what they look like."
+        )
+    held_out = source.needed("validation", "Measuring") if needed else source.validation()
+    if held_out is None:
+        return {}
+    forward = source.forward or call_batch
+    return {name: measure(own, tasks, held_out, forward=forward) for name, own in models.items()}
+
+
+def metric_table(metrics: Mapping[str, Mapping[str, float]], sizes: Mapping[str, str]) -> Any:
+    """A row a model: its size, each task's metric and how far that is from the first row's."""
+    first = next(iter(metrics.values()), {})
+    rows = [
+        [name, sizes[name]]
+        + [
+            f"{value:.4g}" if own is first else f"{value:.4g} ({value - first[task]:+.3g})"
+            for task, value in own.items()
+        ]
+        for name, own in metrics.items()
+    ]
+    return text_table("Metrics on the validation data", ("model", "size", *first), rows)
+
+
+def n_params(model: nn.Module) -> int:
+    """Count the parameters, tied ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def size_of(model: nn.Module) -> str:
+    """Say how large a model is."""
+    return f"{n_params(model):,} parameters"
+
+
+def show(parts: Sequence[RenderableType], record: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print what a command has found, for people or for machines."""
+    if as_json:
+        typer.echo(json.dumps(record, indent=2, default=str))
+    else:
+        Console(highlight=False).print(Group(*parts))
+
+
+def next_steps(lines: Iterable[tuple[str, str]]) -> RenderableType:
+    """What to do with it: commands, and what for."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, overflow="ignore", style="bold")  # to be copied
+    table.add_column()
+    for command, what in lines:
+        table.add_row(Text(command), Text(what))
+    return Group(Text("Next:"), table)
