@@ -1,7 +1,7 @@
 """Random architectures of a wide grammar, each pruned, checked, distilled, saved and exported.
 
-A net is a seed (:mod:`fuzzing_grammar`); what is done to it is in ``fuzzing_trial.py``. A run goes on
-where it was stopped: what became of a net is appended to ``results/cells/fuzzing.jsonl``, unless
+A net is a seed (:mod:`fuzzing_grammar`); what is done to it is in ``fuzzing_trial.py``. A run goes
+on where it was stopped: what became of a net is appended to ``results/cells/fuzzing.jsonl``, unless
 ``--cells`` names another folder. Nets run in processes of their own, so that a crash costs one.
 
     python benchmarks/fuzzing.py --nets 5000
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -28,14 +27,13 @@ from protocol import RESULTS, record, show
 CHUNK = 20
 """Nets that a process tries one after the other."""
 
-STAGES = ("oracles", "prune", "reload", "distil", "export", "given back")
+STAGES = ("prune", "oracles", "reload", "distil", "export", "given back")
 LOST = ("wrong", "raw", "crash", "time-out")
 
 
 def try_chunk(report: Report, name: str) -> None:
     """Try the nets whose seeds the name holds, and report all so far after each."""
     logging.disable()
-    warnings.simplefilter("ignore")
     records = []
     for seed in map(int, name.split()):
         records.append(fuzzing_trial.try_net(seed))

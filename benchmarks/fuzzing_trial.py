@@ -7,8 +7,8 @@ import re
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,9 @@ def try_net(seed: int) -> Record:
     signal.signal(signal.SIGALRM, _ring)
     signal.alarm(LIMIT)
     try:
-        _Trial(seed, record).run()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what nets do that is out of fashion
+            _Trial(seed, record).run()
     except _OutOfTime:
         record["time-out"] = LIMIT
     finally:
@@ -190,12 +192,12 @@ class _Trial:
     def _export(self, smaller: nn.Module) -> None:
         """Export with `torch.export`, if it takes the original."""
         try:
-            with _quiet(), torch.no_grad():
+            with torch.no_grad():
                 torch.export.export(self.model(), self.inputs)
         except Exception:  # noqa: BLE001 - nothing to ask of the smaller one then
             self.record["export"] = "original is not exported"
             return
-        with _quiet(), torch.no_grad():
+        with torch.no_grad():
             program = torch.export.export(smaller.eval(), self.inputs)
             found = flatten_outputs(program.module()(*self.inputs))
         _assert_equal(_outputs(smaller, self.inputs), found)
@@ -301,12 +303,3 @@ def _ended(how: str, error: Exception) -> str:
     if isinstance(error, InputError | InfeasibleBudgetError):
         said = re.sub(r"[\d,.]+", "#", said)
     return f"{how}: {type(error).__name__}: {said}"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

@@ -1,4 +1,4 @@
-"""Blocks in which a summary of a map scales it: attention over channels, over space, over experts."""
+"""Blocks in which a summary of a map scales it: its channels, its places, its experts."""
 
 from __future__ import annotations
 

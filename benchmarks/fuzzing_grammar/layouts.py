@@ -256,7 +256,8 @@ class Unfolded(nn.Module):
             size = [int(n) for n in y.shape[2:]]
             return F.fold(F.unfold(y, 3, padding=1) * 0.5, size, 3, padding=1)
         if self.how == "grid":
-            grid = F.affine_grid(torch.eye(2, 3, dtype=y.dtype).expand(len(y), 2, 3), list(y.shape))
+            same = torch.eye(2, 3, dtype=y.dtype).expand(len(y), 2, 3)
+            grid = F.affine_grid(same, list(y.shape), align_corners=False)
             grid = grid + 0.1 * self.offsets(x).tanh().permute(0, 2, 3, 1)
             return F.grid_sample(y, grid, align_corners=False)
         padded = F.pad(y, (1, 1) + (0, 0) * (self.rank - 1))

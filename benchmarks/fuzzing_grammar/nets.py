@@ -28,7 +28,7 @@ class Answer:
     note: str = "constant"
 
 
-Pair = namedtuple("Pair", ["first", "rest"])  # noqa: PYI024 - as people write them
+Pair = namedtuple("Pair", ["first", "rest"])
 
 CONTAINERS = ("tensor", "tuple", "list", "dict", "nested", "dataclass", "named", "features")
 

@@ -1,4 +1,4 @@
-"""Blocks on tokens ``[batch, length, width]``: attention in many spellings, and what is beside it."""
+"""Blocks on tokens ``[batch, length, width]``: attention in many spellings and what is beside."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class Attention(_Mixed):
     def __init__(self, shape: torch.Size, draw: Draw) -> None:
         super().__init__(shape, draw)
         self.how = draw.one(
-            "library", "scaled", "hand", "einsum", "linear", "grouped", "rotary", "biased", "causal",
-            "normed", "talking", "learned", "window", "channels",
+            "library", "scaled", "hand", "einsum", "linear", "grouped", "rotary", "biased",
+            "causal", "normed", "talking", "learned", "window", "channels",
         )  # fmt: skip
         self.heads = draw.one(2, 4)
         self.head_dim = draw.one(2, 4)

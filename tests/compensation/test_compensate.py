@@ -12,7 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets_of_readers import Chosen, Tokens, TwoHeads, images, made, sequences, tasks, third
+from nets_of_readers import (
+    Chosen,
+    ThereAndBack,
+    Tokens,
+    TwoHeads,
+    images,
+    made,
+    sequences,
+    tasks,
+    third,
+)
 from torch import Tensor, nn
 
 from taskprune import apply_plan
@@ -69,6 +79,19 @@ def test_removed_equals_masked_in_the_compensated_original(
     assert any(not report.undone for report in result.readers)
     assert distance(result.model, masked, batches) < 1e-12
     assert same(result.model, apply_plan(result.original(model, plan), plan, verify=False))
+
+
+def test_a_weight_that_is_read_along_two_dims_stays_as_sliced() -> None:
+    model, batches = made(ThereAndBack), images()
+    plan = third(model, batches[0])
+    result = compensate(model, plan, batches)
+    undone = {report.name: report.undone for report in result.readers if report.undone}
+    assert undone == dict.fromkeys(
+        ("code.weight", "up.weight"), "it is read along more dims than one"
+    )
+    assert any(not report.undone for report in result.readers)
+    masked = masked_copy(result.original(model, plan), plan)
+    assert distance(result.model, masked, batches) < 1e-12
 
 
 @pytest.mark.parametrize(("kind", "data"), NETS)
