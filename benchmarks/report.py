@@ -11,12 +11,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from robustness_tables import (
+    fuzzing_kinds,
+    fuzzing_lost,
+    fuzzing_reasons,
+    fuzzing_stages,
+    fuzzing_summary,
+)
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "fusion.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("results", "fusion", "robustness")),
+)
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
 HEADLINES = {"detection": ("map50", "recall"), "drivable": ("miou",), "lane": ("iou", "accuracy")}
@@ -346,6 +358,11 @@ VIEWS = {
     "distillation.plots": distillation_plots,
     "distillation_overhead": overhead_table,
     "scoring": scoring_table,
+    "fuzzing": fuzzing_summary,
+    "fuzzing.stages": partial(fuzzing_stages, markdown=markdown),
+    "fuzzing.kinds": partial(fuzzing_kinds, markdown=markdown),
+    "fuzzing.reasons": partial(fuzzing_reasons, markdown=markdown),
+    "fuzzing.lost": partial(fuzzing_lost, markdown=markdown),
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
 
