@@ -24,6 +24,7 @@ from nets_of_readers import (
     third,
 )
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from taskprune import apply_plan
 from taskprune.calling.forward import call_batch, call_inputs
@@ -90,6 +91,34 @@ def test_a_weight_that_is_read_along_two_dims_stays_as_sliced() -> None:
         ("code.weight", "up.weight"), "it is read along more dims than one"
     )
     assert any(not report.undone for report in result.readers)
+    masked = masked_copy(result.original(model, plan), plan)
+    assert distance(result.model, masked, batches) < 1e-12
+
+
+class Straddled(nn.Module):
+    """Groups that run as one call, and begin and end inside of what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 5, 3, padding=1)
+        self.grouped, self.out = nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(F.relu(self.grouped(torch.cat([self.a(x), self.b(x)], 1))))
+        return made
+
+
+def test_of_groups_that_run_as_one_those_that_lose_nothing_are_known_as_well() -> None:
+    model, batches = made(Straddled), images()
+    groups = couple(trace(model, batches[0], forward=call_inputs))
+    read_by_second = [
+        group.name
+        for group in groups
+        if {("grouped.weights.1", 1)} & {(part.name, part.dim) for part in group.members}
+    ]
+    plan = build_plan(groups, {name: np.array([0]) for name in read_by_second[-1:]})
+    result = compensate(model, plan, batches)
+    assert [report.name for report in result.readers if not report.undone]
     masked = masked_copy(result.original(model, plan), plan)
     assert distance(result.model, masked, batches) < 1e-12
 
