@@ -123,6 +123,35 @@ def test_of_groups_that_run_as_one_those_that_lose_nothing_are_known_as_well() -
     assert distance(result.model, masked, batches) < 1e-12
 
 
+class Stacked(nn.Module):
+    """Experts as one stack of matrices, weighed by a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gate, self.out = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.up = nn.Parameter(0.3 * torch.randn(3, 8, 6))
+        self.down = nn.Parameter(0.3 * torch.randn(3, 6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        flat = x.reshape(1, -1, x.shape[2]).expand(self.up.shape[0], -1, -1)
+        y = torch.bmm(torch.bmm(flat, self.up).relu(), self.down)
+        y = y.view(y.shape[0], *x.shape) * self.gate(x).permute(2, 0, 1)[..., None]
+        made: Tensor = self.out(y.sum(0))
+        return made
+
+
+def test_a_stack_of_which_whole_matrices_go_stays_as_sliced() -> None:
+    model, batches = made(Stacked), sequences()
+    plan = third(model, batches[0])
+    assert ("up", 0) in {(kept.name, kept.dim) for kept in plan.tensors}
+    result = compensate(model, plan, batches)
+    undone = {report.name: report.undone for report in result.readers if report.undone}
+    assert undone == dict.fromkeys(("up", "down"), "whole matrices of it go")
+    masked = masked_copy(result.original(model, plan), plan)
+    assert distance(result.model, masked, batches) < 1e-12
+
+
 @pytest.mark.parametrize(("kind", "data"), NETS)
 def test_outputs_come_closer(
     kind: Callable[[], nn.Module], data: Callable[[], list[Tensor]]
