@@ -11,12 +11,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from robustness_tables import (
+    fuzzing_kinds,
+    fuzzing_lost,
+    fuzzing_reasons,
+    fuzzing_stages,
+    fuzzing_summary,
+)
+
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (ROOT / "README.md", ROOT / "docs" / "results.md", ROOT / "docs" / "fusion.md")
+PAGES = (
+    ROOT / "README.md",
+    *(ROOT / "docs" / f"{name}.md" for name in ("results", "fusion", "robustness")),
+)
 FRONTIER_PICTURE = ROOT / "docs" / "images" / "frontier.png"
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
@@ -282,13 +294,6 @@ def scoring_table(content: dict[str, Any]) -> str:
     return markdown(["criterion", "scoring over a bare loop", "lowest to highest"], rows)
 
 
-def compensation_time(content: dict[str, Any]) -> str:
-    """Return the time that compensation adds over that of scoring."""
-    added = content["compensation"]
-    spread = f"{added['lowest']:.2f} to {added['highest']:.2f}"
-    return f"Compensation adds {added['ratio']:.2f} ({spread}) times the time of scoring."
-
-
 def guarantees_table(content: dict[str, Any]) -> str:
     """Return what is promised, what was measured of it, and what was asked for."""
     rows = [
@@ -409,7 +414,11 @@ VIEWS = {
     "distillation.plots": distillation_plots,
     "distillation_overhead": overhead_table,
     "scoring": scoring_table,
-    "scoring.compensation": compensation_time,
+    "fuzzing": fuzzing_summary,
+    "fuzzing.stages": partial(fuzzing_stages, markdown=markdown),
+    "fuzzing.kinds": partial(fuzzing_kinds, markdown=markdown),
+    "fuzzing.reasons": partial(fuzzing_reasons, markdown=markdown),
+    "fuzzing.lost": partial(fuzzing_lost, markdown=markdown),
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
 

@@ -109,7 +109,12 @@ class ReadingMode(TorchFunctionMode):
         self.listener = listener
         self.unrecognised: dict[str, str] = {}
         self._dims = dims
-        self._weights = {id(parameters[n]): _Weight((n,), (len(parameters[n]),)) for n in dims}
+        # Those that lose nothing as well: they may run side by side with one that does.
+        self._weights = {
+            id(tensor): _Weight((name,), (len(tensor),))
+            for name, tensor in parameters.items()
+            if name in dims or tensor.ndim > 1
+        }
         self._biases = {
             id(tensor): _Weight((name,), (len(tensor),))
             for name, tensor in parameters.items()
@@ -159,7 +164,7 @@ class ReadingMode(TorchFunctionMode):
             geometry = type(geometry)(other, geometry.by_output)
         bias = self._biases.get(id(call.bias)) if call.bias is not None else None
         if len(weight.names) == 1:
-            if geometry.dim in self._dims[weight.names[0]]:
+            if geometry.dim in self._dims.get(weight.names[0], ()):
                 name = bias.names[0] if bias and len(bias.names) == 1 else None
                 yield Read(weight.names[0], geometry, call.x, name)
             return
@@ -187,7 +192,7 @@ class ReadingMode(TorchFunctionMode):
                 place = (-1, first, size)
             else:
                 return
-            if own.dim in self._dims[name]:
+            if own.dim in self._dims.get(name, ()):
                 yield Read(name, own, part, biases[number], place)
             first += size
 
@@ -206,7 +211,7 @@ class ReadingMode(TorchFunctionMode):
                 return
             if any(result is value for value in args):  # `requires_grad_` and the like
                 return
-        for name in (name for group in names for name in group):
+        for name in (name for group in names for name in group if name in self._dims):
             self.unrecognised.setdefault(name, getattr(func, "__name__", str(func)))
 
     def _known(self, args: tuple[Any, ...], kwargs: Any) -> list[_Weight]:

@@ -18,7 +18,7 @@ from taskprune.compensation.compensated import ReaderReport
 from taskprune.compensation.harm import Change
 from taskprune.compensation.lockstep import Stoppable
 from taskprune.compensation.reading_calls import Read, ReadingMode
-from taskprune.compensation.reads import Geometry
+from taskprune.compensation.reads import Geometry, StackGeometry
 from taskprune.compensation.refitting import Refitted, Rows, refit
 from taskprune.compensation.survey import Reader, Survey
 from taskprune.importance.calibration import run_forward
@@ -53,13 +53,13 @@ class SideBySide:
         survey: Survey,
     ) -> None:
         self.survey, self.kept = survey, kept
-        found = (survey.readers.get(name, Reader(name)) for name in kept)
+        self._plan = {(kept.name, kept.dim): kept for kept in plan.tensors}
+        found = (self._unless_blocks_go(survey.readers.get(name, Reader(name))) for name in kept)
         order = {name: number for number, name in enumerate(survey.readers)}
         self.readers = sorted(found, key=lambda reader: order.get(reader.name, len(order)))
         self.changes: list[Change] = []
         self.solved: set[str] = set()
         self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
-        self._plan = {(kept.name, kept.dim): kept for kept in plan.tensors}
         self.lanes = [
             _Lane(self, n, batch, teacher, student) for n, batch in enumerate(survey.batches)
         ]
@@ -77,6 +77,12 @@ class SideBySide:
             for call in calls:
                 call.join()
         return reports
+
+    def _unless_blocks_go(self, reader: Reader) -> Reader:
+        """Refuse a stack of matrices of which whole ones go: teacher and student do not pair up."""
+        if isinstance(reader.geometry, StackGeometry) and (reader.name, 0) in self._plan:
+            return replace(reader, refused=reader.refused or "whole matrices of it go")
+        return reader
 
     def kept_of(self, reader: Reader) -> KeptEntries | None:
         """Return what a reader keeps of the dim that it reads; ``None`` if it loses nothing."""

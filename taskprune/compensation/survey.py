@@ -204,6 +204,8 @@ class Survey:
         """See :class:`~.reading_calls.Listener`."""
         for read in reads:
             reader = self._reader(read.name)
+            if reader.geometry is not None and reader.geometry.dim != read.geometry.dim:
+                reader.refused = "it is read along more dims than one"
             reader.geometry = read.geometry
             reader.corresponds &= self._rows.holds(read.x)
             reader.biases.add(read.bias or "")

@@ -19,6 +19,7 @@ from taskprune.distillation.channel_axes import ChannelAxes, watched_axes
 from taskprune.distillation.taps import Tap
 from taskprune.errors import InputError
 from taskprune.restore import evaluating, preserved_rng
+from taskprune.restore.checkpointing import without_reentrance
 
 
 class NothingSharedError(InputError):
@@ -72,6 +73,7 @@ def default_taps(
             evaluating(model),
             preserved_rng(),
             torch.enable_grad(),
+            without_reentrance(),
             watched_axes(model) as axes,
             _recorded(model) as seen,
         ):

@@ -33,6 +33,7 @@ from taskprune.distillation.taps import Tap, TapSelector, resolve_taps
 from taskprune.errors import InputError
 from taskprune.files import make_folder, only_user_of
 from taskprune.restore import evaluating, preserved_rng
+from taskprune.restore.borrow import attributes_given_back, buffers_given_back
 from taskprune.restore.copying import deep_copy
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _frozen(teacher: nn.Module, device: torch.device) -> Iterator[nn.Module]:
     """Provide the teacher in eval mode on a device; a copy, if it lives on another."""
     if any(tensor.device != device for tensor in chain(teacher.parameters(), teacher.buffers())):
         teacher = deep_copy(teacher).to(device)
-    with evaluating(teacher):
+    with buffers_given_back(teacher), attributes_given_back(teacher), evaluating(teacher):
         yield teacher
 
 

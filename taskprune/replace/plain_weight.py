@@ -82,7 +82,8 @@ def parts_of(name: str) -> list[tuple[str, slice]]:
 
 
 def _chains(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    chains = dict(module.named_children()).get("parametrizations")  # also of scripted modules
+    # Not through `_modules`, which in a script module is no dict.
+    chains = dict(module.named_children()).get("parametrizations")
     if isinstance(chains, nn.ModuleDict):
         yield from chains.items()
 

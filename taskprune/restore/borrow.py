@@ -30,19 +30,41 @@ def borrowed(model: nn.Module) -> Iterator[None]:
         without_cached_casts(),
         without_fast_path(),
         modes_given_back(model),
+        attributes_given_back(model),
     ):
-        snapshots = [_snapshot(module) for module in model.modules()]
         flags = [(p, p.requires_grad, p.grad) for p in model.parameters()]
         try:
             yield
         finally:
-            for restore in snapshots:
-                restore()
             for parameter, requires_grad, grad in flags:
                 if parameter.requires_grad != requires_grad:
                     parameter.requires_grad_(requires_grad)
                 if parameter.grad is not grad:
                     parameter.grad = grad
+
+
+@contextmanager
+def attributes_given_back(model: nn.Module) -> Iterator[None]:
+    """Restore every module's attributes and registries, and containers among them."""
+    snapshots = [_snapshot(module) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for restore in snapshots:
+            restore()
+
+
+@contextmanager
+def buffers_given_back(model: nn.Module) -> Iterator[None]:
+    """Restore the entries of all buffers."""
+    buffers = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
+    try:
+        yield
+    finally:
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):
+                # `.data` leaves the version counter alone: for autograd nothing happened.
+                buffer.data.copy_(value)
 
 
 @contextmanager
@@ -52,10 +74,9 @@ def entrusted(model: nn.Module) -> Iterator[None]:
     Entries of buffers and gradients and hooks on parameters are given back as well. Weights are
     not: copies of them would double the memory of a large model.
     """
-    buffers = [(b, b.detach().clone()) for b in model.buffers() if not b.is_meta]
     parameters = list(model.parameters())
     hooks = [(p, p._backward_hooks, dict(p._backward_hooks or {})) for p in parameters]
-    with borrowed(model):
+    with buffers_given_back(model), borrowed(model):
         for parameter in parameters:
             if parameter.grad is not None:
                 # `backward` would add to the user's own.
@@ -63,10 +84,6 @@ def entrusted(model: nn.Module) -> Iterator[None]:
         try:
             yield
         finally:
-            for buffer, value in buffers:
-                if not torch.equal(buffer, value):
-                    # `.data` leaves the version counter alone: for autograd nothing happened.
-                    buffer.data.copy_(value)
             for parameter, registry, content in hooks:
                 if registry is not None:
                     registry.clear()

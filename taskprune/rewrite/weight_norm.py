@@ -39,7 +39,8 @@ def normed_weights(model: nn.Module) -> Iterator[NormedWeight]:
             if type(hook) is WeightNorm:
                 dim = -1 if hook.dim is None else hook.dim
                 yield NormedWeight(f"{lead}{hook.name}_v", f"{lead}{hook.name}_g", dim)
-        chains = dict(module.named_children()).get("parametrizations")  # also of scripted modules
+        # Not through `_modules`, which in a script module is no dict.
+        chains = dict(module.named_children()).get("parametrizations")
         for name, chain in chains.items() if isinstance(chains, nn.ModuleDict) else ():
             if isinstance(chain, nn.ModuleList) and [type(one) for one in chain] == [_WeightNorm]:
                 own = f"{lead}parametrizations.{name}.original"

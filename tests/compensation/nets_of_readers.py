@@ -80,6 +80,25 @@ class Chosen(nn.Module):
         return made
 
 
+class ThereAndBack(nn.Module):
+    """Two weights that are read along both of their dims: there, and transposed back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 9, 1)
+        self.code = nn.Conv2d(9, 12, 3, padding=1)
+        self.up = nn.Linear(9, 15)
+        self.out = nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = F.conv_transpose2d(F.relu(self.code(x)), self.code.weight, padding=1)
+        x = (x + y).flatten(2).mT
+        x = x + F.linear(F.relu(self.up(x)), self.up.weight.t())
+        made: Tensor = self.out(x)
+        return made
+
+
 def images(n_batches: int = 4, size: int = 12, batch: int = 4) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     return [

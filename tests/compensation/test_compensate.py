@@ -12,8 +12,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from nets_of_readers import Chosen, Tokens, TwoHeads, images, made, sequences, tasks, third
+from nets_of_readers import (
+    Chosen,
+    ThereAndBack,
+    Tokens,
+    TwoHeads,
+    images,
+    made,
+    sequences,
+    tasks,
+    third,
+)
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from taskprune import apply_plan
 from taskprune.calling.forward import call_batch, call_inputs
@@ -69,6 +80,76 @@ def test_removed_equals_masked_in_the_compensated_original(
     assert any(not report.undone for report in result.readers)
     assert distance(result.model, masked, batches) < 1e-12
     assert same(result.model, apply_plan(result.original(model, plan), plan, verify=False))
+
+
+def test_a_weight_that_is_read_along_two_dims_stays_as_sliced() -> None:
+    model, batches = made(ThereAndBack), images()
+    plan = third(model, batches[0])
+    result = compensate(model, plan, batches)
+    undone = {report.name: report.undone for report in result.readers if report.undone}
+    assert undone == dict.fromkeys(
+        ("code.weight", "up.weight"), "it is read along more dims than one"
+    )
+    assert any(not report.undone for report in result.readers)
+    masked = masked_copy(result.original(model, plan), plan)
+    assert distance(result.model, masked, batches) < 1e-12
+
+
+class Straddled(nn.Module):
+    """Groups that run as one call, and begin and end inside of what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 5, 3, padding=1)
+        self.grouped, self.out = nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(F.relu(self.grouped(torch.cat([self.a(x), self.b(x)], 1))))
+        return made
+
+
+def test_of_groups_that_run_as_one_those_that_lose_nothing_are_known_as_well() -> None:
+    model, batches = made(Straddled), images()
+    groups = couple(trace(model, batches[0], forward=call_inputs))
+    read_by_second = [
+        group.name
+        for group in groups
+        if {("grouped.weights.1", 1)} & {(part.name, part.dim) for part in group.members}
+    ]
+    plan = build_plan(groups, {name: np.array([0]) for name in read_by_second[-1:]})
+    result = compensate(model, plan, batches)
+    assert [report.name for report in result.readers if not report.undone]
+    masked = masked_copy(result.original(model, plan), plan)
+    assert distance(result.model, masked, batches) < 1e-12
+
+
+class Stacked(nn.Module):
+    """Experts as one stack of matrices, weighed by a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gate, self.out = nn.Linear(5, 8), nn.Linear(8, 3), nn.Linear(8, 2)
+        self.up = nn.Parameter(0.3 * torch.randn(3, 8, 6))
+        self.down = nn.Parameter(0.3 * torch.randn(3, 6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x)
+        flat = x.reshape(1, -1, x.shape[2]).expand(self.up.shape[0], -1, -1)
+        y = torch.bmm(torch.bmm(flat, self.up).relu(), self.down)
+        y = y.view(y.shape[0], *x.shape) * self.gate(x).permute(2, 0, 1)[..., None]
+        made: Tensor = self.out(y.sum(0))
+        return made
+
+
+def test_a_stack_of_which_whole_matrices_go_stays_as_sliced() -> None:
+    model, batches = made(Stacked), sequences()
+    plan = third(model, batches[0])
+    assert ("up", 0) in {(kept.name, kept.dim) for kept in plan.tensors}
+    result = compensate(model, plan, batches)
+    undone = {report.name: report.undone for report in result.readers if report.undone}
+    assert undone == dict.fromkeys(("up", "down"), "whole matrices of it go")
+    masked = masked_copy(result.original(model, plan), plan)
+    assert distance(result.model, masked, batches) < 1e-12
 
 
 @pytest.mark.parametrize(("kind", "data"), NETS)

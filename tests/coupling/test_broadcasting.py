@@ -70,7 +70,7 @@ class Broadcast(nn.Module):
         self.source, self.first, self.second = source, first, second
         self.make, self.other = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
         if source == "parameter":
-            self.scale = nn.Parameter(torch.ones(1, 8, 1, 1))
+            self.register_parameter("scale", nn.Parameter(torch.ones(1, 8, 1, 1)))
         self.register_buffer("shift", torch.linspace(-1, 1, 8).view(1, 8, 1, 1))
         self.head = nn.Conv2d(24, 2, 1)
 
@@ -78,13 +78,13 @@ class Broadcast(nn.Module):
     def forward(self, image: Tensor) -> Any:
         x = self.make(image)
         other = self.other(image)
-        sources: dict[str, Callable[[], Tensor]] = {
-            "parameter": lambda: self.scale,
-            "buffer": lambda: self.shift,
-            "pooled map": lambda: other.mean((2, 3), keepdim=True),
-            "map": lambda: other,
+        sources: dict[str, Any] = {
+            "parameter": getattr(self, "scale", None),
+            "buffer": self.shift,
+            "pooled map": other.mean((2, 3), keepdim=True),
+            "map": other,
         }
-        first = SPELLINGS[self.first](sources[self.source](), x)
+        first = SPELLINGS[self.first](sources[self.source], x)
         second = SPELLINGS[self.second](first, x)
         return self.head(torch.cat([x, first, second], 1))
 

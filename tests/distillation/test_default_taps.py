@@ -4,6 +4,7 @@ import pytest
 import torch
 from distill_toys import TwoTaskNet, make_net, n_hooks
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from taskprune.calling.task import Task
 from taskprune.distillation import Tap, default_taps
@@ -39,6 +40,16 @@ def test_default_taps_leave_the_model_as_it_was() -> None:
     assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
     assert n_hooks(net) == 0
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_default_taps_look_through_checkpoints_of_both_kinds() -> None:
+    class Checkpointed(TwoTaskNet):
+        def forward(self, images: Tensor) -> dict[str, Tensor]:
+            features = checkpoint(self.stage, self.stem(images), use_reentrant=True)
+            return {"near": self.near(features), "far": self.far(features)}
+
+    assert default_taps(Checkpointed(), IMAGES) == (Tap("stem"), Tap("stage"))
 
 
 def test_default_taps_name_the_last_call_of_a_shared_module() -> None:

@@ -40,6 +40,34 @@ def test_the_teacher_is_left_bit_for_bit() -> None:
     assert n_hooks(teacher) == 0
 
 
+class Noting(nn.Module):
+    """Leaves something of every forward: an attribute, a list's entry, a count in a buffer."""
+
+    steps: Tensor
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.seen, self.last = net, ["before"], torch.zeros(1)
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> Any:
+        outputs = self.net(images)
+        self.steps += 1
+        self.last, self.new = outputs["near"].mean(), outputs["far"]
+        self.seen.append("again")
+        return outputs
+
+
+def test_what_the_teachers_forward_leaves_in_it_is_taken_out_again() -> None:
+    teacher = Noting(make_net(0))
+    before = dict(vars(teacher))
+    run(Noting(make_net(1)), teacher, taps=["net.stem"])
+    assert vars(teacher).keys() == before.keys()
+    assert all(vars(teacher)[name] is value for name, value in before.items())
+    assert teacher.seen == ["before"]
+    assert teacher.steps == 0
+
+
 def test_statistics_that_student_and_teacher_share_change_in_the_student_alone() -> None:
     teacher, student = make_net(0, norm=True), make_net(1, norm=True)
     theirs, mine = teacher.stage[1], student.stage[1]

@@ -27,7 +27,9 @@ def report(name: str = "report") -> ModuleType:
     return module
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md", "docs/fusion.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/results.md", "docs/fusion.md", "docs/robustness.md"]
+)
 def test_numbers_on_the_pages_come_from_the_results_files(page: str) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
     assert report().rendered(text) == text

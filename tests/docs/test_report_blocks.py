@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import fuzzing
 import pytest
 import report
 
@@ -51,3 +52,31 @@ def test_recovered_shares_are_shown_per_task_with_a_picture_per_set_of_images(
     assert "| camvid | plain | 2 | -1.0 ± 0.5 |  |" in shown
     assert "2 seeds, judged on at most 8 unseen images" in shown
     assert report.table("distillation.plots").count("](images/distillation_") == 2
+
+
+def test_what_became_of_random_nets_is_counted_with_its_reasons(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    content = fuzzing.summary(
+        [
+            {"seed": 0, "kinds": ["Conv"], "prune": "ok", "compensated": True, "error": 2e-16},
+            {"seed": 1, "kinds": ["Conv"], "prune": "refused: InputError: No. Or so.", "free": 1},
+            {
+                "seed": 2,
+                "kinds": ["Cell"],
+                "prune": "raw: KeyError: 'a|b'",
+                "frozen": {"unknown": 3},
+            },
+        ]
+    )
+    (tmp_path / "fuzzing.json").write_text(json.dumps(content))
+    assert report.table("fuzzing").startswith("3 nets (seeds 0 to 2), 1 of them compensated")
+    assert "| pruned and verified by the front door | 1 | 1 | 0 | 1 |" in report.table(
+        "fuzzing.stages"
+    )
+    assert "| Conv | 2 | 1 | 1 | 0 | 0.0 % |" in report.table("fuzzing.kinds")
+    reasons = report.table("fuzzing.reasons")
+    assert "| channels: an operator without a rule | 100.0 % of those that stay |" in reasons
+    assert "| prune: InputError: No | 1 nets |" in reasons
+    assert "| prune: raw: KeyError: 'a\\|b' | 2 |" in report.table("fuzzing.lost")

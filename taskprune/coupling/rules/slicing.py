@@ -23,6 +23,9 @@ aten = torch.ops.aten
 _SIZED_CALLS = OPAQUE_CALLS | {"split", "split_with_sizes", ""}
 """Functions that cut by sizes; all others (``chunk``, recurrent layers) cut by number."""
 
+_NUMBERED_CALLS = {"tensor_split", "hsplit", "vsplit", "dsplit"}
+"""Functions that arrive as slices; their bounds are worked out below Python."""
+
 
 @channel_rule(aten.cat.default, aten.concat.default)
 def _cat(ctx: RuleContext) -> None:
@@ -77,14 +80,38 @@ def _slice(ctx: RuleContext) -> None:
         start, end = ctx.argument("start") or 0, ctx.argument("end")
         end = size if end is None else end
         step = int(ctx.argument("step") or 1)
+        first = max(start + size, 0) if start < 0 else start
+        if _is_cut_by_number(ctx):
+            _keep_equal(ctx, axes[dim], units, first, length)
+            start = end = 0  # no bound is written
         written_start, written_end = _written_bounds(ctx, start, end, size)
         if step != 1:
             ctx.freeze(axes[dim], "structure", "a slice with a step picks channels by position")
         _fix_bound(ctx, units, start, written_start)
         _fix_bound(ctx, units, end, written_end)
-        first = max(start + size, 0) if start < 0 else start
         axes[dim] = ctx.piece(units[first : first + length * step : step])
     ctx.produce(axes, zero=state.zero)
+
+
+def _is_cut_by_number(ctx: RuleContext) -> bool:
+    """Whether the bounds of a slice come from a number of pieces, not from the code."""
+    if ctx.call.function not in _NUMBERED_CALLS:
+        return False
+    for name in ("indices_or_sections", "sections", "indices"):
+        asked = ctx.call_argument(1, name)
+        if asked is not None:
+            return not isinstance(asked, tuple | list)
+    return True
+
+
+def _keep_equal(ctx: RuleContext, axis: Axis, units: IntArray, first: int, length: int) -> None:
+    """Let pieces that are equal shrink alike; others stay whole."""
+    if length and len(units) % length == 0 and first % length == 0:
+        rows = units.reshape(-1, length)
+        for row in rows[1:]:
+            ctx.units.tie(rows[0], row)
+    else:
+        ctx.freeze(axis, "structure", "is cut into pieces of unequal size by their number")
 
 
 def _fix_bound(ctx: RuleContext, units: IntArray, bound: int, written: SizeExpr) -> None:

@@ -1,0 +1,74 @@
+"""The tables of what random architectures came to, for ``report.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Markdown = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+
+STAGES = {
+    "oracles": "random channels removed equals the masked original; permuted: same outputs",
+    "prune": "pruned and verified by the front door",
+    "reload": "saved, and loaded into the original class",
+    "distil": "distilled for two steps",
+    "export": "exported by `torch.export`, where the original is",
+    "given back": "original as before: weights, gradients, flags, hooks, attributes, generators",
+}
+REASONS = {
+    "literal": "the code writes their number down",
+    "attribute": "no assignment of attributes makes the code follow",
+    "structure": "the mathematics needs them: positions, kernels, factors of a reshape",
+    "unknown": "an operator without a rule",
+}
+
+
+def fuzzing_summary(content: dict[str, Any]) -> str:
+    """Return in a sentence how many nets were tried, and what was lost."""
+    first, last = content["seeds"]
+    return (
+        f"{content['nets']:,} nets (seeds {first} to {last}), {content['compensated']:,} of them "
+        f"compensated on data; the largest relative error in float64 is "
+        f"{content['worst error']:.1e}; {len(content['lost'])} lost; "
+        f"{content['processor hours']:.1f} hours of one core."
+    )
+
+
+def fuzzing_stages(content: dict[str, Any], markdown: Markdown) -> str:
+    """Return how each stage ended: a row a stage."""
+    rows = [
+        [STAGES[row["stage"]], *(f"{row[how]:,}" for how in ("ok", "refused", "wrong", "raw"))]
+        for row in content["stages"]
+    ]
+    return markdown(["", "held", "refused by name", "wrong", "raw errors"], rows)
+
+
+def fuzzing_kinds(content: dict[str, Any], markdown: Markdown) -> str:
+    """Return what became of the nets with each kind of block."""
+    counts = ("tried", "pruned", "refused", "lost")
+    rows = [
+        [row["kind"], *(str(row[key]) for key in counts), f"{row['frozen %']:.1f} %"]
+        for row in content["kinds"]
+    ]
+    return markdown(["nets with", "tried", "pruned", "refused", "lost", "channels that stay"], rows)
+
+
+def fuzzing_reasons(content: dict[str, Any], markdown: Markdown) -> str:
+    """Return why channels stayed, and why whole nets were refused."""
+    total = sum(content["frozen"].values())
+    rows = [
+        [f"channels: {REASONS.get(kind, kind)}", f"{100 * n / total:.1f} % of those that stay"]
+        for kind, n in content["frozen"].items()
+    ]
+    rows += [
+        [f"{one['stage']}: {one['reason']}", f"{one['nets']:,} nets"] for one in content["refusals"]
+    ]
+    return markdown(["reason", "how often"], rows)
+
+
+def fuzzing_lost(content: dict[str, Any], markdown: Markdown) -> str:
+    """Return each net that was lost and how."""
+    if not content["lost"]:
+        return "None."
+    rows = [[one["what"].replace("|", "\\|"), str(one["seed"])] for one in content["lost"]]
+    return markdown(["what happened", "seed"], rows)
