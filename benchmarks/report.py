@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -390,7 +390,7 @@ def promise_bootstrap(content: dict[str, Any]) -> str:
     )
 
 
-VIEWS = {
+VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo_table,
     "criteria": criteria_table,
     "compensation": compensation_table,

@@ -253,7 +253,7 @@ class Unfolded(nn.Module):
         if self.how == "unfold":
             return F.unfold(y, 3, padding=1).view(len(y), -1, *y.shape[2:])
         if self.how == "fold":
-            size = [int(n) for n in y.shape[2:]]
+            size: Any = [int(n) for n in y.shape[2:]]
             return F.fold(F.unfold(y, 3, padding=1) * 0.5, size, 3, padding=1)
         if self.how == "grid":
             same = torch.eye(2, 3, dtype=y.dtype).expand(len(y), 2, 3)

@@ -215,7 +215,7 @@ def _like(layer: nn.Module) -> nn.Module:
     again: Any = layer
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, layer.out_features)
-    return conv(layer.weight.ndim - 2, again.in_channels, again.out_channels)
+    return conv(again.weight.ndim - 2, again.in_channels, again.out_channels)
 
 
 class _Reading(TorchFunctionMode):

@@ -151,7 +151,11 @@ class Library(nn.Module):
         self.how = draw.one("attention", "weights", "cross", "encoder", "decoder", "sequence first")
         wide = 2 * (-(-shape[2] // 2))
         self.widen = nn.Linear(shape[2], wide)
-        inner = {"dim_feedforward": draw.width(), "dropout": 0.1, "batch_first": True}
+        inner: dict[str, Any] = {
+            "dim_feedforward": draw.width(),
+            "dropout": 0.1,
+            "batch_first": True,
+        }
         if self.how == "encoder":
             self.layer: nn.Module = nn.TransformerEncoderLayer(
                 wide, 2, norm_first=draw.chance(0.5), **inner

@@ -41,7 +41,8 @@ class Reparametrised(nn.Module):
         self.gain = nn.Parameter(torch.ones(width, *([1] * (rank + 1))))
         for layer in (self.first, self.second):
             if self.how in ("weight", "whole"):
-                parametrizations.weight_norm(layer, dim=0 if self.how == "weight" else None)
+                dim: Any = 0 if self.how == "weight" else None  # of all entries
+                parametrizations.weight_norm(layer, dim=dim)
             elif self.how == "spectral":
                 parametrizations.spectral_norm(layer)
             elif self.how in ("own", "chain"):

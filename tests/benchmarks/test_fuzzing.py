@@ -13,7 +13,12 @@ from cells import Cells
 from fuzzing_grammar import BLOCKS, build
 from fuzzing_grammar.parts import Draw
 
-SHAPES = {"map": [(2, 3, 12), (2, 3, 8, 8), (2, 3, 4, 4, 4)], "tokens": [(2, 5, 6)]}
+import taskprune
+
+SHAPES: dict[str, list[tuple[int, ...]]] = {
+    "map": [(2, 3, 12), (2, 3, 8, 8), (2, 3, 4, 4, 4)],
+    "tokens": [(2, 5, 6)],
+}
 KINDS = [(domain, kind) for domain, kinds in BLOCKS.items() for kind in kinds]
 
 
@@ -49,7 +54,7 @@ def test_a_net_that_goes_wrong_is_recorded_with_its_words(monkeypatch: pytest.Mo
     def fail(*_: Any, **__: Any) -> Any:
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr(fuzzing_trial.taskprune, "prune", fail)
+    monkeypatch.setattr(taskprune, "prune", fail)
     record = fuzzing_trial.try_net(1)
     assert fuzzing.lost(record) == ["prune: raw: IndexError: list index out of range"]
 
