@@ -39,6 +39,7 @@ for command in (
     beginning.init,
     inspection.inspect,
     shrinking.prune,
+    shrinking.frontier,
     shrinking.distill,
     shrinking.compress,
     checking.evaluate,

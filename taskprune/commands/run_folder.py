@@ -25,6 +25,9 @@ from taskprune.terminal import text_table
 MODEL, PLAN, REPORT, PAGE = "model.safetensors", "plan.json", "report.json", "report.html"
 """Weights and plan, the plan alone, all figures, and the page for a browser."""
 
+POINTS = "points"
+"""Folder of a frontier's models, which later runs go on with."""
+
 TRAINING = "training"
 """Folder of a training that goes on where it was interrupted."""
 

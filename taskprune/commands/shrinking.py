@@ -1,8 +1,9 @@
-"""Commands that make a smaller model: ``prune``, ``compress``, ``distill``."""
+"""Commands that make a smaller model: ``prune``, ``frontier``, ``compress``, ``distill``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -125,6 +126,80 @@ def _pruned_parts(
     ]
     parts.append(next_steps(steps if trained else [steps[0], steps[3]]))
     return parts
+
+
+def frontier(
+    model: arguments.Model,
+    by: Annotated[
+        str, typer.Option(help="What budgets bound: macs, params or latency_ms.")
+    ] = "macs",
+    tolerance: Annotated[
+        list[str] | None,
+        typer.Option(help="What a task may lose of its metric, such as lane=0.005; repeat."),
+    ] = None,
+    importance: Annotated[
+        str | None, typer.Option(help="Criterion, such as task_taylor, output_change.")
+    ] = None,
+    out: arguments.Out = None,
+    force: arguments.Force = False,
+    as_json: arguments.Json = False,
+    debug: arguments.Debug = False,
+) -> None:
+    """Measure how small a model can get, and keep the smallest that costs no task too much.
+
+    Interrupted, the same command goes on where it was.
+    """
+    with plain_errors(debug=debug):
+        import taskprune
+        from taskprune.commands import run_folder
+        from taskprune.commands.entering import enter
+        from taskprune.errors import InputError
+        from taskprune.files import write_text
+
+        if by not in ("macs", "params", "latency_ms"):
+            raise InputError(f"`--by` must be macs, params or latency_ms. Found {by!r}.")
+        allowed = _tolerances(tolerance or ())
+        source = enter(model)
+        data, held_out = (source.needed(part, "A frontier") for part in ("data", "validation"))
+        folder = run_folder.claim(out or Path("runs") / f"{source.name}-frontier", force=force)
+        curve = taskprune.frontier(
+            source.model(),
+            source.tasks(),
+            data,
+            validation=held_out,
+            budgets=by,  # type: ignore[arg-type] # checked above
+            directory=folder / run_folder.POINTS,
+            example_inputs=source.example(),
+            forward=source.forward,
+            importance=importance,
+        )
+        write_text(folder / run_folder.REPORT, curve.to_json())
+        parts: list[Any] = [curve]
+        record = {"folder": str(folder), **json.loads(curve.to_json())}
+        if allowed or curve.tolerances:
+            picked = curve.pick(allowed)
+            run_folder.save(folder, source, picked.model, picked.plan, "frontier")
+            write_text(folder / run_folder.REPORT, curve.to_json())
+            record["picked"] = picked.point.summary()
+            parts += [str(picked), *_trained_parts(folder, model)]
+        else:
+            parts.append("Pick a model with `--tolerance TASK=NUMBER --force`; points are kept.")
+        run_folder.show(parts, record, as_json=as_json)
+
+
+def _tolerances(written: Iterable[str]) -> dict[str, float]:
+    from taskprune.errors import InputError
+
+    found = {}
+    for each in written:
+        task, _, number = each.partition("=")
+        try:
+            found[task] = float(number)
+        except ValueError:
+            raise InputError(
+                f"`--tolerance` must be a task and a number, such as lane=0.005. Found {each!r}."
+            ) from None
+    return found
 
 
 def distill(

@@ -49,6 +49,20 @@ def test_training_and_compression_write_runs_like_pruning_does(folder: Path) -> 
     assert "drops" in run("report", "runs/net-compressed")
 
 
+def test_a_frontier_is_measured_once_and_picked_from(folder: Path) -> None:
+    (folder / "net.py").write_text(NET + DATA + TASKS)
+    assert "--tolerance" in run("frontier", "net.py")
+    assert not (folder / "runs" / "net-frontier" / "model.safetensors").exists()
+    points = sorted((folder / "runs" / "net-frontier" / "points").iterdir())
+    before = [point.stat().st_mtime_ns for point in points]
+    picked = as_json("frontier", "net.py", "--tolerance", "a=9", "--force")["picked"]
+    assert picked["budget"] == "20 % of the multiply-adds"
+    assert [point.stat().st_mtime_ns for point in points] == before, "points are kept"
+    assert "runs/net-frontier" in run("verify", "net.py", "runs/net-frontier")
+    assert "lane=0.005" in refused("frontier", "net.py", "--tolerance", "a", "--force")
+    assert "--by" in refused("frontier", "net.py", "--by", "size")
+
+
 def test_what_machines_read_is_what_people_read(folder: Path) -> None:
     (folder / "net.py").write_text(NET + DATA)
     found = as_json("inspect", "net.py")
