@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 import taskprune
 from taskprune.calling.task import Task
-from taskprune.errors import InputError, LossError
+from taskprune.errors import InputError
 from taskprune.importance import (
     CosineConflict,
     TaskTaylorImportance,
@@ -143,22 +143,17 @@ class Checkpointed(TwoTaskNet):
         return {"first": self.first(x.mean((2, 3))), "second": second}
 
 
+@pytest.mark.parametrize("reentrant", [False, True])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_gradient_checkpointing_changes_nothing(criterion: str) -> None:
+def test_gradient_checkpointing_changes_nothing(criterion: str, reentrant: bool) -> None:
     net = Checkpointed()
+    net.reentrant = reentrant
     net.load_state_dict(NET.state_dict())
     data = batches(2)
     found = score(net, GROUPS, two_tasks(), data, importance=criterion)
     expected = score(NET, GROUPS, two_tasks(), data, importance=criterion)
     for group in GROUPS:
         torch.testing.assert_close(found[group.name].total, expected[group.name].total)
-
-
-def test_reentrant_checkpointing_is_refused_with_what_to_do() -> None:
-    net = Checkpointed()
-    net.reentrant = True
-    with pytest.raises(LossError, match="Pass `use_reentrant=False`"):
-        score(net, GROUPS, two_tasks(), batches(1))
 
 
 def test_each_batch_takes_one_forward_and_one_backward_a_task() -> None:
