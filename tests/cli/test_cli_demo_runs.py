@@ -31,6 +31,7 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
         ("N_CALIBRATION", 4),
         ("N_VALIDATION", 4),
         ("N_TRAINING", 4),
+        ("LATENCY_REPEATS", 3),
     ):
         monkeypatch.setattr(demo_module, name, number)
 
