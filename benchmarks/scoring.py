@@ -22,7 +22,7 @@ from protocol import record, show
 from torch import nn
 
 from taskprune import PruneSettings, Task, prune
-from taskprune.coupling import couple
+from taskprune.coupling import CouplingGroups, couple
 from taskprune.driving.data import RoadScenes, loader
 from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.teacher import load_teacher
@@ -67,11 +67,13 @@ def timed(run: Callable[[], object]) -> float:
 
 
 def compensation(
-    model: nn.Module, tasks: Mapping[str, Task], batches: list[Any], rounds: int
+    model: nn.Module,
+    groups: CouplingGroups,
+    tasks: Mapping[str, Task],
+    batches: list[Any],
+    rounds: int,
 ) -> dict[str, float]:
     """Return what compensation adds to pruning, over scoring on the same batches."""
-    owners = output_owners(model, tasks, batches[0], forward=forward)
-    groups = couple(trace(model, batches[0], forward=forward, tasks=owners))
 
     def pruned(*, compensate: bool) -> float:
         return timed(
@@ -148,7 +150,7 @@ def main() -> None:
     title = f"Scoring {n_channels:,} channels on {len(batches)} batches of {args.batch_size}"
     show(title, rows)
     settings = {"rounds": args.rounds, "batches": args.batches, "batch_size": args.batch_size}
-    added = compensation(model, tasks, batches, args.rounds)
+    added = compensation(model, groups, tasks, batches, args.rounds)
     show("Compensation, next to scoring the same batches", [added])
     record("scoring", {"settings": settings, "rows": rows, "compensation": added})
 

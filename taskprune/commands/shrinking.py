@@ -173,17 +173,16 @@ def frontier(
             forward=source.forward,
             importance=importance,
         )
-        write_text(folder / run_folder.REPORT, curve.to_json())
         parts: list[Any] = [curve]
         record = {"folder": str(folder), **json.loads(curve.to_json())}
         if allowed or curve.tolerances:
             picked = curve.pick(allowed)
             run_folder.save(folder, source, picked.model, picked.plan, "frontier")
-            write_text(folder / run_folder.REPORT, curve.to_json())
             record["picked"] = picked.point.summary()
             parts += [str(picked), *_trained_parts(folder, model)]
         else:
             parts.append("Pick a model with `--tolerance TASK=NUMBER --force`; points are kept.")
+        write_text(folder / run_folder.REPORT, curve.to_json())
         run_folder.show(parts, record, as_json=as_json)
 
 

@@ -20,7 +20,17 @@ from taskprune.deployment.latency import REPEATS
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.files import make_folder, only_user_of
 from taskprune.front.frontier_record import Frontier, FrontierPoint, Size
-from taskprune.front.job import Batches, Examined, Job, Say, at_work, choose, examine, timed
+from taskprune.front.job import (
+    Batches,
+    Examined,
+    Job,
+    Say,
+    at_work,
+    choose,
+    chosen_importance,
+    examine,
+    timed,
+)
 from taskprune.front.judging import Judge
 from taskprune.front.point_folder import Measured, PointFolder
 from taskprune.front.prune_settings import PruneSettings
@@ -105,7 +115,7 @@ def frontier(  # noqa: PLR0913 - like `prune`, by keyword
         data=_checked_data(data),
         example_inputs=example_inputs,
         forward=one_forward(forward),
-        importance=importance or ("output_change" if tasks is None else "task_taylor"),
+        importance=chosen_importance(importance, tasks),
         safety=checked_safety(safety),
         compensate=True,
         settings=_checked_settings(settings),

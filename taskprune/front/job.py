@@ -48,6 +48,13 @@ Say: TypeAlias = Callable[[str], None]
 """Announces the next stage to whoever looks."""
 
 
+def chosen_importance(
+    importance: str | Importance | None, tasks: Mapping[str, Task] | None
+) -> str | Importance:
+    """Return the criterion that was asked for, or the default with tasks or without."""
+    return importance or ("output_change" if tasks is None else "task_taylor")
+
+
 @dataclass(frozen=True, eq=False)
 class Job:
     """What is asked for; the same in every step.

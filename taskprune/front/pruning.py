@@ -19,7 +19,7 @@ from taskprune.calling.wrappers import unwrap
 from taskprune.deployment.latency import compare_latency
 from taskprune.errors import InputError
 from taskprune.front.guard import Guard
-from taskprune.front.job import Job, at_work
+from taskprune.front.job import Job, at_work, chosen_importance
 from taskprune.front.prune_settings import PruneSettings
 from taskprune.front.result import PruneResult
 from taskprune.front.steps import Cut, Step, in_steps
@@ -113,7 +113,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         data=data,
         example_inputs=example_inputs,
         forward=one_forward(forward),
-        importance=importance or ("output_change" if tasks is None else "task_taylor"),
+        importance=chosen_importance(importance, tasks),
         safety=checked_safety(safety),
         compensate=compensate,
         settings=_checked_settings(settings),
