@@ -98,6 +98,13 @@ WAYS: Mapping[str, Way] = {
     "compensated, in steps": Way(lambda: "task_taylor", compensate=True, steps="auto"),
     "Taylor, compensated, in steps": Way(lambda: "taylor", compensate=True, steps="auto"),
     "measured, compensated, in steps": Way(MeasuredDamage, compensate=True, steps="auto"),
+    "output change, compensated": Way(lambda: "output_change", compensate=True),
+    "output change, compensated, in steps": Way(
+        lambda: "output_change", compensate=True, steps="auto"
+    ),
+    "output change measured, compensated, in steps": Way(
+        lambda: MeasuredDamage("output_change"), compensate=True, steps="auto"
+    ),
     "without labels, sliced": Way(lambda: "output_change", compensate=False, labels=False),
     "without labels, compensated": Way(lambda: "output_change", compensate=True, labels=False),
     "without labels, compensated, in steps": Way(
