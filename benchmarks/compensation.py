@@ -105,6 +105,12 @@ WAYS: Mapping[str, Way] = {
     "output change measured, compensated, in steps": Way(
         lambda: MeasuredDamage("output_change"), compensate=True, steps="auto"
     ),
+    "task change, sliced": Way(lambda: "task_change", compensate=False),
+    "task change, compensated": Way(lambda: "task_change", compensate=True),
+    "task change, compensated, in steps": Way(lambda: "task_change", compensate=True, steps="auto"),
+    "task change measured, compensated, in steps": Way(
+        lambda: MeasuredDamage("task_change"), compensate=True, steps="auto"
+    ),
     "without labels, sliced": Way(lambda: "output_change", compensate=False, labels=False),
     "without labels, compensated": Way(lambda: "output_change", compensate=True, labels=False),
     "without labels, compensated, in steps": Way(

@@ -98,11 +98,13 @@ def check_tasks(tasks: Mapping[str, Task]) -> dict[str, Task]:
         raise InputError(
             "`tasks` must map at least one name to a `Task`, for example "
             "{'lane': Task(loss=lambda outputs, batch: ...)}. "
-            f"Found {tasks!r}."
+            f"Found {'an empty ' if isinstance(tasks, Mapping) else ''}{type(tasks).__name__}."
         )
     for name, task in tasks.items():
         if not isinstance(name, str) or not isinstance(task, Task):
-            raise InputError(f"`tasks` must map names to `Task` objects. Found {name!r}: {task!r}.")
+            raise InputError(
+                f"`tasks` must map names to `Task` objects. Found {name!r}: {type(task).__name__}."
+            )
     return dict(tasks)
 
 

@@ -191,10 +191,10 @@ class Survey:
         """Take in the gradients of one batch, task by task, and choose its rows."""
         for found in batch:
             for place, rows in enumerate(self._heard):
-                if rows is not None:
+                if rows is not None and found.task < len(self.tasks):  # no probe's
                     rows = rows / found.scale**2 if found.scale != 1 else rows
                     self._loudness[place][found.task] = rows.pow_(self.settings.power)
-                    self._heard[place] = None
+                self._heard[place] = None
             yield found
         for (read, device), by_task in zip(self._reads, self._loudness, strict=True):
             self._sample(read, self._told(read, by_task, device))

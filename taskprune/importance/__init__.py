@@ -12,6 +12,7 @@ from taskprune.importance.criteria.crossprune import CrossPruneImportance, disto
 from taskprune.importance.criteria.magnitude import MagnitudeImportance
 from taskprune.importance.criteria.output_change import OutputChangeImportance
 from taskprune.importance.criteria.random import RandomImportance
+from taskprune.importance.criteria.task_change import TaskChangeImportance
 from taskprune.importance.criteria.task_taylor import TaskTaylorImportance
 from taskprune.importance.criteria.taylor import TaylorImportance
 from taskprune.importance.criteria_by_name import importance_by_name, importance_names
@@ -39,6 +40,7 @@ __all__ = [
     "Modality",
     "OutputChangeImportance",
     "RandomImportance",
+    "TaskChangeImportance",
     "TaskTaylorImportance",
     "TaylorImportance",
     "TorchPruningImportance",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +18,7 @@ from taskprune.errors import InputError, LossError, TaskPruneError, TraceError
 from taskprune.importance.backwards import TaskGradients, backwards
 from taskprune.importance.distributed import gathered, several_processes
 from taskprune.importance.half_precision import LossScale
-from taskprune.importance.scores import Evidence
+from taskprune.importance.scores import Evidence, probe_name
 from taskprune.restore.borrow import borrowed
 from taskprune.restore.checkpointing import without_reentrance
 from taskprune.restore.lending import lent
@@ -83,8 +83,8 @@ def for_each_batch(
             "weights alone, such as importance='magnitude'."
         )
     run = _Run()
-    rows = {name: row for row, name in enumerate(evidence.tasks)}
-    scales = {name: LossScale() for name in evidence.tasks}
+    rows = evidence.rows
+    scales = {name: LossScale() for name in rows}
     try:
         with differentiable(model):
             for run.n_batches, batch in enumerate(evidence.batches, start=1):
@@ -238,16 +238,20 @@ def weighted_loss(model: nn.Module, batch: Any, evidence: Evidence, *, where: st
 
 
 def _losses(model: nn.Module, batch: Any, evidence: Evidence, *, where: str) -> dict[str, Tensor]:
-    tasks = evidence.tasks
     outputs = run_forward(model, batch, evidence.forward, where=where)
+    named: Collection[str] = evidence.tasks
     if isinstance(batch, TaskBatch):
-        tasks = {batch.task: tasks[batch.task]}
-        batch = batch.batch
+        named, batch = (batch.task,), batch.batch
     losses: dict[str, Tensor] = {}
-    for name, task in tasks.items():
-        loss = task_loss(name, task, outputs, batch, where=where)
+    for name in named:
+        loss = task_loss(name, evidence.tasks[name], outputs, batch, where=where)
         if loss is not None:
             losses[name] = loss
+    for name, probe in evidence.probes.items():
+        if name in losses:
+            loss = task_loss(probe_name(name), probe, outputs, batch, where=where)
+            if loss is not None:
+                losses[probe_name(name)] = loss
     return losses
 
 

@@ -104,6 +104,68 @@ def signed_effects(
     return effects
 
 
+def loss_increase(squares: Tensor, losses: Tensor) -> Tensor | None:
+    """Return the root mean square effect on each task's loss, as a fraction of that loss.
+
+    Args:
+        squares: Mean squared effects. Shape ``[T, C]``.
+        losses: Mean losses. Shape ``[T]``.
+
+    Returns:
+        Shape ``[T, C]``; ``None`` where a loss is 0 and its effects are not.
+    """
+    loss = losses[:, None]
+    if bool(((loss == 0) & (squares > 0)).any()):
+        return None
+    return squares.sqrt() / loss.where(loss > 0, 1.0)
+
+
+def mean_square_effects(
+    model: nn.Module,
+    index: ChannelIndex,
+    evidence: Evidence,
+    total: Callable[[Tensor], Tensor],
+) -> tuple[Tensor, Tensor, int]:
+    """Run the calibration batches once and average the squared effects alone.
+
+    Args:
+        model: The model.
+        index: The channels, and which entries of each count.
+        evidence: Tasks, probes and batches.
+        total: Total scores from the mean squares so far, for ``evidence.settled``.
+
+    Returns:
+        The mean squares over the batches that have labels, a row for each task and after them
+        one for each probe, ``[T, C]``; the mean absolute loss, ``[T]``; and how many batches there
+        were. All float64, of all processes together.
+
+    Raises:
+        InputError, TraceError, LossError: See
+            :func:`~taskprune.importance.calibration.for_each_batch`.
+    """
+    parameters = index.find(dict(model.named_parameters()))
+    device, n_rows = device_for_sums(parameters), len(evidence.rows)
+    squares = torch.zeros(n_rows, index.n_channels, dtype=torch.float64, device=device)
+    counts = torch.zeros(n_rows, 1, dtype=torch.float64, device=device)
+    losses = torch.zeros(n_rows, dtype=torch.float64, device="cpu")
+
+    def visit(batch: Iterator[TaskGradients]) -> None:
+        for found in batch:
+            squares[found.task] += signed_effects(found, parameters, index, device).square()
+            counts[found.task] += 1
+            losses[found.task] += abs(found.loss)
+
+    def averaged(squares: Tensor, counts: Tensor) -> Tensor:
+        return (squares / counts.clamp_min(1)).cpu()
+
+    n_batches = for_each_batch(
+        model, parameters, evidence, visit, interim=lambda: total(averaged(squares, counts))
+    )
+    counts = summed(counts)
+    loss = summed(losses) / counts.cpu().flatten().clamp_min(1)
+    return averaged(summed(squares), counts), loss, n_batches
+
+
 def collect(
     model: nn.Module,
     index: ChannelIndex,

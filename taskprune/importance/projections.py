@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -58,28 +58,92 @@ class Projection:
         self.generator = torch.Generator().manual_seed(seed + SEEDS_OF_A_PROCESS * rank)
 
     def __call__(self, outputs: Any, _batch: Any) -> Tensor | None:
+        fit = self._fit(outputs)
+        parts = [part for output in fit if (part := self._projected(output, None)) is not None]
+        return sum(parts[1:], parts[0]) / math.sqrt(len(fit)) if parts else None
+
+    def _fit(self, outputs: Any) -> list[Tensor]:
+        """Return the outputs whose change can be measured."""
         flat = flatten_outputs(outputs)
         paths = resolve_paths({"projected": self.paths}, flat)["projected"]
-        fit = [path for path in paths if not _unfit(flat[path])]
+        fit = [flat[path] for path in paths if not _unfit(flat[path])]
         if not fit:
             raise LossError(
                 f"Expected outputs whose change can be measured. Of {_named(paths)} none is a "
                 "floating-point tensor that depends on the model's parameters."
             )
-        parts = [part for path in fit if (part := self._projected(flat[path])) is not None]
-        return sum(parts[1:], parts[0]) / math.sqrt(len(fit)) if parts else None
+        return fit
 
-    def _projected(self, output: Tensor) -> Tensor | None:
+    def _projected(self, output: Tensor, weights: Tensor | None) -> Tensor | None:
+        """Return the projection of one output, whose entries count by weights of any scale."""
         values = output.to(torch.promote_types(output.dtype, torch.float32))
         probe = torch.randn(
             values.shape, generator=self.generator, dtype=values.dtype, device="cpu"
-        )
+        ).to(values.device)
         finite = values.isfinite()
-        count, spread = int(finite.sum()), _spread(values.detach()[finite])
+        count, seen = int(finite.sum()), values.detach()[finite]
+        spread = _spread(seen)
         if spread == 0:
             return None
-        inner = (probe.to(values.device) * values.where(finite, 0.0)).sum()
+        if weights is not None:
+            shares = weights[finite] / weights[finite].mean()
+            probe = probe * (weights / weights[finite].mean()).sqrt()
+            spread = math.sqrt(float((shares * (seen - (shares * seen).mean()).square()).mean()))
+            if spread == 0:
+                return None
+        inner = (probe * values.where(finite, 0.0)).sum()
         return inner / (math.sqrt(count) * spread)
+
+
+class LossProjection(Projection):
+    r"""A projection in which an output's entries count by what a loss says of them.
+
+    As :class:`Projection`, with :math:`v_o \sim N(0, w_o)` and the spread of the outputs weighted
+    likewise, where
+
+    .. math:: w_o = \phi + \frac{|\partial L / \partial o|}{\mathrm{mean} |\partial L / \partial o|}
+
+    A background that fills nearly all of an output then does not outvote the few entries that a
+    loss looks at, and what a loss has given up on still counts a little.
+
+    Args:
+        paths: Outputs of the task.
+        loss: The task's; ``None`` from it is ``None`` here.
+        floor: :math:`\phi`, what every entry counts.
+        seed: Of the generator.
+    """
+
+    def __init__(
+        self,
+        paths: Iterable[str],
+        loss: Callable[[Any, Any], Tensor | None],
+        *,
+        floor: float,
+        seed: int,
+    ) -> None:
+        super().__init__(paths, seed)
+        self.loss, self.floor = loss, floor
+
+    def __call__(self, outputs: Any, batch: Any) -> Tensor | None:
+        loss = self.loss(outputs, batch)
+        if loss is None:
+            return None
+        fit = self._fit(outputs)
+        found = torch.autograd.grad(loss, fit, retain_graph=True, allow_unused=True)
+        parts = [
+            part
+            for output, gradient in zip(fit, found, strict=True)
+            if (part := self._projected(output, self._weights(output, gradient))) is not None
+        ]
+        return sum(parts[1:], parts[0]) / math.sqrt(len(fit)) if parts else None
+
+    def _weights(self, output: Tensor, gradient: Tensor | None) -> Tensor | None:
+        if gradient is None:
+            return None
+        size = gradient.abs().to(torch.promote_types(output.dtype, torch.float32))
+        size = size.where(size.isfinite(), 0.0)
+        mean = size.mean()
+        return self.floor + size / mean if bool(mean > 0) else None
 
 
 def output_tasks(

@@ -44,6 +44,8 @@ class Evidence:
         settled: Called after each batch with (batches done, total scores so far, shape ``[C]``) by
             criteria that know them; True ends the calibration. ``None``: all batches are used.
         watch: Looks on at what is run.
+        probes: ``{task: a further loss}``, differentiated on the same forward wherever the task
+            has labels; their rows come after those of all tasks.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
@@ -52,6 +54,17 @@ class Evidence:
     progress: Callable[[int], None] = lambda _: None
     settled: Callable[[int, Tensor], bool] | None = None
     watch: Watch | None = None
+    probes: Mapping[str, Task] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Row numbers of the tasks, and after them of the probes, by the names of their losses."""
+        return {name: row for row, name in enumerate([*self.tasks, *map(probe_name, self.probes)])}
+
+
+def probe_name(task: str) -> str:
+    """Return what a task's probe is called where its own loss bears the task's name."""
+    return f"{task} (probe)"
 
 
 @dataclass(frozen=True, eq=False, slots=True)

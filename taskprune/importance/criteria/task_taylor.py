@@ -14,7 +14,7 @@ from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.conflict import Conflict, EffectConflict
 from taskprune.importance.criteria_by_name import criterion
-from taskprune.importance.effects import TaskStatistics, collect
+from taskprune.importance.effects import TaskStatistics, collect, loss_increase
 from taskprune.importance.normalisation import Normalisation, by_stake
 from taskprune.importance.scores import ChannelScores, Evidence, GroupScores
 
@@ -78,11 +78,12 @@ class TaskTaylorImportance:
             total=lambda so_far: self._scores(so_far, weights).total,
         )
         scores = self._scores(statistics, weights)
+        squares = statistics.mean_squares(torch.ones(len(statistics.tasks), device="cpu"))
         return ChannelScores(
             criterion="task_taylor",
             tasks=statistics.tasks,
             groups=statistics.index.split(
-                replace(scores, loss_increase=loss_increases(statistics))
+                replace(scores, loss_increase=loss_increase(squares, statistics.mean_loss))
             ),
             n_batches=statistics.n_batches,
             correlation=self.correlation,
@@ -99,15 +100,3 @@ class TaskTaylorImportance:
         above = torch.triu_indices(n_tasks, n_tasks, offset=1, device="cpu")
         pairs = self.conflict(statistics, scale, importance)[above[0], above[1]]
         return GroupScores(importance - self.conflict_weight * pairs.sum(0), per_task, pairs)
-
-
-def loss_increases(statistics: TaskStatistics) -> Tensor | None:
-    """Return the root mean square effect on each task's loss, as a fraction of that loss.
-
-    ``None`` where a loss is 0 and its effects are not. Shape ``[T, C]``.
-    """
-    squares = statistics.mean_squares(torch.ones(len(statistics.tasks), device="cpu"))
-    loss = statistics.mean_loss[:, None]
-    if bool(((loss == 0) & (squares > 0)).any()):
-        return None
-    return squares.sqrt() / loss.where(loss > 0, 1.0)
