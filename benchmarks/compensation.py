@@ -9,9 +9,9 @@ Every row goes through the front door, ``taskprune.prune``, under the default li
 on the same unseen scenes; nothing is fine-tuned. *Sliced* leaves the weights that stay as they
 were; *compensated* re-weights what reads removed channels, *in steps* after each of as many as
 ``steps="auto"`` takes; *measured* corrects scores by what groups were measured to cost; *without
-labels* scores and compensates by outputs alone. Torch-Pruning's criterion scores
-the same groups, so that the comparison is about the score. A seed draws the calibration images
-and, for "dense", another trained network.
+labels* scores and compensates by outputs alone. Where no criterion is named it is the default.
+Torch-Pruning's scores the same groups, so that the comparison is about the score. A seed draws the
+calibration images and, for "dense", another trained network.
 
 Points are 100 x metric, lost against the unpruned network; "worst" is the largest loss among the
 tasks. Cells are kept in ``benchmarks/results/cells/compensation.jsonl`` as they finish, with the
@@ -50,7 +50,7 @@ from taskprune.driving.fusion import (
     fusion_tasks,
     load_fusion_teacher,
 )
-from taskprune.importance import Importance, TorchPruningImportance
+from taskprune.importance import Importance, TaskChangeImportance, TorchPruningImportance
 from taskprune.restore import evaluating, flushed_denormals
 
 
@@ -79,42 +79,40 @@ class Network:
 class Way:
     """One way to prune: a row of the table."""
 
-    importance: Callable[[], str | Importance]
+    importance: str | Importance
     compensate: bool
     steps: int | Literal["auto"] = 1
     labels: bool = True
 
 
-def _torch_pruning() -> Importance:
-    return TorchPruningImportance(tp.importance.GroupTaylorImportance())
-
-
 WAYS: Mapping[str, Way] = {
-    "sliced": Way(lambda: "task_taylor", compensate=False),
-    "Torch-Pruning's score, sliced": Way(_torch_pruning, compensate=False),
-    "Taylor, sliced": Way(lambda: "taylor", compensate=False),
-    "compensated": Way(lambda: "task_taylor", compensate=True),
-    "Taylor, compensated": Way(lambda: "taylor", compensate=True),
-    "compensated, in steps": Way(lambda: "task_taylor", compensate=True, steps="auto"),
-    "Taylor, compensated, in steps": Way(lambda: "taylor", compensate=True, steps="auto"),
-    "measured, compensated, in steps": Way(MeasuredDamage, compensate=True, steps="auto"),
-    "output change, compensated": Way(lambda: "output_change", compensate=True),
-    "output change, compensated, in steps": Way(
-        lambda: "output_change", compensate=True, steps="auto"
+    "sliced": Way("task_change", compensate=False),
+    "compensated": Way("task_change", compensate=True),
+    "compensated, in steps": Way("task_change", compensate=True, steps="auto"),
+    "floor 0.1, compensated, in steps": Way(
+        TaskChangeImportance(floor=0.1), compensate=True, steps="auto"
     ),
-    "output change measured, compensated, in steps": Way(
-        lambda: MeasuredDamage("output_change"), compensate=True, steps="auto"
+    "measured, compensated, in steps": Way(
+        MeasuredDamage("task_change"), compensate=True, steps="auto"
     ),
-    "task change, sliced": Way(lambda: "task_change", compensate=False),
-    "task change, compensated": Way(lambda: "task_change", compensate=True),
-    "task change, compensated, in steps": Way(lambda: "task_change", compensate=True, steps="auto"),
-    "task change measured, compensated, in steps": Way(
-        lambda: MeasuredDamage("task_change"), compensate=True, steps="auto"
+    "task_taylor, sliced": Way("task_taylor", compensate=False),
+    "task_taylor, compensated": Way("task_taylor", compensate=True),
+    "task_taylor, compensated, in steps": Way("task_taylor", compensate=True, steps="auto"),
+    "Torch-Pruning's score, sliced": Way(
+        TorchPruningImportance(tp.importance.GroupTaylorImportance()), compensate=False
     ),
-    "without labels, sliced": Way(lambda: "output_change", compensate=False, labels=False),
-    "without labels, compensated": Way(lambda: "output_change", compensate=True, labels=False),
+    "Taylor, sliced": Way("taylor", compensate=False),
+    "Taylor, compensated": Way("taylor", compensate=True),
+    "Taylor, compensated, in steps": Way("taylor", compensate=True, steps="auto"),
+    "output_change, compensated": Way("output_change", compensate=True),
+    "output_change, compensated, in steps": Way("output_change", compensate=True, steps="auto"),
+    "output_change measured, compensated, in steps": Way(
+        MeasuredDamage("output_change"), compensate=True, steps="auto"
+    ),
+    "without labels, sliced": Way("output_change", compensate=False, labels=False),
+    "without labels, compensated": Way("output_change", compensate=True, labels=False),
     "without labels, compensated, in steps": Way(
-        lambda: "output_change", compensate=True, steps="auto", labels=False
+        "output_change", compensate=True, steps="auto", labels=False
     ),
 }
 
@@ -183,7 +181,7 @@ def cell(
             data=batches,
             forward=network.forward,
             budget=budget,
-            importance=way.importance(),
+            importance=way.importance,
             compensate=way.compensate,
             settings=PruneSettings(steps=way.steps, verify=False),
         )

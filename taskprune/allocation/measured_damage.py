@@ -24,7 +24,7 @@ from taskprune.compensation.harm import Harm, runs
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
 from taskprune.importance.channel_index import ChannelIndex
-from taskprune.importance.criteria_by_name import checked_criterion
+from taskprune.importance.criteria_by_name import DEFAULT_CRITERION, checked_criterion
 from taskprune.importance.normalisation import LEAST_STAKE
 from taskprune.importance.projections import Projection, output_tasks
 from taskprune.importance.scores import ChannelScores, Evidence, Importance
@@ -57,7 +57,7 @@ class MeasuredDamage:
             be compensated.
     """
 
-    importance: str | Importance = "task_taylor"
+    importance: str | Importance = DEFAULT_CRITERION
     widths: tuple[float, ...] = (0.2, 0.5)
     n_batches: int = 1
     mended: bool = True

@@ -30,7 +30,7 @@ def prune(  # noqa: PLR0913 - one argument an option
         float | None, typer.Option(help="Latency that may remain: a fraction or milliseconds.")
     ] = None,
     importance: Annotated[
-        str | None, typer.Option(help="Criterion, such as task_taylor, output_change, magnitude.")
+        str | None, typer.Option(help="Criterion, such as task_change, output_change, magnitude.")
     ] = None,
     steps: Annotated[str, typer.Option(help="In how many steps, or 'auto'.")] = "1",
     protect: Annotated[
@@ -138,7 +138,7 @@ def frontier(
         typer.Option(help="What a task may lose of its metric, such as lane=0.005; repeat."),
     ] = None,
     importance: Annotated[
-        str | None, typer.Option(help="Criterion, such as task_taylor, output_change.")
+        str | None, typer.Option(help="Criterion, such as task_change, output_change.")
     ] = None,
     out: arguments.Out = None,
     force: arguments.Force = False,

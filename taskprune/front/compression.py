@@ -31,6 +31,7 @@ from taskprune.front.prune_settings import PruneSettings
 from taskprune.front.pruning import checked_safety
 from taskprune.front.steps import Step, in_steps
 from taskprune.importance import Importance
+from taskprune.importance.criteria_by_name import DEFAULT_CRITERION
 from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite.checkpoint import save_checkpoint
 from taskprune.solver.budget import Budget
@@ -140,7 +141,7 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
     settings: DistillSettings | None = None,
     taps: TapSelector | Sequence[TapSelector] | None = None,
     forward: Forwards | None = None,
-    importance: str | Importance = "task_taylor",
+    importance: str | Importance = DEFAULT_CRITERION,
     safety: Safety | None = None,
     n_batches: int | None = None,
 ) -> CompressionResult:

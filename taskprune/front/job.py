@@ -28,7 +28,7 @@ from taskprune.errors import InputError
 from taskprune.front.prune_settings import PruneSettings
 from taskprune.graph import ModelGraph, trace
 from taskprune.importance import ChannelScores, Importance, output_owners, score
-from taskprune.importance.criteria_by_name import checked_criterion
+from taskprune.importance.criteria_by_name import DEFAULT_CRITERION, checked_criterion
 from taskprune.importance.owners import LOOK_AHEAD, owners_from_batches
 from taskprune.importance.projections import output_tasks
 from taskprune.importance.scoring import check_values
@@ -52,7 +52,7 @@ def chosen_importance(
     importance: str | Importance | None, tasks: Mapping[str, Task] | None
 ) -> str | Importance:
     """Return the criterion that was asked for, or the default with tasks or without."""
-    return importance or ("output_change" if tasks is None else "task_taylor")
+    return importance or ("output_change" if tasks is None else DEFAULT_CRITERION)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +76,7 @@ class Job:
     data: Batches | None
     example_inputs: Any = None
     forward: Forward | None = None
-    importance: str | Importance = "task_taylor"
+    importance: str | Importance = DEFAULT_CRITERION
     safety: Safety = field(default_factory=Safety)
     compensate: bool = False
     settings: PruneSettings = field(default_factory=PruneSettings)

@@ -89,7 +89,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             activations. Latency is predicted from operators timed on the model's device with the
             example; what was timed once is read from disk (``$TASKPRUNE_CACHE``).
         importance: Name of a criterion, or any callable that scores channels, such as a
-            ``TorchPruningImportance``. Default: ``"task_taylor"``, without tasks
+            ``TorchPruningImportance``. Default: ``"task_change"``, without tasks
             ``"output_change"``.
         safety: Limits that hold whatever the scores say. Default: ``Safety()``.
         compensate: Re-weight what stays so that it says what the removed channels said: least

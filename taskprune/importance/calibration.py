@@ -248,10 +248,9 @@ def _losses(model: nn.Module, batch: Any, evidence: Evidence, *, where: str) -> 
         if loss is not None:
             losses[name] = loss
     for name, probe in evidence.probes.items():
-        if name in losses:
-            loss = task_loss(probe_name(name), probe, outputs, batch, where=where)
-            if loss is not None:
-                losses[probe_name(name)] = loss
+        probed = probe(outputs, losses[name]) if name in losses else None
+        if probed is not None:
+            losses[probe_name(name)] = probed
     return losses
 
 

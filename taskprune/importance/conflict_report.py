@@ -77,8 +77,8 @@ def conflict_report(groups: CouplingGroups, scores: ChannelScores) -> ConflictRe
     if not scores.knows_conflict:
         raise InputError(
             f"There is no conflict to report in scores by `{scores.criterion}` of "
-            f"{len(scores.tasks)} task(s). Score two tasks or more with importance='task_taylor' "
-            "and a `conflict_weight` above 0."
+            f"{len(scores.tasks)} task(s). Score two tasks or more with importance='task_change', "
+            "or 'task_taylor' and a `conflict_weight` above 0."
         )
     pairs = tuple(combinations(scores.tasks, 2))
     sums = [0.0] * len(pairs)

@@ -14,6 +14,9 @@ from taskprune.importance.scores import Importance, ImportanceFactory
 ENTRY_POINTS = "taskprune.importance"
 """Entry point group: the name is the criterion's, the object a factory without arguments."""
 
+DEFAULT_CRITERION = "task_change"
+"""Where there are tasks and nobody chose."""
+
 _FACTORIES: dict[str, ImportanceFactory] = {}
 
 Factory = TypeVar("Factory", bound=ImportanceFactory)

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from taskprune.calling.task import Task
 from taskprune.errors import LossError
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import for_each_batch
@@ -43,6 +42,8 @@ class TaskStatistics:
             ``[T, T, C]``, float64; ``None`` unless asked for.
         stakes: What each task has to lose, see :mod:`taskprune.importance.stakes`. Shape ``[T]``,
             float64, NaN where it is not known; ``None`` unless asked for.
+        probes: Mean squared effect on each probe of the evidence over its batches. Shape
+            ``[P, C]``, float64.
     """
 
     index: ChannelIndex
@@ -52,6 +53,7 @@ class TaskStatistics:
     mean_loss: Tensor
     products: Tensor
     opposition: Tensor
+    probes: Tensor
     gramian: Tensor | None = None
     stakes: Tensor | None = None
 
@@ -120,52 +122,6 @@ def loss_increase(squares: Tensor, losses: Tensor) -> Tensor | None:
     return squares.sqrt() / loss.where(loss > 0, 1.0)
 
 
-def mean_square_effects(
-    model: nn.Module,
-    index: ChannelIndex,
-    evidence: Evidence,
-    total: Callable[[Tensor], Tensor],
-) -> tuple[Tensor, Tensor, int]:
-    """Run the calibration batches once and average the squared effects alone.
-
-    Args:
-        model: The model.
-        index: The channels, and which entries of each count.
-        evidence: Tasks, probes and batches.
-        total: Total scores from the mean squares so far, for ``evidence.settled``.
-
-    Returns:
-        The mean squares over the batches that have labels, a row for each task and after them
-        one for each probe, ``[T, C]``; the mean absolute loss, ``[T]``; and how many batches there
-        were. All float64, of all processes together.
-
-    Raises:
-        InputError, TraceError, LossError: See
-            :func:`~taskprune.importance.calibration.for_each_batch`.
-    """
-    parameters = index.find(dict(model.named_parameters()))
-    device, n_rows = device_for_sums(parameters), len(evidence.rows)
-    squares = torch.zeros(n_rows, index.n_channels, dtype=torch.float64, device=device)
-    counts = torch.zeros(n_rows, 1, dtype=torch.float64, device=device)
-    losses = torch.zeros(n_rows, dtype=torch.float64, device="cpu")
-
-    def visit(batch: Iterator[TaskGradients]) -> None:
-        for found in batch:
-            squares[found.task] += signed_effects(found, parameters, index, device).square()
-            counts[found.task] += 1
-            losses[found.task] += abs(found.loss)
-
-    def averaged(squares: Tensor, counts: Tensor) -> Tensor:
-        return (squares / counts.clamp_min(1)).cpu()
-
-    n_batches = for_each_batch(
-        model, parameters, evidence, visit, interim=lambda: total(averaged(squares, counts))
-    )
-    counts = summed(counts)
-    loss = summed(losses) / counts.cpu().flatten().clamp_min(1)
-    return averaged(summed(squares), counts), loss, n_batches
-
-
 def collect(
     model: nn.Module,
     index: ChannelIndex,
@@ -177,9 +133,9 @@ def collect(
 ) -> TaskStatistics:
     """Run the calibration batches once and add up.
 
-    Cost: one forward and T backwards per batch, and with ``with_stakes`` a few forwards in all;
-    memory of one extra set of gradients, with ``with_gramian`` of T more. Under several processes
-    the sums are those of all of them.
+    Cost: a forward for each batch and a backward for each of its tasks and probes, and with
+    ``with_stakes`` a few forwards in all; memory of one extra set of gradients, with
+    ``with_gramian`` of T more. Under several processes the sums are those of all of them.
 
     Args:
         model: The model.
@@ -195,7 +151,7 @@ def collect(
     """
     parameters = index.find(dict(model.named_parameters()))
     stakes = Stakes(model, index, evidence, parameters) if with_stakes else None
-    sums = _Sums(index, evidence.tasks, parameters, with_gramian=with_gramian, stakes=stakes)
+    sums = _Sums(index, evidence, parameters, with_gramian=with_gramian, stakes=stakes)
     n_batches = for_each_batch(
         model,
         parameters,
@@ -214,24 +170,28 @@ class _Sums:
     def __init__(
         self,
         index: ChannelIndex,
-        tasks: Mapping[str, Task],
+        evidence: Evidence,
         parameters: dict[str, Tensor],
         *,
         with_gramian: bool,
         stakes: Stakes | None,
     ) -> None:
         self.stakes = stakes
-        self.index, self.tasks, self.parameters = index, tuple(tasks), parameters
+        self.index, self.tasks, self.parameters = index, tuple(evidence.tasks), parameters
         self.device = device_for_sums(parameters)
-        shape = (len(tasks), len(tasks))
+        shape = (len(self.tasks), len(self.tasks))
         self.labelled = torch.zeros(shape, dtype=torch.float64, device="cpu")
-        self.loss = torch.zeros(len(tasks), dtype=torch.float64, device="cpu")
+        self.loss = torch.zeros(len(self.tasks), dtype=torch.float64, device="cpu")
         self.products = torch.zeros(
             (*shape, index.n_channels), dtype=torch.float64, device=self.device
         )
         self.opposition = torch.zeros_like(self.products)
+        self.probes = torch.zeros(
+            (len(evidence.probes), index.n_channels), dtype=torch.float64, device=self.device
+        )
+        self.probed = torch.zeros((len(evidence.probes), 1), dtype=torch.float64, device="cpu")
         self.gradients: list[dict[str, Tensor]] | None = (
-            [{} for _ in tasks] if with_gramian else None
+            [{} for _ in self.tasks] if with_gramian else None
         )
         self.batches = 0
 
@@ -243,9 +203,14 @@ class _Sums:
         )
         present = torch.zeros(len(self.tasks), dtype=torch.float64, device="cpu")
         for found in batch:
+            own = signed_effects(found, self.parameters, self.index, self.device)
+            if found.task >= len(self.tasks):
+                self.probes[found.task - len(self.tasks)] += own.square_()
+                self.probed[found.task - len(self.tasks)] += 1
+                continue
             present[found.task] = 1
             self.loss[found.task] += abs(found.loss)
-            effects[found.task] = signed_effects(found, self.parameters, self.index, self.device)
+            effects[found.task] = own
             if self.gradients is not None:
                 _add_gradients(self.gradients[found.task], found)
         products = effects[:, None] * effects[None]
@@ -257,6 +222,7 @@ class _Sums:
         """Add up over processes; all of them go on with the same sums."""
         self.labelled, self.loss = summed(self.labelled), summed(self.loss)
         self.products, self.opposition = summed(self.products), summed(self.opposition)
+        self.probes, self.probed = summed(self.probes), summed(self.probed)
         if self.stakes is not None:
             self.stakes.reduce()
         if self.gradients is not None:
@@ -283,6 +249,7 @@ class _Sums:
             mean_loss=self.loss / self.labelled.diagonal().clamp_min(1),
             products=self.products.cpu(),
             opposition=self.opposition.cpu(),
+            probes=self.probes.cpu() / self.probed.clamp_min(1),
             gramian=None if self.gradients is None else self._gramian(self.gradients).cpu(),
             stakes=None if self.stakes is None else self.stakes.values(),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -107,39 +107,31 @@ class LossProjection(Projection):
     loss looks at, and what a loss has given up on still counts a little.
 
     Args:
-        paths: Outputs of the task.
-        loss: The task's; ``None`` from it is ``None`` here.
+        paths: Outputs of the task; ``None`` for all that its loss depends on.
         floor: :math:`\phi`, what every entry counts.
         seed: Of the generator.
     """
 
-    def __init__(
-        self,
-        paths: Iterable[str],
-        loss: Callable[[Any, Any], Tensor | None],
-        *,
-        floor: float,
-        seed: int,
-    ) -> None:
-        super().__init__(paths, seed)
-        self.loss, self.floor = loss, floor
+    def __init__(self, paths: Iterable[str] | None, *, floor: float, seed: int) -> None:
+        super().__init__(paths or (), seed)
+        self.floor = floor
 
-    def __call__(self, outputs: Any, batch: Any) -> Tensor | None:
-        loss = self.loss(outputs, batch)
-        if loss is None:
-            return None
-        fit = self._fit(outputs)
-        found = torch.autograd.grad(loss, fit, retain_graph=True, allow_unused=True)
+    def __call__(self, outputs: Any, loss: Tensor) -> Tensor | None:
+        """Return the projection of outputs, given the loss that was made of them."""
+        flat = flatten_outputs(outputs)
+        paths = resolve_paths({"probed": self.paths}, flat)["probed"] if self.paths else flat
+        distinct = {id(flat[path]): flat[path] for path in paths if not _unfit(flat[path])}
+        fit = list(distinct.values())
+        found = torch.autograd.grad(loss, fit, retain_graph=True, allow_unused=True) if fit else ()
         parts = [
             part
             for output, gradient in zip(fit, found, strict=True)
-            if (part := self._projected(output, self._weights(output, gradient))) is not None
+            if gradient is not None
+            and (part := self._projected(output, self._weights(output, gradient))) is not None
         ]
-        return sum(parts[1:], parts[0]) / math.sqrt(len(fit)) if parts else None
+        return sum(parts[1:], parts[0]) / math.sqrt(len(parts)) if parts else None
 
-    def _weights(self, output: Tensor, gradient: Tensor | None) -> Tensor | None:
-        if gradient is None:
-            return None
+    def _weights(self, output: Tensor, gradient: Tensor) -> Tensor | None:
         size = gradient.abs().to(torch.promote_types(output.dtype, torch.float32))
         size = size.where(size.isfinite(), 0.0)
         mean = size.mean()

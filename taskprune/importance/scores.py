@@ -44,8 +44,9 @@ class Evidence:
         settled: Called after each batch with (batches done, total scores so far, shape ``[C]``) by
             criteria that know them; True ends the calibration. ``None``: all batches are used.
         watch: Looks on at what is run.
-        probes: ``{task: a further loss}``, differentiated on the same forward wherever the task
-            has labels; their rows come after those of all tasks.
+        probes: ``{task: probe}``, each a function of the outputs and the task's loss that returns
+            a further scalar to differentiate, or ``None``, on the same forward and wherever the
+            task has labels; their rows come after those of all tasks.
     """
 
     tasks: Mapping[str, Task] = field(default_factory=dict)
@@ -54,7 +55,7 @@ class Evidence:
     progress: Callable[[int], None] = lambda _: None
     settled: Callable[[int, Tensor], bool] | None = None
     watch: Watch | None = None
-    probes: Mapping[str, Task] = field(default_factory=dict)
+    probes: Mapping[str, Callable[[Any, Tensor], Tensor | None]] = field(default_factory=dict)
 
     @property
     def rows(self) -> dict[str, int]:
@@ -75,9 +76,9 @@ class GroupScores:
         total: The order in which channels go, lowest first, after aggregation and penalties. Shape
             ``[C]``.
         per_task: What each task alone says. Shape ``[T, C]``.
-        pair_conflict: Penalty of each pair of tasks, in the order of
-            ``itertools.combinations(tasks, 2)``. Shape ``[T (T - 1) / 2, C]``; ``None`` where the
-            criterion has no such term.
+        pair_conflict: Conflict of each pair of tasks, in units of the score, in the order of
+            ``itertools.combinations(tasks, 2)``, whether or not it is a penalty. Shape
+            ``[T (T - 1) / 2, C]``; ``None`` where the criterion does not tell.
         loss_increase: By how much of itself each task's loss changes when the channel goes, the
             root of the mean square over the batches, to first order; not negative. Shape
             ``[T, C]``; ``None`` where the criterion does not know it, or a loss is 0.
@@ -95,7 +96,7 @@ class GroupScores:
 
     @property
     def conflict(self) -> Tensor | None:
-        """The penalty of all pairs together. Shape ``[C]``; ``None`` without such a term."""
+        """The conflict of all pairs together. Shape ``[C]``; ``None`` without such a term."""
         return None if self.pair_conflict is None else self.pair_conflict.sum(0)
 
     def of(self, channels: slice | Tensor) -> GroupScores:

@@ -18,7 +18,7 @@ from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
-from taskprune.importance.criteria_by_name import checked_criterion
+from taskprune.importance.criteria_by_name import DEFAULT_CRITERION, checked_criterion
 from taskprune.importance.distributed import several_processes
 from taskprune.importance.scores import (
     BLIND,
@@ -40,7 +40,7 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
     tasks: Mapping[str, Task] | None = None,
     data: Iterable[Any] | Mapping[str, Iterable[Any]] | None = None,
     *,
-    importance: str | Importance = "task_taylor",
+    importance: str | Importance = DEFAULT_CRITERION,
     forward: Forwards = call_batch,
     n_batches: int | None = None,
     calibrate: Literal["all", "auto"] = "all",

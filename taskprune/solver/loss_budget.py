@@ -70,7 +70,7 @@ def allowed_loss(
     if not scores.knows_losses:
         raise InputError(
             "`max_loss_increase` needs a criterion that says what each channel means to each "
-            f"task's loss, such as 'task_taylor', and losses above 0. Found `{scores.criterion}`."
+            f"task's loss, such as 'task_change', and losses above 0. Found `{scores.criterion}`."
         )
     unknown = sorted(set(limits) - set(scores.tasks))
     if unknown:

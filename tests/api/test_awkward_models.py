@@ -264,7 +264,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-@pytest.mark.parametrize("importance", ["task_taylor", "taylor", "cosprune"])
+@pytest.mark.parametrize("importance", ["task_change", "task_taylor", "taylor", "cosprune"])
 def test_scores_under_reentrant_checkpointing_are_those_of_the_other_kind(importance: str) -> None:
     nets = [randomise_(Checkpointed(reentrant=reentrant), 0) for reentrant in (False, True)]
     apply = CheckpointFunction.apply

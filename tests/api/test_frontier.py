@@ -50,6 +50,7 @@ def go(model: TwoTaskNet, **changes: Any) -> Frontier:
         "data": batches(2),
         "validation": batches(1, seed=5),
         "budgets": BUDGETS,
+        "importance": "task_taylor",
         "settings": PruneSettings(verify=False),
         **changes,
     }
@@ -92,7 +93,9 @@ def test_a_frontier_measures_every_budget_with_one_scoring_and_leaves_the_model(
 
 def test_a_point_is_what_prune_makes_of_its_budget(found: Frontier) -> None:
     point = found.points[1]
-    alone = taskprune.prune(two_task_net(), watched(), data=batches(2), budget=BUDGETS[1])
+    alone = taskprune.prune(
+        two_task_net(), watched(), data=batches(2), budget=BUDGETS[1], importance="task_taylor"
+    )
     assert point.plan == alone.plan
     assert same_weights(point.load(), alone.model)
 

@@ -166,7 +166,9 @@ def test_outputs_that_belong_to_no_task_are_named_and_their_heads_not_gutted(
 ) -> None:
     net, data = two_task_net(), batches(1)
     with caplog.at_level("WARNING", logger="taskprune"):
-        result = taskprune.prune(net, {"map": two_tasks()["map"]}, 0.4, data=data)
+        result = taskprune.prune(
+            net, {"map": two_tasks()["map"]}, 0.4, data=data, importance="task_taylor"
+        )
     (note,) = result.report.notes
     assert "Outputs `kind` belong to no task" in note
     assert "protect=" in note

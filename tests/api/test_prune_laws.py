@@ -37,7 +37,9 @@ from taskprune.testing import randomise_
 # -- the user's model stays as it was --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("importance", ["task_taylor", "taylor", "cosprune", "magnitude", "random"])
+@pytest.mark.parametrize(
+    "importance", ["task_change", "task_taylor", "taylor", "cosprune", "magnitude", "random"]
+)
 def test_the_model_is_left_as_it_was(importance: str) -> None:
     net = worn(two_task_net())
     with unchanged(net):

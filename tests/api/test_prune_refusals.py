@@ -190,7 +190,7 @@ def test_a_loss_that_fails_on_a_later_batch_names_it() -> None:
 
 def test_tasks_must_be_a_mapping_of_tasks() -> None:
     assert_says(refusal(InputError, None, [Task(kind_loss)]), "`tasks` must map", "Task(loss=")
-    assert_says(refusal(InputError, None, {}), "at least one", "Found {}")
+    assert_says(refusal(InputError, None, {}), "at least one", "Found an empty dict")
     assert_says(refusal(InputError, None, {"kind": kind_loss}), "`Task` objects", "'kind'")
 
 

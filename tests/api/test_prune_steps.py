@@ -351,10 +351,11 @@ def test_arguments_that_do_not_fit_are_refused(changes: dict[str, Any], message:
 @pytest.mark.parametrize("steps", [1, 3])
 def test_what_the_losses_may_rise_by_binds_and_is_reported(steps: int) -> None:
     budget = Budget(params=0.9)
-    free = pruned(budget=budget, safety=Safety(protected_quantile=1.0))
+    taylor: dict[str, Any] = {"importance": "task_taylor"}
+    free = pruned(budget=budget, safety=Safety(protected_quantile=1.0), **taylor)
     allowed = 0.7 * predicted_loss(free.scores, free.plan.drop)["kind"]
     safety = Safety(protected_quantile=1.0, max_loss_increase={"kind": allowed})
-    result = pruned(budget=budget, steps=steps, safety=safety)
+    result = pruned(budget=budget, steps=steps, safety=safety, **taylor)
     if steps == 1:
         assert predicted_loss(result.scores, result.plan.drop)["kind"] <= allowed
     assert result.plan.drop != free.plan.drop

@@ -66,7 +66,7 @@ def test_casts_of_the_user_may_be_there_before() -> None:
         as_before(net)
 
 
-@pytest.mark.parametrize("importance", ["task_taylor", "taylor"])
+@pytest.mark.parametrize("importance", ["task_change", "task_taylor", "taylor"])
 def test_a_plan_is_as_good_as_outside(importance: str) -> None:
     net, data = two_task_net().eval(), batches(2)
     tasks = two_tasks()

@@ -74,7 +74,7 @@ def failing(outputs: Any, batch: Any) -> Tensor:
     raise RuntimeError("no such label")
 
 
-CRITERIA = ("task_taylor", "taylor", "cosprune", "magnitude", "random")
+CRITERIA = ("task_change", "task_taylor", "taylor", "cosprune", "magnitude", "random")
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)
@@ -92,7 +92,7 @@ def test_scoring_leaves_no_trace_in_the_model(criterion: str) -> None:
     assert_same(snapshot(net), before)
 
 
-@pytest.mark.parametrize("criterion", ["task_taylor", "taylor", "cosprune"])
+@pytest.mark.parametrize("criterion", ["task_change", "task_taylor", "taylor", "cosprune"])
 def test_a_failing_loss_leaves_no_trace_in_the_model(criterion: str) -> None:
     net = prepared()
     before = snapshot(net)
@@ -243,7 +243,7 @@ def test_only_as_many_batches_as_asked_for_are_drawn() -> None:
 def test_whoever_watches_sees_every_forward_and_backward() -> None:
     net, data = two_task_net(), batches(2)
     watch = Inputs("second.0")
-    score(net, two_task_groups(net), two_tasks(), data, watch=watch)
+    score(net, two_task_groups(net), two_tasks(), data, importance="task_taylor", watch=watch)
     assert len(watch.gradients) == 4
     x = torch.relu(net.eval().norm(net.stem(data[0][0])))
     x = (x + net.square(x)).detach().requires_grad_()

@@ -63,7 +63,7 @@ def one_forward() -> int:
     return net.meter.peak
 
 
-@pytest.mark.parametrize("criterion", ["task_taylor", "taylor", "cosprune"])
+@pytest.mark.parametrize("criterion", ["task_change", "task_taylor", "taylor", "cosprune"])
 def test_only_one_graph_is_alive_at_a_time(criterion: str) -> None:
     net = metered()
     score(net, two_task_groups(net), two_tasks(), batches(4), importance=criterion)

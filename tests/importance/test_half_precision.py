@@ -16,7 +16,7 @@ from taskprune.importance import score
 from taskprune.importance.half_precision import runs_in_half
 from taskprune.importance.scores import ChannelScores
 
-CRITERIA = ("task_taylor", "taylor")
+CRITERIA = ("task_change", "task_taylor", "taylor")
 
 
 class Half(TwoTaskNet):

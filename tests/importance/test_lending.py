@@ -28,6 +28,7 @@ from taskprune.importance import score
 from taskprune.restore.lending import lent
 
 CRITERIA: dict[str, Any] = {
+    "task_change": "task_change",
     "task_taylor": "task_taylor",
     "taylor": "taylor",
     "cosprune": "cosprune",

@@ -38,7 +38,7 @@ from taskprune.importance.stability import RankingStability
 
 NET = two_task_net()
 GROUPS = two_task_groups(NET)
-CRITERIA = ("task_taylor", "taylor", "cosprune")
+CRITERIA = ("task_change", "task_taylor", "taylor", "cosprune")
 
 
 def labels_of(batch: Batch, task: str) -> Batch:
@@ -55,7 +55,7 @@ def test_own_loaders_give_each_task_the_scores_of_its_own_data() -> None:
     found = score(NET, GROUPS, two_tasks(), own, importance=criterion)
     assert found.n_batches == 5
     for row, (name, loss) in enumerate({"first": first_loss, "second": second_loss}.items()):
-        alone = score(NET, GROUPS, {name: Task(loss)}, own[name])
+        alone = score(NET, GROUPS, {name: Task(loss)}, own[name], importance="task_taylor")
         losses = torch.stack([loss(NET.eval()(b[0]), b).detach() for b in own[name]])
         torch.testing.assert_close(
             found[TRUNK].per_task[row], alone[TRUNK].per_task[0] / losses.mean().double() ** 2
@@ -214,6 +214,7 @@ def test_prune_says_how_many_batches_it_took() -> None:
         two_tasks(),
         0.3,
         data=data,
+        importance="task_taylor",
         settings=taskprune.PruneSettings(calibrate="auto"),
     )
     assert result.report.calibration_batches == result.scores.n_batches == 9

@@ -130,7 +130,7 @@ def test_a_model_that_fails_in_between_gets_its_weights_back() -> None:
     tasks = {"first": near("first"), "second": near("second")}
     before = {name: t.clone() for name, t in NET.state_dict().items()}
     with pytest.raises(KeyboardInterrupt):
-        score(NET, GROUPS, tasks, DATA, forward=forward)
+        score(NET, GROUPS, tasks, DATA, importance="task_taylor", forward=forward)
     assert all(torch.equal(t, before[name]) for name, t in NET.state_dict().items())
 
 
@@ -177,8 +177,8 @@ def test_a_loss_that_fails_without_features_takes_no_other_stake_along() -> None
 
 def test_the_order_of_the_tasks_does_not_matter_where_a_loss_fails_without_features() -> None:
     tasks = {"first": near("first"), "second": fragile("second")}
-    one = score(NET, GROUPS, tasks, DATA)
-    other = score(NET, GROUPS, dict(reversed(tasks.items())), DATA)
+    one = score(NET, GROUPS, tasks, DATA, importance="task_taylor")
+    other = score(NET, GROUPS, dict(reversed(tasks.items())), DATA, importance="task_taylor")
     torch.testing.assert_close(total(one), total(other))
 
 
@@ -208,7 +208,7 @@ def test_a_stake_that_cannot_be_known_costs_two_forwards_and_one_warning(
 
     tasks = {"first": fragile("first"), "second": fragile("second")}
     with caplog.at_level(logging.WARNING, "taskprune"):
-        score(NET, GROUPS, tasks, DATA, forward=forward)
+        score(NET, GROUPS, tasks, DATA, importance="task_taylor", forward=forward)
     assert calls == len(DATA) + BATCHES
     assert [record.getMessage().count("ZeroDivisionError") for record in caplog.records] == [1, 1]
 
@@ -222,7 +222,7 @@ def test_a_model_that_fails_without_features_is_told_once(caplog: pytest.LogCapt
 
     tasks = {"first": near("first"), "second": near("second")}
     with caplog.at_level(logging.WARNING, "taskprune"):
-        found = score(NET, GROUPS, tasks, DATA, forward=forward)
+        found = score(NET, GROUPS, tasks, DATA, importance="task_taylor", forward=forward)
     assert "the loss of `first`, `second` is not known" in caplog.text
     assert len(caplog.records) == 1
     assert bool(torch.isfinite(total(found)).all())

@@ -1,4 +1,4 @@
-"""The default criterion against a channel-by-channel oracle, and its laws."""
+"""Per-task Taylor scores less conflict, against a channel-by-channel oracle, and its laws."""
 
 from __future__ import annotations
 
@@ -246,7 +246,9 @@ def test_batches_without_labels_of_a_task_do_not_count_for_it() -> None:
 
 def test_order_of_batches_does_not_matter() -> None:
     net, groups, data = two_task_net(), two_task_groups(two_task_net()), batches(5)
-    one, other = (score(net, groups, two_tasks(), d) for d in (data, data[::-1]))
+    one, other = (
+        score(net, groups, two_tasks(), d, importance="task_taylor") for d in (data, data[::-1])
+    )
     for group in groups:
         torch.testing.assert_close(one[group.name].total, other[group.name].total)
 
@@ -257,7 +259,7 @@ def test_a_loss_of_zero_with_a_gradient_is_refused() -> None:
         "second": Task(lambda o, b: second_loss(o, b) - second_loss(o, b).detach())
     }
     with pytest.raises(LossError, match=r"`second` is 0 on every.*as_they_are"):
-        score(net, two_task_groups(net), tasks, batches())
+        score(net, two_task_groups(net), tasks, batches(), importance="task_taylor")
 
 
 def test_a_task_that_no_channel_matters_to_scores_zero() -> None:

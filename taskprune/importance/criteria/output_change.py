@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskprune.calling.inputs import TaskBatch
 from taskprune.calling.task import Task
@@ -16,9 +16,12 @@ from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
+from taskprune.importance.backwards import TaskGradients
+from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.criteria_by_name import criterion
-from taskprune.importance.effects import mean_square_effects
+from taskprune.importance.distributed import summed
+from taskprune.importance.effects import device_for_sums, signed_effects
 from taskprune.importance.owners import owners_from_batches
 from taskprune.importance.projections import Projection, output_tasks
 from taskprune.importance.scores import ChannelScores, Evidence, GroupScores
@@ -69,16 +72,30 @@ class OutputChangeImportance:
         """
         tasks, batches = self._tasks(model, evidence)
         index = ChannelIndex(groups)
+        parameters = index.find(dict(model.named_parameters()))
+        device = device_for_sums(parameters)
+        squares = torch.zeros(len(tasks), index.n_channels, dtype=torch.float64, device=device)
+        counts = torch.zeros(len(tasks), 1, dtype=torch.float64, device=device)
         weights = torch.tensor(
             [[t.weight] for t in tasks.values()], dtype=torch.float64, device="cpu"
-        ).square()
-        squares, _, n_batches = mean_square_effects(
-            model,
-            index,
-            replace(evidence, tasks=tasks, batches=batches),
-            lambda squares: self.aggregate(weights * squares),
         )
-        rows = weights * squares
+
+        def visit(batch: Iterator[TaskGradients]) -> None:
+            for found in batch:
+                squares[found.task] += signed_effects(found, parameters, index, device).square()
+                counts[found.task] += 1
+
+        def per_task(squares: Tensor, counts: Tensor) -> Tensor:
+            return (squares / counts.clamp_min(1)).cpu() * weights.square()
+
+        n_batches = for_each_batch(
+            model,
+            parameters,
+            replace(evidence, tasks=tasks, batches=batches),
+            visit,
+            interim=lambda: self.aggregate(per_task(squares, counts)),
+        )
+        rows = per_task(summed(squares), summed(counts))
         scores = index.split(GroupScores(self.aggregate(rows), rows))
         return ChannelScores("output_change", tuple(tasks), scores, n_batches, self.correlation)
 

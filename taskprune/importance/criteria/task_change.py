@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
 
-from taskprune.calling.task import Task
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.channel_index import ChannelIndex
+from taskprune.importance.conflict import EffectConflict
 from taskprune.importance.criteria_by_name import criterion
-from taskprune.importance.effects import loss_increase, mean_square_effects
-from taskprune.importance.owners import owners_from_batches
+from taskprune.importance.effects import TaskStatistics, collect, loss_increase
 from taskprune.importance.projections import LossProjection
 from taskprune.importance.scores import ChannelScores, Evidence, GroupScores
 
@@ -41,6 +39,8 @@ class TaskChangeImportance:
     channel that either misses stays. Scales of losses and outputs change nothing, so no task has
     to be weighed against another.
 
+    Where tasks pull a channel in opposite ways is told (``pair_conflict``) and not taken off.
+
     Costs two backwards per task and batch, one for the loss and one for the outputs.
 
     Attributes:
@@ -53,7 +53,7 @@ class TaskChangeImportance:
 
     aggregate: Aggregation = aggregation.total
     correlation: float = 0.1
-    floor: float = 0.1
+    floor: float = 1.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -70,51 +70,46 @@ class TaskChangeImportance:
         Raises:
             InputError, TraceError, LossError: See :func:`taskprune.score`.
         """
-        probes, batches = self._probes(model, evidence)
-        index = ChannelIndex(groups)
-        tasks = evidence.tasks
+        probes = {
+            name: LossProjection(
+                task.output_paths, floor=self.floor, seed=self.seed + crc32(name.encode())
+            )
+            for name, task in evidence.tasks.items()
+        }
         weights = torch.tensor(
-            [[t.weight] for t in tasks.values()], dtype=torch.float64, device="cpu"
-        ).square()
-
-        def per_task(squares: Tensor) -> Tensor:
-            sums = squares.sum(1, keepdim=True)
-            shares = squares / sums.where(sums > 0, 1.0)
-            return weights * (shares[: len(tasks)] + shares[len(tasks) :])
-
-        squares, losses, n_batches = mean_square_effects(
-            model,
-            index,
-            replace(evidence, batches=batches, probes=probes),
-            lambda squares: self.aggregate(per_task(squares)),
+            [t.weight for t in evidence.tasks.values()], dtype=torch.float64, device="cpu"
         )
-        rows = per_task(squares)
-        scores = GroupScores(
-            self.aggregate(rows),
-            rows,
-            loss_increase=loss_increase(squares[: len(tasks)], losses[: len(tasks)]),
+        statistics = collect(
+            model,
+            ChannelIndex(groups),
+            replace(evidence, probes=probes),
+            total=lambda so_far: self._scores(so_far, weights).total,
         )
         return ChannelScores(
-            "task_change", tuple(tasks), index.split(scores), n_batches, self.correlation
+            criterion="task_change",
+            tasks=statistics.tasks,
+            groups=statistics.index.split(self._scores(statistics, weights)),
+            n_batches=statistics.n_batches,
+            correlation=self.correlation,
         )
 
-    def _probes(
-        self, model: nn.Module, evidence: Evidence
-    ) -> tuple[Mapping[str, Task], Iterator[Any]]:
-        """Return a projection for each task, and all batches."""
-        owners: Mapping[str, tuple[str, ...] | None] = {
-            name: task.output_paths for name, task in evidence.tasks.items()
-        }
-        batches = iter(evidence.batches)
-        if None in owners.values():
-            owners, batches = owners_from_batches(
-                model, evidence.tasks, batches, forward=evidence.forward
-            )
-        return {
-            name: Task(
-                LossProjection(
-                    owners[name] or (), task.loss, floor=self.floor, seed=self.seed + number
-                )
-            )
-            for number, (name, task) in enumerate(evidence.tasks.items())
-        }, batches
+    def _scores(self, statistics: TaskStatistics, weights: Tensor) -> GroupScores:
+        """Return the scores of all channels in running order."""
+        effects = statistics.mean_squares(torch.ones_like(weights))
+        per_task = weights.square()[:, None] * (_shares(effects) + _shares(statistics.probes))
+        total = self.aggregate(per_task)
+        scale = weights * effects.sum(1).rsqrt().nan_to_num(posinf=0.0)
+        pairs = EffectConflict()(statistics, scale, total)
+        above = torch.triu_indices(len(weights), len(weights), offset=1, device="cpu")
+        return GroupScores(
+            total,
+            per_task,
+            pairs[above[0], above[1]] if len(weights) > 1 else None,
+            loss_increase(effects, statistics.mean_loss),
+        )
+
+
+def _shares(squares: Tensor) -> Tensor:
+    """Divide each row by its sum, where it has one."""
+    sums = squares.sum(1, keepdim=True)
+    return squares / sums.where(sums > 0, 1.0)

@@ -1,4 +1,4 @@
-"""The default criterion: what each task would lose, less where the tasks pull apart. Ours."""
+"""What each task would lose, less where the tasks pull apart. Ours."""
 
 from __future__ import annotations
 

@@ -40,6 +40,7 @@ GRID = BevGrid(cell=3.0)
 SIZE = (96, 32)
 SENSORS = (Modality("camera", "camera_branch"), Modality("lidar", "lidar_branch"))
 CRITERIA: dict[str, str | Importance] = {
+    "task_change": "task_change",
     "task_taylor": "task_taylor",
     "altermoma": AlterMomaImportance(SENSORS, reactivation_steps=1),
 }
