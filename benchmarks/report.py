@@ -25,10 +25,7 @@ from robustness_tables import (
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-PAGES = (
-    ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("results", "fusion", "robustness")),
-)
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FRONTIER_PICTURE = ROOT / "docs" / "images" / "frontier.png"
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
@@ -94,6 +91,44 @@ def compensation_table(content: dict[str, Any]) -> str:
         worst = _with_spread((row["worst task"], row["worst task ±"]), "{:+.1f}")
         rows.append([row["network"], row["budget"], row["way"], str(row["seeds"]), worst, tasks])
     return markdown(["network", "budget", "way", "seeds", "worst task", "each task"], rows)
+
+
+def compensation_criteria(content: dict[str, Any]) -> str:
+    """Return the worst task of each criterion, compensated in steps: a column per budget."""
+    by_way = {"compensated, in steps": "task_change"} | {
+        f"{name}, compensated, in steps": name
+        for name in ("output_change", "task_taylor", "Taylor", "without labels")
+    }
+    found = {
+        (row["network"], row["budget"], by_way[row["way"]]): row
+        for row in content["rows"]
+        if row["way"] in by_way and row["seeds"] == 3
+    }
+    columns = list(
+        dict.fromkeys(
+            (row["network"], row["budget"]) for row in content["rows"] if row["way"] in by_way
+        )
+    )
+    columns = [
+        column
+        for column in columns
+        if sum((*column, criterion) in found for criterion in by_way.values()) > 1
+    ]
+    return markdown(
+        ["criterion", *(f"{network}, {budget}" for network, budget in columns)],
+        [
+            [
+                criterion,
+                *(
+                    _with_spread([row["worst task"], row["worst task ±"]], "{:+.1f}")
+                    if (row := found.get((*column, criterion)))
+                    else ""
+                    for column in columns
+                ),
+            ]
+            for criterion in by_way.values()
+        ],
+    )
 
 
 def tracing_table(content: dict[str, Any]) -> str:
@@ -394,6 +429,7 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "demo": demo_table,
     "criteria": criteria_table,
     "compensation": compensation_table,
+    "compensation.criteria": compensation_criteria,
     "coverage": coverage_table,
     "coverage.summary": coverage_summary,
     "tracing": tracing_table,
