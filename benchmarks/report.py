@@ -104,14 +104,9 @@ def compensation_criteria(content: dict[str, Any]) -> str:
         for row in content["rows"]
         if row["way"] in by_way and row["seeds"] == 3
     }
-    columns = list(
-        dict.fromkeys(
-            (row["network"], row["budget"]) for row in content["rows"] if row["way"] in by_way
-        )
-    )
     columns = [
         column
-        for column in columns
+        for column in dict.fromkeys((row["network"], row["budget"]) for row in content["rows"])
         if sum((*column, criterion) in found for criterion in by_way.values()) > 1
     ]
     return markdown(
