@@ -4,6 +4,7 @@
     python benchmarks/compensation.py --networks "driving n" --seeds 0
     python benchmarks/compensation.py --device cuda --jobs 16
     python benchmarks/compensation.py --finished           # only the table
+    TASKPRUNE_DATA=.../camvid3task python benchmarks/compensation.py   # on real images as well
 
 Every row goes through the front door, ``taskprune.prune``, under the default limits, and is judged
 on the same unseen scenes; nothing is fine-tuned. *Sliced* leaves the weights that stay as they
@@ -21,12 +22,14 @@ commit that measured them; a run that was stopped goes on.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -36,7 +39,7 @@ from modality_frames import calibration as fusion_calibration
 from modality_frames import validation as fusion_validation
 from protocol import record, show
 from rich.progress import track
-from subjects import Subject, subjects
+from subjects import Subject, driving_n_on, subjects
 from torch import nn, no_grad
 
 import taskprune
@@ -118,9 +121,14 @@ WAYS: Mapping[str, Way] = {
 
 
 def networks() -> dict[str, Network]:
-    """Return the networks by the name of their rows."""
+    """Return the networks by the name of their rows; with ``$TASKPRUNE_DATA`` real images too."""
     found = subjects()
+    real = [driving_n_on(Path(root)) for root in (os.environ.get("TASKPRUNE_DATA"),) if root]
     return {
+        **{
+            subject.name: _of_subject(subject, {"−32.7 % parameters": Budget.from_ratio(0.327)})
+            for subject in real
+        },
         "driving n": _of_subject(
             found["driving n"],
             {
@@ -243,30 +251,37 @@ def rows(cells: Iterable[Cell]) -> list[dict[str, Any]]:
     grouped: dict[tuple[str, str, str], list[Cell]] = {}
     for one in cells:
         grouped.setdefault((one["network"], one["budget"], one["way"]), []).append(one)
+    rows_in_order = (
+        (name, budget, way)
+        for name, network in networks().items()
+        for budget in network.budgets
+        for way in WAYS
+    )
+    places = {row: place for place, row in enumerate(rows_in_order)}
+    ways = list(WAYS)
     found = []
-    for name, network in networks().items():
-        for budget in network.budgets:
-            for way in WAYS:
-                group = grouped.get((name, budget, way), [])
-                if not group:
-                    continue
-                worst = [min(one["lost"].values()) for one in group]
-                found.append(
-                    {
-                        "network": name,
-                        "budget": budget,
-                        "way": way,
-                        "seeds": len(group),
-                        "MACs removed %": 100 * _mean(one["removed"]["macs"] for one in group),
-                        "worst task": _mean(worst),
-                        "worst task ±": statistics.stdev(worst) if len(worst) > 1 else None,
-                        "tasks": {
-                            task: _mean(one["lost"][task] for one in group)
-                            for task in group[0]["lost"]
-                        },
-                        "seconds": _mean(one["seconds"] for one in group),
-                    }
-                )
+    for key, group in sorted(
+        grouped.items(),
+        # Cells on data that is not at hand come last.
+        key=lambda item: (places.get(item[0], len(places)), item[0][:2], ways.index(item[0][2])),
+    ):
+        name, budget, way = key
+        worst = [min(one["lost"].values()) for one in group]
+        found.append(
+            {
+                "network": name,
+                "budget": budget,
+                "way": way,
+                "seeds": len(group),
+                "MACs removed %": 100 * _mean(one["removed"]["macs"] for one in group),
+                "worst task": _mean(worst),
+                "worst task ±": statistics.stdev(worst) if len(worst) > 1 else None,
+                "tasks": {
+                    task: _mean(one["lost"][task] for one in group) for task in group[0]["lost"]
+                },
+                "seconds": _mean(one["seconds"] for one in group),
+            }
+        )
     return found
 
 
@@ -276,7 +291,7 @@ def _mean(values: Iterable[float]) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=["driving n", "fusion", "dense"])
+    parser.add_argument("--networks", nargs="+", default=list(networks()))
     parser.add_argument("--ways", nargs="+", default=list(WAYS), metavar="WAY")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--images", type=int, default=160, help="unseen images to judge on")

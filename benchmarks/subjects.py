@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from dense_net import BATCH_SIZE, dense_tasks, scenes, trained
 from torch import nn
+from torch.utils.data import Subset
 
 from taskprune import Task
 from taskprune.calling import Forward
 from taskprune.driving.batch import DrivingBatch
-from taskprune.driving.data import RoadScenes, loader, standard_augment
+from taskprune.driving.data import BDD100K, RoadScenes, loader, standard_augment
 from taskprune.driving.nets import FEATURE_MODULES
 from taskprune.driving.tasks import driving_tasks
 from taskprune.driving.tasks import forward as driving_forward
-from taskprune.driving.teacher import load_teacher
+from taskprune.driving.teacher import TEACHER_SIZE, fit_teacher, load_teacher
 from taskprune.restore import evaluating, flushed_denormals
 
 CALIBRATION_IMAGES = 64
 VALIDATION_SEED = 3
+TEACHERS = Path(__file__).parents[1] / "runs" / "benchmarks"
 
 
 def image_forward(model: nn.Module, batch: DrivingBatch) -> Any:
@@ -96,6 +98,30 @@ def driving_n() -> Subject:
         ),
         keep=(0.85, 0.7),
         steps=40,
+    )
+
+
+def driving_n_on(data: Path) -> Subject:
+    """The same network fine-tuned on a data set in BDD100K's layout; a seed draws calibration."""
+
+    def calibration(seed: int) -> Iterable[DrivingBatch]:
+        images = BDD100K(data, "train", size=TEACHER_SIZE)
+        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+        chosen = Subset(images, drawn[:CALIBRATION_IMAGES].tolist())
+        return loader(chosen, batch_size=8, shuffle=False, seed=seed)
+
+    def validation(n: int) -> Iterable[DrivingBatch]:
+        images = BDD100K(data, "val", size=TEACHER_SIZE)
+        return loader(
+            Subset(images, range(min(n, len(images)))), batch_size=8, shuffle=False, seed=0
+        )
+
+    return replace(
+        driving_n(),
+        name=f"driving n, {data.name}",
+        teacher=lambda _seed: fit_teacher(data, out=TEACHERS / f"driving_n_{data.name}"),
+        calibration=calibration,
+        validation=validation,
     )
 
 
