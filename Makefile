@@ -9,12 +9,12 @@ demo: export MALLOC_MMAP_THRESHOLD_ := 2147483648
 demo: export MALLOC_TRIM_THRESHOLD_ := 8589934592
 demo: export MALLOC_TOP_PAD_ := 268435456
 
-.PHONY: demo test lint lowest newest env package clean
+.PHONY: demo test lint docs lowest newest env package clean
 
 demo: $(VENV)/.runtime  ## prune and distil the bundled driving network on generated scenes
 	$(BIN)/taskprune demo --out runs/demo
 
-test: $(VENV)/.dev lint  ## run linters and the whole test suite
+test: $(VENV)/.dev lint docs  ## run linters, build the pages, run the whole test suite
 	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.dev
@@ -22,6 +22,8 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.dev  ## the pages as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs --quiet build --strict
 
 # What touches each dependency, in some minutes. Warnings of versions that nobody chose are no errors.
 PART := tests/structure tests/graph tests/plan tests/files tests/checkpoint tests/rewrite tests/solver \
@@ -74,4 +76,4 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-wheel build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest $(VENV)-wheel build dist site *.egg-info

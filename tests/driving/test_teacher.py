@@ -127,7 +127,7 @@ def test_fitting_without_data_is_refused(tmp_path: Path) -> None:
 def test_weights_that_were_not_installed_are_named_with_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
     for ask in (load_teacher, teacher_card):
         with pytest.raises(MissingDependencyError, match="pip install taskprune-driving-weights"):
             ask()
