@@ -35,7 +35,7 @@ def report(
             return
         made = ", ".join(f"{key} {value}" for key, value in header.metadata.items())
         head = f"{file}: {header.model_class}, by taskprune {header.version}; {made}."
-        figures = _figures(file.parent)
+        figures = run_folder.figures(file.parent)
         parts: list[Any] = [Text(head), figures[0] or header.plan]
         page = file.parent / run_folder.PAGE
         if page.is_file():
@@ -54,29 +54,6 @@ def report(
             "report": figures[1],
         }
         run_folder.show(parts, record, as_json=as_json)
-
-
-def _figures(folder: Path) -> tuple[Any, Any]:
-    """Return the report of a pruning run as a record, and what its file says, where there is one.
-
-    Raises:
-        InputError: The file is damaged.
-    """
-    from taskprune.commands.run_folder import REPORT
-    from taskprune.errors import InputError
-    from taskprune.files import parse_json, read_bytes
-    from taskprune.report.record import PruneReport
-
-    file = folder / REPORT
-    if not file.is_file():
-        return None, None
-    try:
-        content = parse_json(read_bytes(file))
-        if not isinstance(content, dict) or "criterion" not in content:  # of a training
-            return None, content
-        return PruneReport.from_json(json.dumps(content)), content
-    except (OSError, InputError) as error:
-        raise InputError(f"`{file}` cannot be read: {error}") from error
 
 
 def evaluate(

@@ -17,8 +17,9 @@ from torch import nn
 from taskprune.calling.task import Task
 from taskprune.commands.entering import Source
 from taskprune.errors import InputError
-from taskprune.files import make_folder
+from taskprune.files import make_folder, parse_json, read_bytes
 from taskprune.plan.plan import PruningPlan
+from taskprune.report.record import PruneReport
 from taskprune.rewrite.checkpoint import load_checkpoint, save_checkpoint
 from taskprune.terminal import text_table
 
@@ -72,6 +73,24 @@ def save(folder: Path, source: Source, model: nn.Module, plan: PruningPlan, comm
     made = {"command": command, "model": source.reference}
     save_checkpoint(folder / MODEL, model, plan, metadata=made)
     plan.save(folder / PLAN)
+
+
+def figures(folder: Path) -> tuple[PruneReport | None, Any]:
+    """Return the report of a pruning run as a record, and what its file says, where there is one.
+
+    Raises:
+        InputError: The file is damaged.
+    """
+    file = folder / REPORT
+    if not file.is_file():
+        return None, None
+    try:
+        content = parse_json(read_bytes(file))
+        if not isinstance(content, dict) or "criterion" not in content:  # of a training
+            return None, content
+        return PruneReport.from_json(json.dumps(content)), content
+    except (OSError, InputError) as error:
+        raise InputError(f"`{file}` cannot be read: {error}") from error
 
 
 def pruned_model(path: Path, source: Source) -> nn.Module:

@@ -179,10 +179,11 @@ def frontier(
             picked = curve.pick(allowed)
             run_folder.save(folder, source, picked.model, picked.plan, "frontier")
             record["picked"] = picked.point.summary()
-            parts += [str(picked), *_trained_parts(folder, model)]
+            parts += [str(picked), *_trained_parts(folder, model, page=True)]
         else:
             parts.append("Pick a model with `--tolerance TASK=NUMBER --force`; points are kept.")
         write_text(folder / run_folder.REPORT, curve.to_json())
+        curve.save_html(folder / run_folder.PAGE)
         run_folder.show(parts, record, as_json=as_json)
 
 
@@ -221,10 +222,13 @@ def distill(
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
         from taskprune.files import write_text
+        from taskprune.report.html import report_page
+        from taskprune.report.pages import save_page
         from taskprune.rewrite.checkpoint import read_header
 
         source = enter(model)
-        plan = read_header(run_folder.checkpoint_in(pruned)).plan
+        file = run_folder.checkpoint_in(pruned)
+        plan, (figures, _) = read_header(file).plan, run_folder.figures(file.parent)
         data, tasks = (source.needed(part, "Distillation") for part in ("data", "tasks"))
         folder = run_folder.claim(out or Path("runs") / f"{source.name}-distilled", force=force)
         teacher, student = source.model(), run_folder.pruned_model(pruned, source)
@@ -244,8 +248,13 @@ def distill(
         run_folder.save(folder, source, student, plan, "distill")
         record = {"folder": str(folder), "metrics": metrics}
         write_text(folder / run_folder.REPORT, json.dumps(record, indent=2))
+        if figures is not None:  # those of the pruning, and beside them what training brought
+            measured = {name: metrics[name] for name in ("distilled",) if name in metrics}
+            page = report_page(figures, plan, model=type(student).__name__, measured=measured)
+            save_page(page, folder / run_folder.PAGE)
         parts: list[Any] = [run_folder.metric_table(metrics, named)] if metrics else []
-        run_folder.show([*parts, *_trained_parts(folder, model)], record, as_json=as_json)
+        parts += _trained_parts(folder, model, page=figures is not None)
+        run_folder.show(parts, record, as_json=as_json)
 
 
 def compress(  # noqa: PLR0913 - one argument an option
@@ -313,13 +322,14 @@ def _recipe(source: Any, steps: int, rate: float, folder: Path) -> Any:
     )
 
 
-def _trained_parts(folder: Path, model: str) -> list[Any]:
+def _trained_parts(folder: Path, model: str, *, page: bool = False) -> list[Any]:
     from rich.text import Text
 
-    from taskprune.commands.run_folder import MODEL, PLAN, REPORT, next_steps
+    from taskprune.commands.run_folder import MODEL, PAGE, PLAN, REPORT, next_steps
 
+    files = f"{MODEL}, {PLAN}, {REPORT} and {PAGE}" if page else f"{MODEL}, {PLAN} and {REPORT}"
     return [
-        Text(f"Wrote {MODEL}, {PLAN} and {REPORT} to {folder}."),
+        Text(f"Wrote {files} to {folder}."),
         next_steps(
             [
                 (f"taskprune verify {model} {folder}", "prove that the plan fits the original"),

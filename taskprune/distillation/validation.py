@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from taskprune.calling.forward import Forward, call_batch
+from taskprune.calling.placing import on_device
 from taskprune.calling.task import Task, check_validation, no_validation_batch
 from taskprune.distillation.figures import as_figure
 from taskprune.distillation.history import StepRecord
-from taskprune.errors import InputError, MissingDependencyError
+from taskprune.errors import InputError
 from taskprune.restore import evaluating
 from taskprune.restore.lending import lent
 
@@ -75,18 +76,10 @@ def measure(
 
     Raises:
         InputError: There is no batch, or a metric's value is no single number.
-        MissingDependencyError: Accelerate is not installed.
     """
     metrics = {n: t.metric for n, t in tasks.items() if t.metric is not None}
     if not metrics:
         return {}
-    try:
-        from accelerate.utils import send_to_device
-    except ImportError as error:
-        raise MissingDependencyError(
-            "Measuring metrics needs Accelerate, as all training does. Install it with `pip "
-            'install "taskprune[distill]"`.'
-        ) from error
     device = next(model.parameters()).device
     for metric in metrics.values():
         metric.reset()
@@ -94,7 +87,7 @@ def measure(
     with evaluating(model), torch.no_grad():
         for stored in data:
             is_empty = False
-            batch = send_to_device(stored, device)
+            batch = on_device(stored, device)
             with lent(batch):  # to a model that may write to it; the next time comes
                 outputs = forward(model, batch)
                 for metric in metrics.values():

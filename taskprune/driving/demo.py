@@ -205,7 +205,7 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     side_by_side({"teacher": teacher, "student": student}, sample, settings.out / "predictions.png")
     demo = DemoResult(metrics, result, latency, checkpoint_error)
     write_text(settings.out / "report.json", to_json(demo, settings))
-    result.save_html(settings.out / "report.html")
+    result.save_html(settings.out / "report.html", measured=_headlines(metrics))
     console.print(
         f"Written to [bold]{escape(str(settings.out))}[/]: predictions.png, report.json, "
         "report.html (what was pruned and why, for a browser), student.safetensors. The student "
@@ -213,6 +213,14 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         f"{checkpoint_error:.1e}."
     )
     return demo
+
+
+def _headlines(metrics: Mapping[str, Metrics]) -> dict[str, dict[str, float]]:
+    """Return the first headline metric of each task, in points."""
+    return {
+        model: {task: 100 * own[task][names[0]] for task, names in HEADLINES.items()}
+        for model, own in metrics.items()
+    }
 
 
 def _check_installed() -> None:

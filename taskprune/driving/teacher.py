@@ -36,6 +36,7 @@ def load_teacher(weights: Path | str | None = None) -> PanopticDrivingNet:
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
+        MissingDependencyError: The bundled net is asked for, and was not installed.
     """
     return load_or_bundled(load_net, weights, "teacher_n.safetensors")
 
@@ -44,7 +45,8 @@ def teacher_card() -> dict[str, Any]:
     """Return how the bundled teacher was made and what it scores on unseen scenes.
 
     Raises:
-        CheckpointError: The card is missing or damaged.
+        CheckpointError: The card is damaged.
+        MissingDependencyError: It was not installed.
     """
     return bundled_card("teacher_n.json")
 
@@ -72,6 +74,7 @@ def fit_teacher(
 
     Raises:
         DataError: Images or labels are missing or damaged.
+        MissingDependencyError: The bundled teacher was not installed.
         TrainingError: Training diverged.
     """
     weights, card = out / "teacher.safetensors", out / "teacher.json"
@@ -83,11 +86,12 @@ def fit_teacher(
     }
     if weights.exists() and _says(card, origin):
         return load_net(weights)
+    teacher = load_teacher()
     # With more loading processes each would keep its own copy of the images.
     training = Cached(BDD100K(root, "train", size=size))
     validation = loader(BDD100K(root, "val", size=size), batch_size=8, shuffle=False, seed=0)
     net = train(
-        load_teacher(),
+        teacher,
         training,
         settings=settings,
         out=out / "fitting",

@@ -87,7 +87,6 @@ def frontier(  # noqa: PLR0913 - like `prune`, by keyword
             (:class:`~taskprune.front.judging.Agreement`); no labels are needed.
         data: Calibration batches, or a loader for each task; gone through once.
         validation: Batches to measure metrics on, not among `data`; gone through for each point.
-            Needs the ``distill`` extra.
         budgets: What to prune to: a list of ``Budget``, or ``"macs"``, ``"params"`` or
             ``"latency_ms"`` for a dozen of that, from 95 % to 20 % of the original.
         latency: Measure how long a forward takes on the example, each model in turn with the

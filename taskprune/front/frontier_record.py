@@ -17,7 +17,9 @@ from taskprune.errors import InputError, ToleranceError
 from taskprune.plan.plan import PruningPlan
 from taskprune.promise import Promise
 from taskprune.promise.promising import Samples, promised
-from taskprune.report.curve_picture import draw_curves
+from taskprune.report.curve_page import frontier_page
+from taskprune.report.curve_picture import Curves, draw_curves
+from taskprune.report.pages import in_a_frame, save_page
 from taskprune.terminal import stages, text_table
 
 Size: TypeAlias = Literal["params", "macs", "latency_ms"]
@@ -222,6 +224,9 @@ class Frontier:
 
     def table(self) -> Table:
         """Return a row a point: how large it is, how fast if measured, and each task's metric."""
+        return text_table("What each size costs every task", *self._cells())
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
         timed = any(point.latency_ms is not None for point in self.points)
         headings = ["budget", "parameters", "", "multiply-adds", ""]
         headings += (["latency", ""] if timed else []) + list(self.original.metrics)
@@ -237,7 +242,10 @@ class Frontier:
             elif timed:
                 row += ["", ""]
             rows.append([*row, *(f"{value:.4g}" for value in point.metrics.values())])
-        return text_table("What each size costs every task", headings, rows)
+        return headings, rows
+
+    def _missing_words(self) -> list[str]:
+        return [f"Not measured: {budget}. {reason}" for budget, reason in self.missing.items()]
 
     def plot(self, path: str | Path) -> None:
         """Draw each task's metric over the size that is left, and write the picture.
@@ -250,9 +258,12 @@ class Frontier:
             MissingDependencyError: Matplotlib is not installed.
             InputError: The file cannot be written.
         """
+        draw_curves(Path(path), self.curves())
+
+    def curves(self) -> Curves:
+        """Return what each size costs every task, to be drawn."""
         whole = self.original.size(self.size)
-        draw_curves(
-            Path(path),
+        return Curves(
             left=[100 * point.size(self.size) / whole for point in self.points],
             of={"params": "parameters", "macs": "multiply-adds", "latency_ms": "latency"}[
                 self.size
@@ -263,6 +274,31 @@ class Frontier:
             },
             tolerances=self.tolerances,
         )
+
+    def to_html(self) -> str:
+        """Return the curves and a row a model as one HTML page without another file or script."""
+        headings, rows = self._cells()
+        return frontier_page(
+            self.curves(),
+            model=type(self.original.load()).__name__,
+            headings=headings,
+            rows=rows,
+            missing=self._missing_words(),
+        )
+
+    def save_html(self, path: str | Path) -> None:
+        """Write :meth:`to_html` to a file, which appears under its name when it is complete.
+
+        Args:
+            path: The file to write, in an existing folder.
+
+        Raises:
+            InputError: The folder is missing, or the file cannot be written.
+        """
+        save_page(self.to_html(), Path(path))
+
+    def _repr_html_(self) -> str:
+        return in_a_frame(self.to_html())
 
     def to_json(self) -> str:
         """Return all but models and plans as indented JSON."""
@@ -276,8 +312,7 @@ class Frontier:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield self.table()
-        for budget, reason in self.missing.items():
-            yield f"Not measured: {budget}. {reason}"
+        yield from self._missing_words()
 
     def __str__(self) -> str:
         console = Console(width=120, no_color=True, highlight=False)

@@ -76,7 +76,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         validation: Batches on which the metric of every task that has one is measured, before the
             first step and after each. If a task loses more than its ``tolerance``, that step is
             undone and the report says which task it was. Without it no tolerance is checked, and
-            the report says so. Needs the ``distill`` extra.
+            the report says so.
         example_inputs: A tensor, a tuple of arguments or a dict of keywords; in place of `data`
             with a criterion that needs none. Beside `data`: what the model will run on once it is
             deployed. Scores are then taken on the data; shapes, costs, latency and verification on

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from taskprune.coupling.groups import CouplingGroups
+from taskprune.front.frontier_record import Frontier
 from taskprune.importance.scores import ChannelScores
 from taskprune.plan.plan import PruningPlan
-from taskprune.report.html import report_page, save_page
+from taskprune.report.html import report_page
+from taskprune.report.pages import in_a_frame, save_page
 from taskprune.report.record import PruneReport, render
 
 
@@ -35,25 +38,56 @@ class PruneResult:
     def __str__(self) -> str:
         return render(self.report)
 
-    def to_html(self) -> str:
+    def to_html(
+        self,
+        *,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+        frontier: Frontier | None = None,
+    ) -> str:
         """Return the report as one HTML page that needs no other file, no script and no network.
 
-        It shows what ``print(result)`` shows, and for each group whose importance goes and why.
-        Of very large models it shows the groups that lose most; ``report.to_json()`` and
-        ``plan.to_json()`` hold all.
-        """
-        return report_page(self.report, self.plan, model=type(self.model).__name__)
+        It begins with what the run came to, shows what ``print(result)`` shows, and for each group
+        whose importance goes and why. Of very large models it shows the groups that lose most;
+        ``report.to_json()`` and ``plan.to_json()`` hold all.
 
-    def save_html(self, path: str | Path) -> None:
+        Args:
+            measured: Metrics of what was made of the result since, to stand beside its own:
+                ``{"distilled": {"lane": 0.77}}``.
+            frontier: What each size would cost every task, if that was measured.
+
+        Raises:
+            InputError: `measured` is something else.
+        """
+        return report_page(
+            self.report,
+            self.plan,
+            model=type(self.model).__name__,
+            measured=measured,
+            curves=frontier.curves() if frontier is not None else None,
+        )
+
+    def save_html(
+        self,
+        path: str | Path,
+        *,
+        measured: Mapping[str, Mapping[str, float]] | None = None,
+        frontier: Frontier | None = None,
+    ) -> None:
         """Write :meth:`to_html` to a file, which appears under its name when it is complete.
 
         Args:
             path: The file to write, in an existing folder.
+            measured: As there.
+            frontier: As there.
 
         Raises:
-            InputError: The folder is missing, or the file cannot be written.
+            InputError: The folder is missing, the file cannot be written, or `measured` is
+                something else.
         """
-        save_page(self.to_html(), Path(path))
+        save_page(self.to_html(measured=measured, frontier=frontier), Path(path))
+
+    def _repr_html_(self) -> str:
+        return in_a_frame(self.to_html())
 
     def __repr__(self) -> str:
         before, after = self.report.costs["params"]

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.placing import on_device
 from taskprune.calling.task import check_validation, no_validation_batch
 from taskprune.errors import InputError
 from taskprune.promise.betting import FloatArray, log_wealth, samples_needed, upper_bound
@@ -62,15 +63,13 @@ class PerSample:
         Raises:
             InputError: There is no batch, a score is out of range, or they are none.
         """
-        from accelerate.utils import send_to_device  # an extra, as in measuring metrics
-
         parts: dict[str, list[FloatArray]] = {}
         device = next(model.parameters()).device
         is_empty = True
         with evaluating(model), torch.no_grad():
             for stored in self.data:
                 is_empty = False
-                batch = send_to_device(stored, device)
+                batch = on_device(stored, device)
                 with lent(batch):
                     found = self.scores(model, batch)
                 for task, scores in self._checked(found).items():

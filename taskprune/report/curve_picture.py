@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from taskprune.errors import InputError, MissingDependencyError
@@ -12,22 +13,29 @@ COLUMNS = 3
 """Panels side by side."""
 
 
-def draw_curves(
-    path: Path,
-    *,
-    left: Sequence[float],
-    of: str,
-    metrics: Mapping[str, tuple[float, Sequence[float]]],
-    tolerances: Mapping[str, float],
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """What each size costs every task.
+
+    Attributes:
+        left: What is left of a size at each point, in %.
+        of: Of what, such as ``"parameters"``.
+        metrics: Of the original, and at each point, by task.
+        tolerances: What may be lost, for the tasks that are there.
+    """
+
+    left: Sequence[float]
+    of: str
+    metrics: Mapping[str, tuple[float, Sequence[float]]]
+    tolerances: Mapping[str, float]
+
+
+def draw_curves(path: Path, curves: Curves) -> None:
     """Draw a panel a task, its metric over what is left of a size, and write the picture.
 
     Args:
         path: The file; its suffix says the format.
-        left: What is left at each point, in %.
-        of: Of what.
-        metrics: Of the original, and at each point, by task.
-        tolerances: What may be lost; shown as a shade for the tasks that are there.
+        curves: What to draw; tolerances are shown as a shade.
 
     Raises:
         MissingDependencyError: Matplotlib is not installed.
@@ -41,6 +49,7 @@ def draw_curves(
             'A plot needs Matplotlib. Install it with `pip install "taskprune[plot]"`, or print '
             "the frontier: it is a table as well."
         ) from error
+    metrics, tolerances = curves.metrics, curves.tolerances
     columns = min(COLUMNS, len(metrics))
     rows = -(-len(metrics) // columns)
     with rc_context({"svg.hashsalt": "taskprune"}):  # the same picture each time
@@ -52,9 +61,11 @@ def draw_curves(
             axes.axhline(before, color="black", linewidth=0.8, linestyle=":")
             if task in tolerances:
                 axes.axhspan(before - tolerances[task], before, color="tab:green", alpha=0.12, lw=0)
-            axes.plot([100, *left], [before, *after], color="tab:blue", marker="o", markersize=4)
+            axes.plot(
+                [100, *curves.left], [before, *after], color="tab:blue", marker="o", markersize=4
+            )
             axes.set_title(task, fontsize=10)
-            axes.set_xlabel(f"{of} left, %", fontsize=9)
+            axes.set_xlabel(f"{curves.of} left, %", fontsize=9)
             axes.tick_params(labelsize=8)
             axes.invert_xaxis()
             axes.spines[["top", "right"]].set_visible(False)

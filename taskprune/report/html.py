@@ -7,34 +7,28 @@ shows those that lose most, says how many it leaves out, and where all of them a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from taskprune.errors import InputError
-from taskprune.files.atomic import replacing
-from taskprune.importance.conflict_report import ConflictLine, ConflictReport
 from taskprune.importance.scores import BLIND
 from taskprune.plan.explanation import reason_lines
 from taskprune.plan.plan import PruningPlan
 from taskprune.plan.rationale import FrozenDecision, GroupRationale
 from taskprune.plan.tables import ranges_text
+from taskprune.report.curve_page import panels
+from taskprune.report.curve_picture import Curves
+from taskprune.report.pages import template
 from taskprune.report.record import (
     FROZEN_ROWS,
     REASONS,
     GroupLine,
     PruneReport,
     cost_lines,
-    cost_name,
-    cost_text,
     frozen_by_kind,
 )
+from taskprune.report.story import tell
 from taskprune.version import __version__
-
-if TYPE_CHECKING:
-    from jinja2 import Template
 
 GROUP_ROWS = 400
 """Groups shown, those that lose most channels."""
@@ -50,9 +44,6 @@ TENSORS = 8
 
 RANGES_LENGTH = 300
 """Characters of the channel numbers of each group."""
-
-PAIRS_NAMED = 3
-"""Pairs of tasks named for each group where tasks fight."""
 
 N_COLOURS = 8
 """Colours of tasks in the style sheet; with more tasks they repeat."""
@@ -71,15 +62,6 @@ class Shown(Generic[T]):
     def of(cls, rows: Sequence[T], most: int = LIST_ROWS) -> Shown[T]:
         """Show the first `most` of `rows`."""
         return cls(rows[:most], max(0, len(rows) - most))
-
-
-@dataclass(frozen=True, slots=True)
-class MetricChange:
-    """How well a task did before and after, and how much it may lose, if anybody said so."""
-
-    before: float
-    after: float
-    tolerance: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,93 +99,70 @@ class FrozenKind:
     groups: Shown[FrozenDecision]
 
 
-@dataclass(frozen=True, slots=True)
-class FightRow:
-    """A group that tasks disagree about, and the pairs that disagree most."""
-
-    line: ConflictLine
-    pairs: Shown[tuple[tuple[str, str], float]]
-
-
-def report_page(report: PruneReport, plan: PruningPlan, *, model: str) -> str:
+def report_page(
+    report: PruneReport,
+    plan: PruningPlan,
+    *,
+    model: str,
+    measured: Mapping[str, Mapping[str, float]] | None = None,
+    curves: Curves | None = None,
+) -> str:
     """Return a report as one HTML page.
 
     Args:
         report: The figures.
         plan: The plan they belong to; why it drops what it drops is part of the page.
         model: What the model is called.
+        measured: ``{model: {task: metric}}`` of what was made of the result since, to stand beside
+            its own.
+        curves: What each size would cost every task, where that was measured.
+
+    Raises:
+        InputError: `measured` is something else.
     """
-    conflict = report.conflict
-    return _template().render(
+    story = tell(report, measured or {})
+    tasks = dict.fromkeys((*_tasks(report), *(line.task for line in story.tasks)))
+    groups = _groups(report, plan)
+    return template("report.html.jinja").render(
         report=report,
         model=model,
         version=__version__,
+        story=story,
+        curves=curves,
+        panels=panels(curves) if curves else (),
         costs=cost_lines(report),
         knows_tasks=tuple(line.task for line in report.tasks) != BLIND or len(_tasks(report)) > 1,
-        colours={task: number % N_COLOURS for number, task in enumerate(_tasks(report))},
-        metrics=_metrics(report),
-        groups=_groups(report, plan),
+        colours={task: number % N_COLOURS for number, task in enumerate(tasks)},
+        groups=groups,
+        widest=max((row.line.n_channels for row in groups.rows), default=1),
+        orders=_orders(groups.rows),
         limits=_limits(report),
         frozen=_frozen(report),
         untraced=Shown.of(report.untraced),
         replacements=Shown.of(report.replacements),
         notes=Shown.of(report.notes),
-        pairs=Shown.of(_pairs(conflict.pairs, conflict.shares)) if conflict else None,
-        fights=_fights(conflict) if conflict else None,
         outputs=Shown.of(report.verification.outputs) if report.verification else None,
         excluded=Shown.of(report.verification.excluded) if report.verification else None,
     )
 
 
-def save_page(page: str, path: Path) -> None:
-    """Write a page to a file, which appears under its name when it is complete.
-
-    Raises:
-        InputError: The folder is missing, or the file cannot be written.
-    """
-    if not path.parent.is_dir():
-        raise InputError(
-            f"Expected an existing folder to write the report to. There is none at "
-            f"`{path.parent}`: make it first, or choose another place than `{path}`."
-        )
-    try:
-        with replacing(path) as temporary:
-            temporary.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"Could not write the report to `{path}`: {error}.") from error
-
-
-@cache
-def _template() -> Template:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("taskprune.report"),
-        # Names of modules, tasks and files are the user's, and may hold anything.
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = _percent
-    environment.filters["change"] = _change
-    environment.filters["width"] = _width
-    environment.globals["cost_text"] = cost_text
-    environment.globals["cost_name"] = cost_name
-    return environment.get_template("report.html.jinja")
-
-
-def _percent(fraction: float, digits: int = 1) -> str:
-    return f"{fraction:.{digits}%}"
-
-
-def _change(left: float) -> str:
-    """Say how much less is left: ``−32.7%``, with the sign that is as wide as a plus."""
-    return f"{left - 1:+.1%}".replace("-", "−")
-
-
-def _width(fraction: float) -> str:
-    return f"width:{100 * min(max(fraction, 0), 1):.1f}%"
+def _orders(rows: Sequence[GroupRow]) -> dict[str, tuple[str, list[int]]]:
+    """Return the orders that the groups can be read in: what each is called, and their places."""
+    keys: dict[str, tuple[str, Callable[[GroupRow], float]]] = {
+        "removed": ("most removed", lambda row: row.line.n_channels - row.line.n_kept),
+        "share": ("largest share removed", lambda row: 1 - row.line.n_kept / row.line.n_channels),
+        "widest": ("widest", lambda row: row.line.n_channels),
+    }
+    if any(row.conflict for row in rows):
+        keys["fights"] = ("most conflict", lambda row: row.conflict or 0.0)
+    found = {}
+    for name, (words, key) in keys.items():
+        order = sorted(range(len(rows)), key=lambda number: -key(rows[number]))
+        places = [0] * len(rows)
+        for place, number in enumerate(order):
+            places[number] = place
+        found[name] = (words, places)
+    return found
 
 
 def _tasks(report: PruneReport) -> tuple[str, ...]:
@@ -211,16 +170,6 @@ def _tasks(report: PruneReport) -> tuple[str, ...]:
     scored = [line.task for line in report.tasks]
     grouped = sorted({task for group in report.groups for task in group.tasks})
     return tuple(dict.fromkeys((*scored, *report.metrics, *grouped)))
-
-
-def _metrics(report: PruneReport) -> dict[str, MetricChange]:
-    """What was measured before, and after the last step that was not undone."""
-    held = [step.metrics for step in report.steps if not step.undone]
-    after = held[-1] if held else report.metrics
-    return {
-        task: MetricChange(value, after[task], report.tolerances.get(task))
-        for task, value in report.metrics.items()
-    }
 
 
 def _groups(report: PruneReport, plan: PruningPlan) -> Shown[GroupRow]:
@@ -299,20 +248,3 @@ def _frozen(report: PruneReport) -> list[FrozenKind]:
         )
         for kind, groups in by_kind
     ]
-
-
-def _pairs(
-    pairs: Sequence[tuple[str, str]], shares: Sequence[float]
-) -> list[tuple[tuple[str, str], float]]:
-    """Pairs of tasks that have conflict, most first."""
-    found = [(pair, share) for pair, share in zip(pairs, shares, strict=True) if share > 0]
-    return sorted(found, key=lambda item: -item[1])
-
-
-def _fights(conflict: ConflictReport) -> Shown[FightRow]:
-    shown = Shown.of(conflict.groups)
-    rows = [
-        FightRow(line, Shown.of(_pairs(conflict.pairs, line.pairs), PAIRS_NAMED))
-        for line in shown.rows
-    ]
-    return Shown(rows, shown.n_left_out)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import html as html_text
+import json
+import math
 import re
+import shutil
+import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,12 +26,15 @@ from taskprune.plan.decisions import GroupDecision
 from taskprune.plan.plan import PruningPlan
 from taskprune.report import html
 from taskprune.report.by_modality import ModalityLine
+from taskprune.report.curve_page import frontier_page, panels
+from taskprune.report.curve_picture import Curves
 from taskprune.report.html import report_page
 from taskprune.report.record import GroupLine, PruneReport, StepLine, TaskLine
+from taskprune.report.story import tell
 from taskprune.solver.budget import Budget
 
 NASTY = """<script>alert("x")</script>&'"""
-VOID = {"meta", "br", "link"}
+VOID = {"meta", "br", "link", "input"}
 
 
 class Outline(HTMLParser):
@@ -155,11 +163,109 @@ def test_steps_that_were_undone_are_shown_and_their_metrics_are_not_the_results(
 
 
 def test_names_cannot_break_the_page() -> None:
-    _, page = made_up(name=NASTY, task=NASTY)
+    page = made_up(name=NASTY, task=NASTY)[1]
+    curves = Curves([80.0], NASTY, {NASTY: (1.0, [0.5])}, {})
+    headings, rows = ["budget", NASTY], [["original", NASTY]]
+    for each in (
+        page,
+        frontier_page(curves, model=NASTY, headings=headings, rows=rows, missing=[NASTY]),
+    ):
+        assert "script" not in Outline(each).tags
+        assert NASTY in Outline(each).text
     outline = Outline(page)
-    assert "script" not in outline.tags
-    assert NASTY in outline.text
     assert f"{NASTY}.py:7" in outline.text
+
+
+def test_the_page_begins_with_what_each_task_paid(result: PruneResult) -> None:
+    later = {"distilled": {"kind": 0.75, "unlabelled": math.nan}, "in int8": {"kind": 0.625}}
+    page = Outline(result.to_html(measured=later))
+    assert page.text.index("What it cost each task") < page.text.index("Channels by task")
+    report = result.report
+    assert f"{1 - report.removed('params'):.1%} of the parameters" in page.text
+    assert report.compensation is not None
+    losses = report.compensation.losses["kind"]
+    told = [f"{value:.4g}" for value in (losses.original, losses.sliced, losses.compensated)]
+    assert " ".join(["kind", "0.75", "0.625", *told]) in page.text
+    assert "nan" not in page.text
+    with pytest.raises(InputError, match=r"\{'distilled': \{'lane': 0\.77\}\}"):
+        result.to_html(measured={"distilled": 0.75})  # type: ignore[dict-item]
+
+
+def test_tasks_fight_where_the_map_is_dark() -> None:
+    groups = [GroupLine(name, 8, 4, ("a", "b", "c"), 0.5) for name in ("first", "last")]
+    lines = [  # most first; the map is in the order of the model
+        ConflictLine("last", ("a", "b", "c"), 8, 0.5, (0.5, 0.0, 0.0), 0),
+        ConflictLine("first", ("a", "b", "c"), 8, 0.3, (0.1, 0.2, 0.0), 0),
+    ]
+    pairs = (("a", "b"), ("a", "c"), ("b", "c"))
+    conflict = ConflictReport("made up", pairs, (0.3, 0.1, 0.0), tuple(lines))
+    told = tell(replace(made_up()[0], groups=tuple(groups), conflict=conflict), {})
+    assert told.heat is not None
+    assert told.heat.tasks == ("a", "b", "c")
+    assert [row.line.group for row in told.heat.rows] == ["first", "last"]
+    assert told.heat.rows[0].cells == pytest.approx((0.3, 0.1, 0.2))
+    assert told.heat.rows[1].cells == pytest.approx((0.5, 0.5, 0.0))
+    assert told.heat.pairs == ((("a", "b"), 0.3), (("a", "c"), 0.1))
+
+
+def test_curves_are_part_of_a_page_and_a_page_of_their_own() -> None:
+    curves = Curves([80.0, 50.0], "parameters", {"lane": (1.0, [0.75, math.nan])}, {"lane": 0.5})
+    (panel,) = panels(curves)
+    assert [dot.says for dot in panel.dots] == ["100 % left: 1", "80 % left: 0.75"]
+    assert panel.base == panel.dots[0].y
+    assert panel.band is not None
+    assert panel.dots[1].y == pytest.approx((panel.base + panel.band) / 2)  # lower is further down
+    report, _ = made_up()
+    plan = PruningPlan(
+        groups=(GroupDecision("layer0", 64, (), ("lane",)),),
+        tensors=(), activations=(), attributes=(), shapes={},
+    )  # fmt: skip
+    own = frontier_page(curves, model="Net", headings=["budget"], rows=[["original"]], missing=[])
+    for page in (own, report_page(report, plan, model="Net", curves=curves)):
+        outline = Outline(page)
+        assert outline.tags.count("circle") == 2
+        assert "80 % left: 0.75" in outline.text
+
+
+def test_a_notebook_shows_the_page_in_a_frame(result: PruneResult) -> None:
+    frame = result._repr_html_()
+    assert "<html" not in frame
+    assert html_text.unescape(frame.split('srcdoc="')[1].split('"')[0]) == result.to_html()
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
+MEASURING = """<script>
+const order = () => [...document.querySelectorAll(".group")]
+  .sort((a, b) => a.getBoundingClientRect().top - b.getBoundingClientRect().top)
+  .map((group) => group.querySelector(".name").textContent);
+const found = [order()];
+document.getElementById("by-removed").click();
+found.push(order());
+const wide = document.documentElement.scrollWidth > window.innerWidth;
+document.body.textContent = JSON.stringify({ orders: found, wide });
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium to open the page in")
+def test_a_phone_shows_the_whole_page_and_sorts_it_without_a_script(tmp_path: Path) -> None:
+    report, page = made_up(n_groups=9, name="a.module.of.some.depth")
+    page = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page)  # for measuring
+    file = tmp_path / "page.html"
+    file.write_text(page.replace("</body>", f"{MEASURING}</body>"), encoding="utf-8")
+    options = (
+        "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+        f"--disable-sync --window-size=500,900 --user-data-dir={tmp_path / 'profile'} --dump-dom"
+    )
+    done = subprocess.run(
+        [str(CHROMIUM), *options.split(), file.as_uri()],
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    body = re.search(r"<body>(.*?)</body>", done.stdout, re.DOTALL)
+    assert body is not None
+    found = json.loads(html_text.unescape(body[1]))
+    assert not found["wide"]
+    names = [group.name for group in report.groups]
+    assert found["orders"] == [names, names[::-1]]
 
 
 def test_the_page_needs_nothing_else(result: PruneResult) -> None:

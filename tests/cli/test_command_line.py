@@ -190,12 +190,15 @@ def test_traces_are_shown_on_request(folder: Path) -> None:
     assert isinstance(result.exception.__cause__, ZeroDivisionError)
 
 
-def test_metrics_without_their_extra_are_refused(
+def test_pruning_and_metrics_need_no_extra_and_training_names_its_own(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "net.py").write_text(NET + DATA + TASKS)
-    monkeypatch.setitem(sys.modules, "accelerate.utils", None)
-    assert 'pip install "taskprune[distill]"' in refused("evaluate", "net.py")
+    for name in ("accelerate", "accelerate.utils"):
+        monkeypatch.setitem(sys.modules, name, None)
+    run("prune", "net.py", "--ratio", "0.3")
+    assert "Metrics on the validation data" in run("evaluate", "net.py", "runs/net")
+    assert 'pip install "taskprune[distill]"' in refused("distill", "net.py", "runs/net")
 
 
 def test_completion_knows_commands_and_options() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import UserDict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from distill_toys import make_batches, make_net, near_loss
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
+from taskprune.calling.placing import on_device
 from taskprune.calling.task import Task
 from taskprune.distillation import StepRecord, Validation, measure
 from taskprune.errors import InputError
@@ -126,3 +129,26 @@ def test_callbacks_that_return_no_figures_are_named(value: Any, said: str) -> No
 
     with pytest.raises(InputError, match=said):
         run(make_net(1), make_net(0), settings=settings(1, callbacks=(callback,)))
+
+
+def test_metrics_are_measured_without_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are part of pruning with `validation=`, for which the core is enough."""
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    monkeypatch.setitem(sys.modules, "accelerate.utils", None)
+    assert measure(make_net(1), measured_as(1.0), make_batches(1)) == {"near": 1.0}
+
+
+def test_all_tensors_of_a_batch_are_placed_and_nothing_else_changes() -> None:
+    class Pair(NamedTuple):
+        images: torch.Tensor
+        others: list[Any]
+
+    tensor = torch.ones(2)
+    batch = Pair(tensor, [UserDict({"x": (tensor, None)}), "of the sample", 3])
+    placed = on_device(batch, torch.device("meta"))
+    assert isinstance(placed, Pair)
+    assert placed.images.is_meta
+    assert isinstance(placed.others[0], UserDict)
+    assert placed.others[0]["x"][0].is_meta
+    assert placed.others[1:] == ["of the sample", 3]
+    assert on_device(batch, tensor.device).images is tensor

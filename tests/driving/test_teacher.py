@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from taskprune.driving.evaluation import evaluate
 from taskprune.driving.netfile import load_net, save_net
 from taskprune.driving.teacher import FINE_TUNING, fit_teacher, load_teacher, teacher_card
 from taskprune.driving.training import TrainSettings
-from taskprune.errors import CheckpointError, DataError
+from taskprune.errors import CheckpointError, DataError, MissingDependencyError
 
 SHORT = TrainSettings(steps=2, batch_size=2, workers=0)
 
@@ -121,3 +122,12 @@ def test_fitting_without_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         fit_teacher(tmp_path / "nowhere", out=tmp_path, settings=SHORT)
     assert FINE_TUNING.steps is not None, "a time would give every machine another teacher"
+
+
+def test_weights_that_were_not_installed_are_named_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resources, "files", lambda _: tmp_path)
+    for ask in (load_teacher, teacher_card):
+        with pytest.raises(MissingDependencyError, match="pip install taskprune-driving-weights"):
+            ask()

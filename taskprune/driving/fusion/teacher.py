@@ -19,6 +19,7 @@ def load_fusion_teacher(weights: Path | str | None = None) -> FusionNet:
 
     Raises:
         CheckpointError: The file is missing, damaged, or holds something else.
+        MissingDependencyError: The bundled net is asked for, and was not installed.
     """
     return load_or_bundled(load_fusion_net, weights, "fusion_n.safetensors")
 
@@ -27,6 +28,7 @@ def fusion_teacher_card() -> dict[str, Any]:
     """Return how the bundled net was made and what it scores on unseen scenes.
 
     Raises:
-        CheckpointError: The card is missing or damaged.
+        CheckpointError: The card is damaged.
+        MissingDependencyError: It was not installed.
     """
     return bundled_card("fusion_n.json")
