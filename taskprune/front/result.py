@@ -14,7 +14,7 @@ from taskprune.importance.scores import ChannelScores
 from taskprune.plan.plan import PruningPlan
 from taskprune.report.html import report_page
 from taskprune.report.pages import in_a_frame, save_page
-from taskprune.report.record import PruneReport, render
+from taskprune.report.record import PruneReport
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -36,7 +36,7 @@ class PruneResult:
     scores: ChannelScores
 
     def __str__(self) -> str:
-        return render(self.report)
+        return str(self.report)
 
     def to_html(
         self,

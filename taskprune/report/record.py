@@ -190,6 +190,12 @@ class PruneReport:
         before, after = self.costs[cost]
         return 1 - after / before if before else 0.0
 
+    def __str__(self) -> str:
+        console = Console(width=100, no_color=True, highlight=False)
+        with console.capture() as capture:
+            console.print(Group(self))
+        return capture.get().rstrip()
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield from (cost_table(self), task_table(self))
         if self.modalities:
@@ -357,11 +363,3 @@ def limit_table(report: PruneReport) -> Table:
         ),
         words=("limit", "for example"),
     )
-
-
-def render(report: PruneReport, width: int = 100) -> str:
-    """Return the report as plain text."""
-    console = Console(width=width, no_color=True, highlight=False)
-    with console.capture() as capture:
-        console.print(Group(report))
-    return capture.get().rstrip()
