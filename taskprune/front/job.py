@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from taskprune.allocation.free_channels import FreeChannels, find_free
+from taskprune.allocation.input_rows import InputRows
 from taskprune.calling.forward import Forward, OnEach
 from taskprune.calling.inputs import ModelInputs, Remembered, model_inputs, task_batches
 from taskprune.calling.outputs import matching_paths, resolve_paths
@@ -118,6 +120,7 @@ class Examined:
         scores: What they are worth to each task.
         survey: What the forwards and backwards showed of its readers, to compensate with; ``None``
             where nobody asked.
+        free: Channels that cost nothing, found on the way; their scores are the lowest.
     """
 
     model: nn.Module
@@ -126,6 +129,7 @@ class Examined:
     groups: CouplingGroups
     scores: ChannelScores
     survey: Survey | None
+    free: FreeChannels = field(default_factory=FreeChannels)
 
 
 @contextmanager
@@ -160,7 +164,8 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
     if settings.modalities is not None or job.budget.modalities:
         groups = labelled(groups, None if settings.modalities == "inputs" else settings.modalities)
     say("scoring every channel")
-    survey = _survey(tasks, inputs, groups) if surveys else None
+    read = InputRows()
+    survey = _survey(tasks, inputs, groups, read) if surveys else None
     batches = _remembered(inputs, settings.n_batches) if surveys else inputs.batches
     scores = score(
         model,
@@ -177,7 +182,8 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
     if survey is not None and not survey.batches:
         say("looking at what channels say")  # which this criterion did not have to
         survey.look(model, _kept(batches), replacements=groups.replacements)
-    return Examined(model, inputs, graph, groups, scores, survey)
+    free = FreeChannels() if survey is None else find_free(model, groups, survey, read)
+    return Examined(model, inputs, graph, groups, free.first(scores), survey, free)
 
 
 def timed(found: Examined, say: Say) -> LatencyCost:
@@ -229,14 +235,16 @@ def choose(
     return solved()
 
 
-def _survey(tasks: Mapping[str, Task], inputs: ModelInputs, groups: CouplingGroups) -> Survey:
+def _survey(
+    tasks: Mapping[str, Task], inputs: ModelInputs, groups: CouplingGroups, read: InputRows
+) -> Survey:
     dims: dict[str, set[int]] = {}
     for member in (member for group in groups for member in group.members):
         if not member.produces:
             dims.setdefault(member.name, set()).add(member.dim)
     n_loaders = len(inputs.batches) if isinstance(inputs.batches, Mapping) else 1
     most = BATCHES_KEPT * n_loaders
-    return Survey(dims, tasks, forward=inputs.forward, most_batches=most)
+    return Survey(dims, tasks, forward=inputs.forward, most_batches=most, on_read=read.take)
 
 
 def _remembered(

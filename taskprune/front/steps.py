@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from taskprune.allocation.free_channels import FreeChannels
 from taskprune.compensation import CompensationResult, Survey, compensate_surveyed
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import VerificationError
@@ -68,7 +69,7 @@ def in_steps(
     steps = 1 if job.settings.steps == "auto" else job.settings.steps
     context = StepContext(steps=steps, looks_ahead=looks_ahead)
     current, plan, groups = model, None, None
-    survey: Survey | None = None
+    survey, free = None, FreeChannels()
     original: dict[str, int] = {}
     spent: Counter[str] = Counter()
     number = 0
@@ -78,6 +79,11 @@ def in_steps(
         with at_work(title) as say:
             surveys = job.compensates and (trains or number == 1)
             found = examine(job, current, say, surveys=surveys)
+            if surveys:
+                survey, free = found.survey, found.free
+            elif plan is not None and job.compensates:
+                scores = free.after(plan).first(found.scores)
+                found = replace(found, scores=scores, free=free)
             if number == 1 and (note := unread(found.groups, job.safety)):
                 _log.warning("%s", note)
             own = choose(job, found, context, say)
@@ -86,7 +92,7 @@ def in_steps(
                 context = replace(context, steps=steps)
                 own = choose(job, found, context, say) if steps > 1 else own
             plan = own if plan is None else compose(plan, own)
-            groups, survey = groups or found.groups, found.survey or survey
+            groups = groups or found.groups
             # Where nothing was trained on the way, all that was lost so far can still be made up
             # for: the original knows what the removed channels said.
             again = job.compensates and not trains
@@ -122,6 +128,7 @@ class Cut:
         original, plan, compensation = self.model, self.plan, None
         if survey is not None:
             say("letting what stays say what goes said")
+            original, plan = found.free.folded(original, plan)
             compensation = compensate_surveyed(original, plan, survey)
             if not verify:
                 return compensation.model, None, compensation
