@@ -20,11 +20,16 @@ from taskprune.calling.wrappers import bare
 from taskprune.compensation import Survey
 from taskprune.compensation.reads import ConvGeometry, Geometry, ProductGeometry, StackGeometry
 from taskprune.compensation.survey import Reader
+from taskprune.cost import count_params
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups, IntArray
 from taskprune.importance.scores import ChannelScores
 from taskprune.plan.plan import PruningPlan
 from taskprune.replace import replaced_modules
 from taskprune.rewrite.surgery import copy_with, named_tensors
+from taskprune.solver.blocks import in_multiples
+from taskprune.solver.budget import Budget
+from taskprune.solver.removable import removable
+from taskprune.solver.safety import Safety
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -60,8 +65,10 @@ class FreeChannels:
         """Return scores by which these channels go before all others, whose scores stay."""
         if not self.channels:
             return scores
-        # Criteria may say that a channel does harm, which is less than nothing.
-        lowest = min(0.0, *(float(own.total.min()) for own in scores.groups.values()))
+        # Criteria give 0 to others as well, and less where a channel does harm.
+        totals = torch.cat([own.total for own in scores.groups.values()])
+        lowest = float(totals.min() - 1e-9 * totals.abs().max())
+        lowest = min(0.0, lowest) if bool(totals.min() <= 0) else 0.0
         groups = dict(scores.groups)
         for name, gone in self.channels.items():
             if name not in groups or len(groups[name].total) <= gone[-1]:
@@ -74,6 +81,36 @@ class FreeChannels:
             }
             groups[name] = replace(own, total=own.total.index_fill(-1, where, lowest), **rest)
         return replace(scores, groups=groups)
+
+    def budget(self, groups: CouplingGroups, scores: ChannelScores, safety: Safety) -> Budget:
+        """Return the bound that lets go what is free and nothing else, within the limits.
+
+        Args:
+            groups: The groups.
+            scores: From :meth:`first`.
+            safety: The limits.
+        """
+        kept = groups.full_counts()
+        for part in removable(groups, scores, safety):
+            name = part.group.name
+            n_free = int(np.isin(part.order, self.channels.get(name, ())).sum())
+            ends = in_multiples(part, safety.multiple).ends
+            kept[name] -= int(ends[ends <= n_free].max(initial=0))
+        return Budget(params=count_params(groups, kept))
+
+    def told(self, plan: PruningPlan) -> PruningPlan:
+        """Return a plan of one step whose reasons say how many channels are free."""
+        dropped = self.among(plan)
+        rationale = tuple(replace(why, n_free=dropped.get(why.group, 0)) for why in plan.rationale)
+        return replace(plan, rationale=rationale)
+
+    def among(self, plan: PruningPlan) -> dict[str, int]:
+        """Return how many of those are free that a plan drops, by group."""
+        return {
+            d.name: len(np.intersect1d(d.drop, self.channels[d.name]))
+            for d in plan.groups
+            if d.name in self.channels
+        }
 
     def after(self, plan: PruningPlan) -> FreeChannels:
         """Return those that a plan leaves, by their numbers in what is left."""

@@ -64,6 +64,7 @@ class Job:
     Attributes:
         tasks: The tasks by name; none where every output is to be one.
         budget: What may remain at the end.
+        only_free: Take what costs nothing, and leave the rest, whatever the budget says.
         data: Calibration batches, or a loader for each task; gone through once in every step.
         example_inputs: What to trace, time and verify on; ``None`` for the first batch.
         forward: ``(model, batch) -> outputs``; ``None`` for the convention.
@@ -81,6 +82,7 @@ class Job:
     importance: str | Importance = "task_taylor"
     safety: Safety = field(default_factory=Safety)
     compensate: bool = False
+    only_free: bool = False
     settings: PruneSettings = field(default_factory=PruneSettings)
 
     @property
@@ -214,18 +216,22 @@ def choose(
     """
     say("choosing channels")
     costs: dict[str, Cost] = {}
+    budget = job.budget
+    if job.only_free:
+        budget = found.free.budget(found.groups, found.scores, job.safety)
 
     def solved() -> PruningPlan:
-        return solve(
+        plan = solve(
             found.groups,
             found.scores,
-            job.budget,
+            budget,
             safety=job.safety,
             costs=costs,
             context=context,
         )
+        return found.free.told(plan)
 
-    if job.budget.latency_ms is not None:
+    if budget.latency_ms is not None:
         example, call = found.inputs.example, found.inputs.on_example
         first = costs["latency_ns"] = latency or timed(found, say)
         plan = solved()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -25,6 +25,7 @@ from taskprune.front.result import PruneResult
 from taskprune.front.steps import Cut, Step, in_steps
 from taskprune.importance import Importance
 from taskprune.plan.plan import PruningPlan, build_plan
+from taskprune.report.cost_free import FreeReport
 from taskprune.report.making import make_report, unowned_outputs
 from taskprune.report.record import CompensationReport
 from taskprune.restore.modes import modes_given_back
@@ -39,6 +40,10 @@ TRAINED = (
 )
 
 
+NOT_FREE = "what is not free"
+"""What a report calls the budget that takes only what costs nothing."""
+
+
 def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how is in `settings`
     model: nn.Module,
     tasks: Mapping[str, Task] | None = None,
@@ -48,7 +53,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
     validation: Iterable[Any] | None = None,
     example_inputs: Any = None,
     forward: Forwards | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Literal["free"] | None = None,
     importance: str | Importance | None = None,
     safety: Safety | None = None,
     compensate: bool = True,
@@ -87,7 +92,9 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             theirs. What no call runs is reported; what it could read stays (``Safety.unused``).
         budget: What the smaller model may cost: parameters, multiply-adds, latency, memory of
             activations. Latency is predicted from operators timed on the model's device with the
-            example; what was timed once is read from disk (``$TASKPRUNE_CACHE``).
+            example; what was timed once is read from disk (``$TASKPRUNE_CACHE``). ``"free"``: only
+            what costs nothing goes, channels that are dead, constant or linear in others on the
+            calibration data; with any other budget they go first.
         importance: Name of a criterion, or any callable that scores channels, such as a
             ``TorchPruningImportance``. Default: ``"task_taylor"``, without tasks
             ``"output_change"``.
@@ -109,7 +116,8 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
     model, notes = unwrap(model)
     job = Job(
         tasks=check_tasks(tasks) if tasks is not None else {},
-        budget=checked_budget(ratio, budget),
+        budget=Budget(params=1.0) if budget == "free" else checked_budget(ratio, budget),
+        only_free=budget == "free",
         data=data,
         example_inputs=example_inputs,
         forward=one_forward(forward),
@@ -118,6 +126,8 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         compensate=compensate,
         settings=_checked_settings(settings),
     )
+    if job.only_free:
+        _check_free(job, ratio)
     return _pruned(job, model, validation, notes)
 
 
@@ -197,6 +207,8 @@ class _Done:
             steps=tuple(guard.lines) if watched else (),
             broken=guard.broken,
             compensation=self._compensation(),
+            free=self._free(plan),
+            budget=NOT_FREE if job.only_free else report.budget,
         )
         return PruneResult(smaller, plan, report, found.groups, found.scores)
 
@@ -205,6 +217,13 @@ class _Done:
             return None
         done = self.last.compensation
         return CompensationReport(done.losses, done.readers)
+
+    def _free(self, plan: PruningPlan) -> FreeReport | None:
+        found = self.first.found
+        if found.survey is None:
+            return None
+        counts = {name: len(channels) for name, channels in found.free.channels.items()}
+        return FreeReport.of_counts(found.groups, counts, sum(found.free.among(plan).values()))
 
     def _nothing(self) -> PruningPlan:
         """Return the plan that removes nothing."""
@@ -237,6 +256,18 @@ def checked_budget(ratio: float | None, budget: Budget | None) -> Budget:
     if not isinstance(budget, Budget):
         raise InputError(f"`budget` must be a `Budget(params=..., macs=...)`. Found {budget!r}.")
     return budget
+
+
+def _check_free(job: Job, ratio: float | None) -> None:
+    if ratio is not None:
+        raise InputError(f"Either `ratio=` or `budget='free'`. Found both, ratio={ratio!r}.")
+    if not job.compensates or job.settings.steps != 1:
+        raise InputError(
+            "budget='free' takes what the calibration data shows to say nothing, all in one step, "
+            "and lets the rest say it: pass `data=`, and leave `compensate` and `steps` as they "
+            f"are. Found compensate={job.compensate}, steps={job.settings.steps!r} and "
+            f"{'no data' if job.data is None else 'data'}."
+        )
 
 
 def checked_safety(safety: Safety | None) -> Safety:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import taskprune
-from taskprune import Budget, Safety, Task
-from taskprune.allocation.free_channels import FreeChannels
-from taskprune.cost import count_params
-from taskprune.coupling import couple
+from taskprune import Budget, PruneSettings, Safety, Task
+from taskprune.allocation import dependence, input_rows
 from taskprune.front.job import Examined, Job, at_work, examine
-from taskprune.graph import trace
+from taskprune.importance import output_tasks, score
+from taskprune.report.record import PruneReport
 
 FREE = Safety(min_channels=1, max_removed=1.0, max_removed_private=1.0, protected_quantile=1.0)
 
@@ -127,18 +127,14 @@ def examined(model: nn.Module, data: list[Any], tasks: Any = None, **settings: A
         return examine(job, model, say, surveys=True)
 
 
-def assert_planted(free: FreeChannels, planted: dict[str, list[tuple[set[int], int]]]) -> None:
-    assert set(free.channels) == set(planted)
+def assert_planted(
+    free: Mapping[str, set[int]], planted: dict[str, list[tuple[set[int], int]]]
+) -> None:
+    assert set(free) == set(planted)
     for name, alike in planted.items():
-        own = set(free.channels[name].tolist())
+        own = free[name]
         assert [len(own & channels) for channels, _ in alike] == [n for _, n in alike], (name, own)
         assert own <= set().union(*(channels for channels, _ in alike)), (name, own)
-
-
-def left(model: nn.Module, free: FreeChannels) -> dict[str, int]:
-    """Return how many channels of each group stay without those that are free."""
-    groups = couple(trace(model, batches()[0]))
-    return {g.name: g.n_channels - len(free.channels.get(g.name, ())) for g in groups}
 
 
 def distance(one: nn.Module, other: nn.Module, x: Tensor) -> float:
@@ -148,29 +144,207 @@ def distance(one: nn.Module, other: nn.Module, x: Tensor) -> float:
     return max(float((first[n] - second[n]).abs().max() / second[n].std()) for n in second)
 
 
-@pytest.mark.parametrize("tasks", [None, TASKS], ids=["outputs", "tasks"])
-def test_what_is_planted_is_found_and_nothing_else(tasks: Any) -> None:
-    model = made(Planted)
-    assert_planted(examined(model, batches(), tasks).free, Planted.free)
-
-
-@pytest.mark.parametrize("tasks", [None, TASKS], ids=["outputs", "tasks"])
-@pytest.mark.parametrize("importance", [None, "magnitude", "random"])
-def test_they_go_first_and_no_output_notices(tasks: Any, importance: str | None) -> None:
+@pytest.mark.parametrize(("tasks", "importance"), [(TASKS, None), (None, "magnitude")])
+def test_only_they_go_and_no_output_notices(tasks: Any, importance: str | None) -> None:
     model = made(Planted)
     before = copy.deepcopy(model.state_dict())
-    free = examined(model, batches()).free
-    params = count_params(examined(model, batches()).groups, left(model, free))
     result = taskprune.prune(
-        model,
-        tasks,
-        budget=Budget(params=params),
-        data=batches(),
-        importance=importance,
-        safety=FREE,
+        model, tasks, budget="free", data=batches(), importance=importance, safety=FREE
     )
+    told = result.report.free
+    assert told is not None
     dropped = {d.name: set(d.drop) for d in result.plan.groups if d.drop}
-    assert dropped == {name: set(own.tolist()) for name, own in free.channels.items()}
+    assert {name: len(own) for name, own in dropped.items()} == told.channels
+    assert_planted(dropped, Planted.free)
     for data in (batches(), batches(seed=1)):
         assert max(distance(result.model, model, x) for x in data) < 1e-5
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert told.dropped == sum(told.channels.values()) == 10
+    assert told.params == pytest.approx(result.report.removed("params"))
+    assert told.macs == pytest.approx(result.report.removed("macs"))
+    assert f"{told.macs:.1%} of the multiply-adds" in str(result)
+    assert str(told) in result.to_html()
+    assert "4 of them cost nothing" in str(result.plan.explain("stem"))
+    assert PruneReport.from_json(result.report.to_json()) == result.report
+
+
+def test_they_go_first_and_other_scores_stay() -> None:
+    model = made(Planted)
+    seen = examined(model, batches(), TASKS)
+    plain = score(model, seen.groups, TASKS, batches())
+    for group in seen.groups:
+        free = set(seen.free.channels.get(group.name, np.empty(0)).tolist())
+        stays = [c for c in range(group.n_channels) if c not in free]
+        for part in ("total", "per_task"):
+            now, then = getattr(seen.scores[group.name], part), getattr(plain[group.name], part)
+            assert torch.equal(now[..., stays], then[..., stays])
+        assert all(float(seen.scores[group.name].total[c]) <= 0 for c in free)
+    for ratio, steps in ((0.6, 1), (0.6, 3)):
+        result = taskprune.prune(
+            model, TASKS, ratio, data=batches(), safety=FREE, settings=PruneSettings(steps=steps)
+        )
+        dropped = {d.name: set(d.drop) for d in result.plan.groups}
+        assert all(set(own.tolist()) <= dropped[n] for n, own in seen.free.channels.items())
+
+
+class Plain(nn.Module):
+    """Nothing is free here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 12, 3), nn.Conv2d(12, 2, 1)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"dense": self.out(F.silu(self.stem(x)))}
+
+
+def test_without_free_channels_nothing_changes() -> None:
+    model = made(Plain)
+    seen = examined(model, batches())
+    assert not seen.free.channels
+    plain = score(
+        model, seen.groups, output_tasks(model, batches()[0]), batches(), importance="output_change"
+    )
+    for group in seen.groups:
+        assert torch.equal(seen.scores[group.name].total, plain[group.name].total)
+    result = taskprune.prune(model, budget="free", data=batches())
+    assert not any(d.drop for d in result.plan.groups)
+    assert result.report.free is not None
+    assert "None of 12 channels" in str(result.report.free)
+    assert "nothing" not in str(result)
+
+
+class ReadElsewhere(nn.Module):
+    """Constant channels that something else reads than a weight with a bias."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.stem, self.out = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 2, 1, bias=how != "no bias")
+        norms = {"layer norm": nn.LayerNorm(8), "group norm": nn.GroupNorm(2, 8)}
+        self.norm = norms.get(how, nn.Identity())
+        silent(self.stem, 2, 0.8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        if self.how == "layer norm":
+            x = x.movedim(1, -1)
+        x = self.norm(x)
+        if self.how == "layer norm":
+            x = x.movedim(-1, 1)
+        made = {"dense": self.out(x)}
+        if self.how == "sum":
+            made["sum"] = x.sum(1)
+        return made
+
+
+@pytest.mark.parametrize("how", ["", "no bias", "sum", "layer norm", "group norm"])
+def test_what_something_else_reads_is_not_free(how: str) -> None:
+    free = examined(made(lambda: ReadElsewhere(how)), batches()).free.channels
+    assert {n: own.tolist() for n, own in free.items()} == ({"stem": [2]} if not how else {})
+
+
+class Attends(nn.Module):
+    """Queries and keys of which one channel is constant; nothing but their product reads them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.query, self.key = nn.Linear(8, 6), nn.Linear(8, 6)
+        silent(self.query, 1, 0.7)
+        mixture(self.embed, 3, {2: 2.0})
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.embed(x.flatten(2).mT))
+        made: Tensor = self.out(torch.softmax(self.query(x) @ self.key(x).mT, -1) @ x)
+        return made
+
+
+def test_what_is_multiplied_with_each_other_is_not_free() -> None:
+    seen = examined(made(Attends), batches())
+    assert seen.groups["query"].contracted
+    assert not seen.groups["embed"].contracted
+    assert {name: len(own) for name, own in seen.free.channels.items()} == {"embed": 1}
+
+
+class Pooled(nn.Module):
+    """As many rows as images: fewer than channels, which are linear in each other by chance."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 96, 3), nn.Linear(96, 2)
+        silent(self.stem, 0, -1.0)
+        silent(self.stem, 1, 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(F.relu(self.stem(x)).mean((2, 3)))
+        return made
+
+
+def test_behind_few_rows_only_what_is_constant_is_free() -> None:
+    free = examined(made(Pooled), batches()).free.channels
+    assert {name: own.tolist() for name, own in free.items()} == {"stem": [0, 1]}
+
+
+class Spot(nn.Module):
+    """A channel that is silent but where a picture has a single bright spot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.out = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 2, 1)
+        with torch.no_grad():
+            self.stem.get_parameter("bias")[4] = -30.0
+            self.stem.weight[4] = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.out(F.relu(self.stem(x)))
+        return made
+
+
+def test_a_single_spot_is_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    data = [torch.randn(4, 3, 64, 64, generator=generator) for _ in range(2)]
+    model = made(Spot)
+    assert examined(model, data).free.channels["stem"].tolist() == [4]
+    data[1][2, :, 61, 37] = 40.0
+    assert not examined(model, data).free.channels
+
+
+def test_the_model_is_as_it_was_also_after_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made(Planted).train()
+    model.norm.requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    held = [(p, p.data_ptr(), p.requires_grad, p.grad) for p in model.parameters()]
+    rng = torch.get_rng_state()
+    for place in ("_solved", "maybe_dependent", None):
+        with monkeypatch.context() as broken:
+            if place is None:
+                taskprune.prune(model, TASKS, budget="free", data=batches(2))
+            else:
+                module = {"_solved": dependence, "maybe_dependent": input_rows}[place]
+                broken.setattr(module, place, _fail)
+                with pytest.raises((RuntimeError, taskprune.errors.TraceError), match="half-way"):
+                    taskprune.prune(model, TASKS, budget="free", data=batches(2))
+        assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+        assert held == [(p, p.data_ptr(), p.requires_grad, p.grad) for p in model.parameters()]
+        assert all(module.training for module in model.modules())
+        assert torch.equal(rng, torch.get_rng_state())
+
+
+def _fail(*_: Any, **__: Any) -> Tensor:
+    raise RuntimeError("half-way")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"data": None, "example_inputs": torch.zeros(1, 3, 10, 10), "importance": "magnitude"},
+        {"compensate": False},
+        {"settings": PruneSettings(steps=2)},
+        {"ratio": 0.3},
+    ],
+)
+def test_what_cannot_be_known_to_be_free_is_refused(bad: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"data": batches(1), **bad}
+    with pytest.raises(taskprune.errors.InputError, match="free"):
+        taskprune.prune(made(Planted), budget="free", **given)
