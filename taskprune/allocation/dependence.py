@@ -26,6 +26,12 @@ SCREEN = 1e-9
 RIDGE = 1e-12
 """Of products of channels of unit length, so that they can be inverted at all."""
 
+COARSE = 1e-5
+"""The same in single precision."""
+
+FAR = 1e-2
+"""Square of what a channel has of its own that single precision is certain of."""
+
 TINY = 1e-200
 
 NOISE = 1e-9
@@ -50,30 +56,37 @@ def loudness(rows: Tensor, weight: Tensor) -> Tensor:
     return (squares / made.clamp_min(TINY)[:, None]).amax(0).sqrt()
 
 
-def maybe_dependent(rows: Tensor, weight: Tensor) -> Tensor:
-    """Return which channels may be linear in the others, constants included: all that are.
+def maybe_dependent(rows: Tensor, weight: Tensor) -> bool:
+    """Return whether any channel may be linear in the others, constants included.
 
     Args:
         rows: Inputs, more of them than channels. Shape ``[n, C]``, float64.
         weight: Shape ``[O, C, K]``, float64.
-
-    Returns:
-        Shape ``[C]``, bool.
     """
     heard = (rows - rows.mean(0)) * loudness(rows, weight)
-    products = heard.T @ heard / len(heard)
-    power = products.diagonal()
-    found = power <= SCREEN
-    live = (~found).nonzero().flatten()
-    size = power[live].sqrt()
-    unit = products[live][:, live] / size / size[:, None]
-    unit.diagonal().add_(RIDGE)
-    factor, failed = torch.linalg.cholesky_ex(unit)
-    if bool(failed):
-        return torch.ones_like(found)
-    # What is left of a channel without all others is one over its entry of the inverse.
-    found[live] = power[live] / torch.cholesky_inverse(factor).diagonal() <= SCREEN
-    return found
+    power = heard.square().mean(0)
+    if bool((power <= SCREEN).any()):
+        return True
+    unit = heard / (power * len(heard)).sqrt()
+    own = _own_part(unit.float(), COARSE)  # nearly always enough, in half of the time
+    if own is not None and bool(((own > FAR) & (power > COARSE)).all()):
+        return False
+    own = _own_part(unit, RIDGE)
+    return own is None or bool((own * power <= SCREEN).any())
+
+
+def _own_part(unit: Tensor, ridge: float) -> Tensor | None:
+    """Return the square of what each column has of its own; ``None`` where rounding hides it.
+
+    Args:
+        unit: Columns of length 1. Shape ``[n, C]``.
+        ridge: What to add to their products.
+    """
+    products = unit.T @ unit
+    products.diagonal().add_(ridge)
+    factor, failed = torch.linalg.cholesky_ex(products)
+    # What is left of a column without all others is one over its entry of the inverse.
+    return None if bool(failed) else 1 / torch.cholesky_inverse(factor).diagonal()
 
 
 @dataclass(frozen=True, eq=False, slots=True)

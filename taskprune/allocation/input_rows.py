@@ -27,6 +27,7 @@ class InputRows:
     def __init__(self) -> None:
         self._parts: dict[str, list[Tensor]] = {}
         self._independent: set[str] = set()
+        self._looked: dict[str, float] = {}
 
     def take(self, read: Read, weight: Tensor) -> None:
         """Take in what one call reads through a weight."""
@@ -43,11 +44,13 @@ class InputRows:
             self._let_go(read.name)
             return
         parts.append(rows)
-        if sum(part.shape[1] for part in parts) < 1.5 * x.shape[-1]:
+        n_rows = sum(part.shape[1] for part in parts)
+        if n_rows < self._looked.get(read.name, 0.75 * x.shape[-1]) * 2:
             return
-        rows = torch.cat(parts, 1).double()
+        self._looked[read.name] = n_rows
+        seen = torch.cat(parts, 1).double()
         blocks = read.geometry.blocks(weight.detach()).to("cpu", torch.float64)
-        if not any(bool(maybe_dependent(*own).any()) for own in zip(rows, blocks, strict=True)):
+        if not any(maybe_dependent(*own) for own in zip(seen, blocks, strict=True)):
             self._let_go(read.name)
 
     def gathered(self) -> dict[str, tuple[Tensor, Tensor]]:
