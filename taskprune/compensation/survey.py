@@ -25,6 +25,7 @@ from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.correspondence import Correspondence
 from taskprune.compensation.reading_calls import Read, ReadingMode
 from taskprune.compensation.reads import Geometry
+from taskprune.coupling.groups import CouplingGroups
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.distributed import gathered, summed
@@ -34,6 +35,19 @@ from taskprune.replace import ModuleReplacement, replaced_modules
 
 LEAST_ROWS = 64
 """Rows that are looked at however wide they are."""
+
+
+BATCHES_KEPT = 8
+"""How many batches, of each loader, are kept to compensate on."""
+
+
+def dims_read(groups: CouplingGroups) -> dict[str, set[int]]:
+    """Return the dims along which parameters read channels, by name."""
+    dims: dict[str, set[int]] = {}
+    for member in (member for group in groups for member in group.members):
+        if not member.produces:
+            dims.setdefault(member.name, set()).add(member.dim)
+    return dims
 
 
 @dataclass(frozen=True, eq=False, slots=True)

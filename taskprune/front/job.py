@@ -15,13 +15,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
-from taskprune.allocation.free_channels import FreeChannels, find_free
+from taskprune.allocation.finding_free import free_among
+from taskprune.allocation.free_channels import FreeChannels, only_free
 from taskprune.allocation.input_rows import InputRows
 from taskprune.calling.forward import Forward, OnEach
 from taskprune.calling.inputs import ModelInputs, Remembered, model_inputs, task_batches
 from taskprune.calling.outputs import matching_paths, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.compensation import Survey
+from taskprune.compensation.survey import BATCHES_KEPT, dims_read
 from taskprune.cost import Cost, LatencyCost
 from taskprune.coupling import couple, labelled
 from taskprune.coupling.groups import CouplingGroups
@@ -101,13 +103,16 @@ class Job:
                 f"Expected a model with parameters to remove. {type(model).__name__} has none."
             )
         check_values(model, checked_criterion(self.importance))
+        if self.only_free and (not self.compensates or self.settings.steps != 1):
+            raise InputError(
+                "budget='free' takes what the calibration data shows to say nothing, in one step, "
+                "and lets the rest say it: pass `data=`, and leave `compensate` and `steps` as "
+                f"they are. Found compensate={self.compensate}, steps={self.settings.steps!r} and "
+                f"{'no data' if self.data is None else 'data'}."
+            )
         if self.budget.latency_ms is not None:
             device_of(model, self.example_inputs)
         skeleton(model)  # a copy is needed later on; this one holds no weights
-
-
-BATCHES_KEPT = 8
-"""How many batches, of each loader, are kept to compensate on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +189,7 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
     if survey is not None and not survey.batches:
         say("looking at what channels say")  # which this criterion did not have to
         survey.look(model, _kept(batches), replacements=groups.replacements)
-    free = FreeChannels() if survey is None else find_free(model, groups, survey, read)
+    free = FreeChannels() if survey is None else free_among(model, groups, survey, read)
     return Examined(model, inputs, graph, groups, free.first(scores), survey, free)
 
 
@@ -218,10 +223,10 @@ def choose(
     costs: dict[str, Cost] = {}
     budget = job.budget
     if job.only_free:
-        budget = found.free.budget(found.groups, found.scores, job.safety)
+        budget = only_free(found.groups, found.scores, job.safety)
 
     def solved() -> PruningPlan:
-        plan = solve(
+        return solve(
             found.groups,
             found.scores,
             budget,
@@ -229,7 +234,6 @@ def choose(
             costs=costs,
             context=context,
         )
-        return found.free.told(plan)
 
     if budget.latency_ms is not None:
         example, call = found.inputs.example, found.inputs.on_example
@@ -244,13 +248,11 @@ def choose(
 def _survey(
     tasks: Mapping[str, Task], inputs: ModelInputs, groups: CouplingGroups, read: InputRows
 ) -> Survey:
-    dims: dict[str, set[int]] = {}
-    for member in (member for group in groups for member in group.members):
-        if not member.produces:
-            dims.setdefault(member.name, set()).add(member.dim)
     n_loaders = len(inputs.batches) if isinstance(inputs.batches, Mapping) else 1
     most = BATCHES_KEPT * n_loaders
-    return Survey(dims, tasks, forward=inputs.forward, most_batches=most, on_read=read.take)
+    return Survey(
+        dims_read(groups), tasks, forward=inputs.forward, most_batches=most, on_read=read.take
+    )
 
 
 def _remembered(

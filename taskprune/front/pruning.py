@@ -80,8 +80,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             ``{task: loader}``.
         validation: Batches on which the metric of every task that has one is measured, before the
             first step and after each. If a task loses more than its ``tolerance``, that step is
-            undone and the report says which task it was. Without it no tolerance is checked, and
-            the report says so. Needs the ``distill`` extra.
+            undone and the report says which task it was. Needs the ``distill`` extra.
         example_inputs: A tensor, a tuple of arguments or a dict of keywords; in place of `data`
             with a criterion that needs none. Beside `data`: what the model will run on once it is
             deployed. Scores are then taken on the data; shapes, costs, latency and verification on
@@ -93,11 +92,9 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         budget: What the smaller model may cost: parameters, multiply-adds, latency, memory of
             activations. Latency is predicted from operators timed on the model's device with the
             example; what was timed once is read from disk (``$TASKPRUNE_CACHE``). ``"free"``: only
-            what costs nothing goes, channels that are dead, constant or linear in others on the
-            calibration data; with any other budget they go first.
-        importance: Name of a criterion, or any callable that scores channels, such as a
-            ``TorchPruningImportance``. Default: ``"task_taylor"``, without tasks
-            ``"output_change"``.
+            channels that are dead, constant or linear in others go. With any budget they go first.
+        importance: Name of a criterion, or any callable that scores channels. Default:
+            ``"task_taylor"``, without tasks ``"output_change"``.
         safety: Limits that hold whatever the scores say. Default: ``Safety()``.
         compensate: Re-weight what stays so that it says what the removed channels said: least
             squares on the calibration batches, without training (:mod:`taskprune.compensation`).
@@ -116,7 +113,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
     model, notes = unwrap(model)
     job = Job(
         tasks=check_tasks(tasks) if tasks is not None else {},
-        budget=Budget(params=1.0) if budget == "free" else checked_budget(ratio, budget),
+        budget=checked_budget(ratio, budget),
         only_free=budget == "free",
         data=data,
         example_inputs=example_inputs,
@@ -126,8 +123,6 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         compensate=compensate,
         settings=_checked_settings(settings),
     )
-    if job.only_free:
-        _check_free(job, ratio)
     return _pruned(job, model, validation, notes)
 
 
@@ -240,8 +235,8 @@ class _Done:
         return cut.rewritten(self.job, self.first.found, verify=settings.verify)
 
 
-def checked_budget(ratio: float | None, budget: Budget | None) -> Budget:
-    """Return what may remain.
+def checked_budget(ratio: float | None, budget: Budget | Literal["free"] | None) -> Budget:
+    """Return what may remain; all of it where what is free is yet to be found.
 
     Raises:
         InputError: Both or neither are given, or something else than they are.
@@ -253,21 +248,14 @@ def checked_budget(ratio: float | None, budget: Budget | None) -> Budget:
         )
     if ratio is not None:
         return Budget.from_ratio(ratio)
+    if budget == "free":
+        return Budget(params=1.0)
     if not isinstance(budget, Budget):
-        raise InputError(f"`budget` must be a `Budget(params=..., macs=...)`. Found {budget!r}.")
-    return budget
-
-
-def _check_free(job: Job, ratio: float | None) -> None:
-    if ratio is not None:
-        raise InputError(f"Either `ratio=` or `budget='free'`. Found both, ratio={ratio!r}.")
-    if not job.compensates or job.settings.steps != 1:
         raise InputError(
-            "budget='free' takes what the calibration data shows to say nothing, all in one step, "
-            "and lets the rest say it: pass `data=`, and leave `compensate` and `steps` as they "
-            f"are. Found compensate={job.compensate}, steps={job.settings.steps!r} and "
-            f"{'no data' if job.data is None else 'data'}."
+            "`budget` must be a `Budget(params=..., macs=...)`, or 'free' for what costs nothing. "
+            f"Found {budget!r}."
         )
+    return budget
 
 
 def checked_safety(safety: Safety | None) -> Safety:

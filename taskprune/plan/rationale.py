@@ -181,4 +181,5 @@ def _group_rationale(
         lowest_kept=float(total[~goes].min()),
         savings=savings,
         held_by=held_by,
+        n_free=len(np.intersect1d(dropped, scores.free.get(name, ()))),
     )

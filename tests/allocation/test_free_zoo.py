@@ -10,15 +10,12 @@ import torch
 from torch import Tensor, nn
 from zoo import ZOO, NetCase
 
-from taskprune.allocation.free_channels import FreeChannels, find_free
-from taskprune.allocation.input_rows import InputRows
+from taskprune.allocation import find_free
 from taskprune.calling.forward import call_inputs
 from taskprune.calling.outputs import flatten_outputs
-from taskprune.compensation import Survey
 from taskprune.coupling import couple
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.graph import trace
-from taskprune.importance import output_tasks
 from taskprune.plan.plan import build_plan
 from taskprune.replace import replaced_modules
 from taskprune.rewrite import apply_plan
@@ -37,17 +34,6 @@ def plant(model: nn.Module, groups: CouplingGroups) -> None:
                 own.index_copy_(member.dim, index[1], own.index_select(member.dim, index[0]))
                 if len(index) > 3 and isinstance(own, nn.Parameter):
                     own.index_fill_(member.dim, index[2], 0)
-
-
-def free_of(model: nn.Module, groups: CouplingGroups, data: list[Any]) -> FreeChannels:
-    dims: dict[str, set[int]] = {}
-    for member in (m for group in groups for m in group.members if not m.produces):
-        dims.setdefault(member.name, set()).add(member.dim)
-    rows = InputRows()
-    tasks = output_tasks(model, data[0], forward=call_inputs)
-    survey = Survey(dims, tasks, forward=call_inputs, on_read=rows.take)
-    survey.look(model, data, replacements=groups.replacements)
-    return find_free(model, groups, survey, rows)
 
 
 def outputs_of(model: nn.Module, inputs: Any) -> Mapping[str, Tensor]:
@@ -69,7 +55,7 @@ def test_no_output_notices(case: NetCase) -> None:
     data = [case.inputs() for _ in range(6)]
     groups = couple(trace(model, data[0], tasks=case.tasks))
     plant(model, groups)
-    free = free_of(model, groups, data)
+    free = find_free(model, groups, data, forward=call_inputs)
     folded, plan = free.folded(model, build_plan(groups, dict(free.channels)))
     smaller = apply_plan(folded, plan, verify=False)
     for inputs in data:
