@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taskprune.allocation.dependence import TOLERANCE, Inputs, Said
+from taskprune.allocation.dependence import TOLERANCE, Inputs
 from taskprune.allocation.free_channels import FreeChannels, TakenOver
 from taskprune.allocation.input_rows import InputRows
 from taskprune.calling.forward import Forward, call_batch
@@ -23,7 +23,7 @@ from taskprune.calling.inputs import check_loaders, task_batches
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.compensation import Survey
-from taskprune.compensation.reads import ConvGeometry, ProductGeometry, StackGeometry
+from taskprune.compensation.reads import ConvGeometry, Geometry, ProductGeometry, StackGeometry
 from taskprune.compensation.survey import BATCHES_KEPT, Reader, dims_read
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups
 from taskprune.errors import InputError
@@ -101,10 +101,17 @@ def free_among(
         return FreeChannels()
     with replaced_modules(bare(model), groups.replacements), torch.no_grad():
         tensors = named_tensors(bare(model))
+        shifts = {name: _shift(survey.readers[name], survey.readers) for name in rows}
         blocks = {
-            name: _blocks(survey.readers[name], own, tensors[name], _numbers(groups, offsets, name))
+            name: _blocks(
+                geometry,
+                own,
+                tensors[name],
+                _numbers(groups, offsets, name)[geometry.dim],
+                intercept=bool(shifts[name][0]),
+            )
             for name, own in rows.items()
-            if survey.readers[name].geometry is not None
+            if (geometry := survey.readers[name].geometry) and not survey.readers[name].refused
         }
     going = _chosen([own for parts in blocks.values() for own in parts], waiting)
     _leave_one(groups, offsets, going)
@@ -121,14 +128,16 @@ def free_among(
             if len(found := going[offsets[group.name] :][: group.n_channels].nonzero().flatten())
         },
         {
-            name: _taken_over(
-                survey.readers[name],
-                [
-                    w.of(going[own.numbers[w.gone]])
-                    for own, (w, _) in zip(blocks[name], parts, strict=True)
-                ],
+            name: TakenOver(
+                geometry,
+                tuple(
+                    what.of(going[own.numbers[what.gone]])
+                    for own, (what, _) in zip(blocks[name], parts, strict=True)
+                ),
+                *shifts[name],
             )
             for name, parts in said.items()
+            if (geometry := survey.readers[name].geometry)
         },
     )
 
@@ -173,29 +182,29 @@ def _numbers(groups: CouplingGroups, offsets: Mapping[str, int], name: str) -> d
 
 
 def _blocks(
-    reader: Reader,
+    geometry: Geometry,
     rows: tuple[Tensor, Tensor],
     weight: Tensor,
-    numbers: Mapping[int, Tensor],
+    numbers: Tensor,
+    *,
+    intercept: bool,
 ) -> list[Inputs]:
-    geometry = reader.geometry
-    assert geometry is not None
     weights = geometry.blocks(weight.detach()).to("cpu", torch.float64)
-    entries = geometry.block_of(numbers[geometry.dim]).expand(len(weights), -1)
+    entries = geometry.block_of(numbers).expand(len(weights), -1)
     return [
-        Inputs(fitted.double(), held.double(), own, number, intercept=bool(_shift(reader)[0]))
+        Inputs(fitted.double(), held.double(), own, number, intercept=intercept)
         for fitted, held, own, number in zip(*rows, weights, entries, strict=True)
     ]
 
 
-def _shift(reader: Reader) -> tuple[str, int]:
+def _shift(reader: Reader, readers: Mapping[str, Reader]) -> tuple[str, int]:
     """Return what takes a constant, and its sign; an empty name if nothing can exactly."""
     geometry = reader.geometry
     padded = isinstance(geometry, ConvGeometry) and any(map(any, geometry.padding))
     whole = isinstance(geometry, ProductGeometry | StackGeometry | ConvGeometry) and not padded
-    if not whole:
-        return "", 1
-    return (reader.bias, 1) if reader.bias else (reader.norm, -1)
+    name = reader.bias or reader.norm
+    shared = any(name in (o.bias, *o.consumers) for o in readers.values() if o is not reader)
+    return (name if whole and not shared else "", 1 if reader.bias else -1)
 
 
 def _chosen(inputs: Sequence[Inputs], waiting: Tensor) -> Tensor:
@@ -229,8 +238,3 @@ def _leave_one(groups: CouplingGroups, offsets: Mapping[str, int], going: Tensor
         own = going[offsets[group.name] : offsets[group.name] + group.n_channels]
         if bool(own.all()):
             own[0] = False
-
-
-def _taken_over(reader: Reader, said: Sequence[Said]) -> TakenOver:
-    assert reader.geometry is not None
-    return TakenOver(reader.geometry, tuple(said), *_shift(reader))

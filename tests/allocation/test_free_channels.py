@@ -14,8 +14,10 @@ from torch.nn import functional as F
 
 import taskprune
 from taskprune import Budget, PruneSettings, Safety, Task
-from taskprune.allocation import dependence, input_rows
+from taskprune.allocation import dependence, find_free, input_rows
+from taskprune.coupling import couple
 from taskprune.front.job import Examined, Job, at_work, examine
+from taskprune.graph import trace
 from taskprune.importance import output_tasks, score
 from taskprune.report.record import PruneReport
 
@@ -242,6 +244,43 @@ class ReadElsewhere(nn.Module):
 def test_what_something_else_reads_is_not_free(how: str) -> None:
     free = examined(made(lambda: ReadElsewhere(how)), batches()).free.channels
     assert {n: own.tolist() for n, own in free.items()} == ({"stem": [2]} if not how else {})
+
+
+class Shared(nn.Module):
+    """Two convolutions before one norm: a constant of either would go into the mean of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(4)
+        self.one, self.other = (nn.Conv2d(8, 4, 1, bias=False) for _ in range(2))
+        silent(self.stem, 2, 0.8)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.stem(x)
+        return {"one": self.norm(self.one(x)), "other": self.norm(self.other(x.square()))}
+
+
+def test_a_norm_that_others_pass_takes_no_constant() -> None:
+    assert not examined(made(Shared), batches()).free.channels
+
+
+class ThereAndBack(nn.Module):
+    """A weight that is read along both of its dims."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.code = nn.Conv2d(3, 9, 1), nn.Conv2d(9, 12, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.stem(x))
+        return x + F.conv_transpose2d(F.silu(self.code(x)), self.code.weight, padding=1)
+
+
+def test_what_is_read_along_two_dims_is_left_alone() -> None:
+    model, data = made(ThereAndBack), batches(2)
+    groups = couple(trace(model, data[0]))
+    assert len(groups)
+    assert not find_free(model, groups, data).channels
 
 
 class Attends(nn.Module):
