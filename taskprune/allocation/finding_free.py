@@ -48,8 +48,8 @@ def find_free(
     the mean of a norm, and no padding, whose zeros are not that constant.
 
     Channels across which a statistic is taken, that are added up where no parameter reads them, or
-    that something reads which cannot be re-weighted, are never free. Behind few rows, fewer than
-    one and a half times as many as channels, only constants are.
+    that something reads which cannot be re-weighted, are never free. Behind fewer than
+    twice as many rows as channels only constants are.
 
     Args:
         model: The model; it is left as it was.
@@ -92,6 +92,7 @@ def free_among(
     """
     survey.finish()
     rows = inputs.gathered()
+    survey.on_read = None  # which holds them
     offsets = dict(zip((g.name for g in groups), _starts(groups), strict=True))
     waiting = torch.zeros(sum(g.n_channels for g in groups), dtype=torch.bool, device="cpu")
     for group in groups:

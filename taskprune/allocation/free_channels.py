@@ -64,8 +64,8 @@ class FreeChannels:
             return scores
         # Criteria give 0 to others as well, and less where a channel does harm.
         totals = torch.cat([own.total for own in scores.groups.values()])
-        lowest = float(totals.min() - 1e-9 * totals.abs().max())
-        lowest = min(0.0, lowest) if bool(totals.min() <= 0) else 0.0
+        is_lowest = bool(totals.min() > 0)
+        lowest = 0.0 if is_lowest else float(totals.min() - 1e-9 * totals.abs().max())
         groups = dict(scores.groups)
         for name, gone in known.items():
             own, where = groups[name], torch.from_numpy(gone)
