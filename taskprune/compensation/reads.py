@@ -53,6 +53,9 @@ class Geometry(Protocol):
     def columns(self, x: Tensor, rows: Tensor) -> Tensor:
         """Return rows of the input. Shape ``[blocks, rows, channels, taps]``."""
 
+    def positions(self, x: Tensor) -> Tensor:
+        """Return the whole input, no taps apart. Shape ``[blocks, batch, space, channels]``."""
+
     def targets(self, y: Tensor, rows: Tensor) -> Tensor:
         """Return rows of the output. Shape ``[blocks, rows, outputs]``."""
 
@@ -94,6 +97,9 @@ class ProductGeometry:
     def columns(self, x: Tensor, rows: Tensor) -> Tensor:
         return x.reshape(-1, x.shape[-1])[rows][..., None]
 
+    def positions(self, x: Tensor) -> Tensor:
+        return x.reshape(1, 1, -1, x.shape[-1])
+
     def targets(self, y: Tensor, rows: Tensor) -> Tensor:
         return y.reshape(-1, y.shape[-1])[rows]
 
@@ -126,6 +132,9 @@ class StackGeometry:
 
     def columns(self, x: Tensor, rows: Tensor) -> Tensor:
         return self._taken(x, rows)[..., None]
+
+    def positions(self, x: Tensor) -> Tensor:
+        return self._rows(x)[:, None]
 
     def targets(self, y: Tensor, rows: Tensor) -> Tensor:
         return self._taken(y, rows)
@@ -190,6 +199,9 @@ class ConvGeometry:
         found: Tensor = split[image[..., None], blocks, :, flat]  # [G, n, K, C]
         return (found * inside[..., None]).transpose(2, 3)
 
+    def positions(self, x: Tensor) -> Tensor:
+        return _grouped(self._batched(x), self.groups).permute(1, 0, 3, 2)
+
     def targets(self, y: Tensor, rows: Tensor) -> Tensor:
         y = self._batched(y)
         split = _grouped(y, self.groups)
@@ -244,6 +256,9 @@ class TransposedGeometry:
         length = split.shape[3]
         blocks = torch.arange(self.groups, device=x.device)[:, None]
         return split[rows // length, blocks, :, rows % length][..., None]
+
+    def positions(self, x: Tensor) -> Tensor:
+        return self._split(x).permute(1, 0, 3, 2)
 
     def targets(self, y: Tensor, rows: Tensor) -> Tensor:
         raise NotImplementedError

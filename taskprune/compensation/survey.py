@@ -8,7 +8,7 @@ is not outvoted by the road around it.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -25,6 +25,7 @@ from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.correspondence import Correspondence
 from taskprune.compensation.reading_calls import Read, ReadingMode
 from taskprune.compensation.reads import Geometry
+from taskprune.coupling.groups import CouplingGroups
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.distributed import gathered, summed
@@ -34,6 +35,19 @@ from taskprune.replace import ModuleReplacement, replaced_modules
 
 LEAST_ROWS = 64
 """Rows that are looked at however wide they are."""
+
+
+BATCHES_KEPT = 8
+"""How many batches, of each loader, are kept to compensate on."""
+
+
+def dims_read(groups: CouplingGroups) -> dict[str, set[int]]:
+    """Return the dims along which parameters read channels, by name."""
+    dims: dict[str, set[int]] = {}
+    for member in (member for group in groups for member in group.members):
+        if not member.produces:
+            dims.setdefault(member.name, set()).add(member.dim)
+    return dims
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -107,6 +121,7 @@ class Survey:
         forward: ``(model, batch) -> outputs``.
         settings: How many rows to remember, and what they count.
         most_batches: How many batches to look at and keep; ``None``: all.
+        on_read: Called with each read and the parameter that is read through, of these batches.
 
     Attributes:
         readers: By name, in the order of the forward pass.
@@ -122,9 +137,10 @@ class Survey:
         forward: Forward,
         settings: CompensationSettings = CompensationSettings(),  # noqa: B008 - frozen
         most_batches: int | None = None,
+        on_read: Callable[[Read, Tensor], None] | None = None,
     ) -> None:
         self.dims, self.tasks, self.settings = dims, tasks, settings
-        self.forward, self.most_batches = forward, most_batches
+        self.forward, self.most_batches, self.on_read = forward, most_batches, on_read
         self.readers: dict[str, Reader] = {}
         self.samples: dict[str, dict[int, list[Sample]]] = {}
         self.batches: list[Any] = []
@@ -177,11 +193,12 @@ class Survey:
         self._made: Any = WeakIdKeyDictionary()
         self._rows = Correspondence(model.parameters())
         self._means = {id(buffer): name for name, buffer in model.named_buffers()}
-        parameters = dict(model.named_parameters())
+        self._parameters = parameters = dict(model.named_parameters())
         dims = {n: d for n, d in self.dims.items() if n in parameters and parameters[n].ndim > 1}
         mode = ReadingMode(parameters, dims, self)
         with mode:
             yield
+        self._parameters = {}
         for name, function in mode.unrecognised.items():
             self._reader(name).refused = f"`{function}` takes it as well"
         for name, count in self._calls.items():
@@ -210,6 +227,9 @@ class Survey:
             reader.corresponds &= self._rows.holds(read.x)
             reader.biases.add(read.bias or "")
             self._calls[read.name] = self._calls.get(read.name, 0) + 1
+            if self.on_read is not None:
+                with torch.no_grad():
+                    self.on_read(read, self._parameters[read.name])
         if not reads[0].geometry.by_output:
             self._follow(reads, reads[0].x)
 

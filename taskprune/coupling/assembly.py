@@ -28,7 +28,7 @@ from taskprune.coupling.partition import Partition
 from taskprune.coupling.provenance import Assignment
 from taskprune.coupling.sites import operator_sites
 from taskprune.coupling.standard_sizes import standard_sizes
-from taskprune.coupling.statistics import crossings, weight_statistics
+from taskprune.coupling.statistics import contracted, crossings, weight_statistics
 from taskprune.coupling.stored_integers import stored_integers
 from taskprune.graph.input_reach import follow_inputs
 from taskprune.graph.reach import tasks_reached
@@ -318,6 +318,7 @@ def _groups(
     members, activations = _slices(tensors, kinds), _slices(taps, kinds)
     crossed = crossings(analysis, classes, kinds.of_class)
     statistics = weight_statistics(analysis, classes, kinds.of_class)
+    summed = contracted(analysis, classes, kinds.of_class)
     steps = group_steps(analysis, classes, kinds.of_class, len(kinds.names))
     return tuple(
         CouplingGroup(
@@ -329,6 +330,7 @@ def _groups(
             crossed_by=tuple(crossed.get(number, ())),
             statistics=tuple(statistics.get(number, ())),
             step=steps[number],
+            contracted=number in summed,
         )
         for number, name in enumerate(kinds.names)
     )

@@ -250,6 +250,11 @@ class RuleContext:
         if state.weight:
             self.units.read += tracked_units(axis)
 
+    def contract(self, state: TensorState, axis: Axis) -> None:
+        """Note that a product of activations sums over ``axis``."""
+        if not state.weight:
+            self.units.contracted += tracked_units(axis)
+
     def cross(self, *axes: Axis, statistic: str = "") -> None:
         """Note that the operator computes a statistic across the channels of ``axes``.
 

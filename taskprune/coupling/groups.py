@@ -110,6 +110,8 @@ class CouplingGroup:
             zeroing all of its entries. ``aten.native_layer_norm`` of a module counts too.
         statistics: Where weights are summed up along these channels, which parameters read.
         step: Channels can only go so many at a time: an operator takes no other widths.
+        contracted: Whether something else than a parameter adds the channels up: a sum, a product
+            of activations. What is lost there when one goes, no weight can make up for.
         readers: Parameters and float buffers that no traced forward read and that could read these
             channels, where code ran that was not traced, see :mod:`taskprune.coupling.unread`.
     """
@@ -123,6 +125,7 @@ class CouplingGroup:
     modality: str = ""
     statistics: tuple[WeightStatistic, ...] = ()
     step: int = 1
+    contracted: bool = False
     readers: tuple[str, ...] = ()
 
     def __repr__(self) -> str:

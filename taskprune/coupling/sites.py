@@ -42,13 +42,13 @@ def _works(analysis: Analysis, operation: Operation) -> bool:
     """Whether the operator writes entries: into new memory, or into that of an argument."""
     values = analysis.graph.values
     return bool(operation.mutates) or (
-        not _only_views(operation.target)
+        not only_views(operation.target)
         and any(n is not None and values[n].storage == n for n in operation.outputs)
     )
 
 
 @cache
-def _only_views(target: str) -> bool:
+def only_views(target: str) -> bool:
     """Whether all that the operator returns shares memory with its arguments."""
     namespace, name, overload = target.split(".")
     schema = getattr(getattr(getattr(torch.ops, namespace), name), overload)._schema
@@ -68,7 +68,7 @@ class _Forms:
         self.memory = {value.id: value.storage for value in analysis.graph.values}
         for operation in analysis.graph.operations:
             source = next(references(tuple(operation.arguments.values())), None)
-            if source is not None and _only_views(operation.target):
+            if source is not None and only_views(operation.target):
                 own = {n: self.memory[source] for n in operation.outputs if n is not None}
                 self.memory.update(own)
 

@@ -99,6 +99,7 @@ class UnitTable:
         read: Units through which a parameter reads channels that others produce.
         crossings: Units over which an operator computes a statistic, with its description.
         weighed: The same for operators that see nothing but parameters and buffers.
+        contracted: Units that a product of two activations sums over.
         aligned: Axes whose lengths an operator takes in multiples only, and of what.
     """
 
@@ -112,6 +113,7 @@ class UnitTable:
     read: list[IntArray] = field(default_factory=list)
     crossings: list[tuple[IntArray, str]] = field(default_factory=list)
     weighed: list[tuple[IntArray, str]] = field(default_factory=list)
+    contracted: list[IntArray] = field(default_factory=list)
     aligned: list[tuple[Axis, int]] = field(default_factory=list)
     _flattened: dict[tuple[int, ...], tuple[Axis, IntArray]] = field(default_factory=dict)
     _reason_numbers: dict[FreezeReason, int] = field(default_factory=dict)

@@ -213,7 +213,7 @@ class _Curve:
         plan = choose(job, found, ALONE, say, latency=latency)
         start = Cut(self.model, found.groups, plan)
         verify = job.settings.verify
-        smaller, _, _ = start.carried_out(job, found, found.survey, say, verify=verify)
+        smaller, _, _ = start.carried_out(job, found, found, say, verify=verify)
         say("measuring every task")
         metrics = self.judge(smaller)
         costs = {name: now for name, (_, now) in costs_of_a_sample(plan, found.groups).items()}

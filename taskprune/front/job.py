@@ -15,11 +15,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import nn
 
+from taskprune.allocation.finding_free import free_among
+from taskprune.allocation.free_channels import FreeChannels, only_free
+from taskprune.allocation.input_rows import InputRows
 from taskprune.calling.forward import Forward, OnEach
 from taskprune.calling.inputs import ModelInputs, Remembered, model_inputs, task_batches
 from taskprune.calling.outputs import matching_paths, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.compensation import Survey
+from taskprune.compensation.survey import BATCHES_KEPT, dims_read
 from taskprune.cost import Cost, LatencyCost
 from taskprune.coupling import couple, labelled
 from taskprune.coupling.groups import CouplingGroups
@@ -62,6 +66,7 @@ class Job:
     Attributes:
         tasks: The tasks by name; none where every output is to be one.
         budget: What may remain at the end.
+        only_free: Take what costs nothing, and leave the rest, whatever the budget says.
         data: Calibration batches, or a loader for each task; gone through once in every step.
         example_inputs: What to trace, time and verify on; ``None`` for the first batch.
         forward: ``(model, batch) -> outputs``; ``None`` for the convention.
@@ -79,6 +84,7 @@ class Job:
     importance: str | Importance = DEFAULT_CRITERION
     safety: Safety = field(default_factory=Safety)
     compensate: bool = False
+    only_free: bool = False
     settings: PruneSettings = field(default_factory=PruneSettings)
 
     @property
@@ -97,13 +103,16 @@ class Job:
                 f"Expected a model with parameters to remove. {type(model).__name__} has none."
             )
         check_values(model, checked_criterion(self.importance))
+        if self.only_free and (not self.compensates or self.settings.steps != 1):
+            raise InputError(
+                "budget='free' takes what the calibration data shows to say nothing, in one step, "
+                "and lets the rest say it: pass `data=`, and leave `compensate` and `steps` as "
+                f"they are. Found compensate={self.compensate}, steps={self.settings.steps!r} and "
+                f"{'no data' if self.data is None else 'data'}."
+            )
         if self.budget.latency_ms is not None:
             device_of(model, self.example_inputs)
         skeleton(model)  # a copy is needed later on; this one holds no weights
-
-
-BATCHES_KEPT = 8
-"""How many batches, of each loader, are kept to compensate on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +127,7 @@ class Examined:
         scores: What they are worth to each task.
         survey: What the forwards and backwards showed of its readers, to compensate with; ``None``
             where nobody asked.
+        free: Channels that cost nothing, found on the way; their scores are the lowest.
     """
 
     model: nn.Module
@@ -126,6 +136,7 @@ class Examined:
     groups: CouplingGroups
     scores: ChannelScores
     survey: Survey | None
+    free: FreeChannels = field(default_factory=FreeChannels)
 
 
 @contextmanager
@@ -160,7 +171,8 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
     if settings.modalities is not None or job.budget.modalities:
         groups = labelled(groups, None if settings.modalities == "inputs" else settings.modalities)
     say("scoring every channel")
-    survey = _survey(tasks, inputs, groups) if surveys else None
+    read = InputRows()
+    survey = _survey(tasks, inputs, groups, read) if surveys else None
     batches = _remembered(inputs, settings.n_batches) if surveys else inputs.batches
     scores = score(
         model,
@@ -177,7 +189,8 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
     if survey is not None and not survey.batches:
         say("looking at what channels say")  # which this criterion did not have to
         survey.look(model, _kept(batches), replacements=groups.replacements)
-    return Examined(model, inputs, graph, groups, scores, survey)
+    free = FreeChannels() if survey is None else free_among(model, groups, survey, read)
+    return Examined(model, inputs, graph, groups, free.first(scores), survey, free)
 
 
 def timed(found: Examined, say: Say) -> LatencyCost:
@@ -208,18 +221,21 @@ def choose(
     """
     say("choosing channels")
     costs: dict[str, Cost] = {}
+    budget = job.budget
+    if job.only_free:
+        budget = only_free(found.groups, found.scores, job.safety)
 
     def solved() -> PruningPlan:
         return solve(
             found.groups,
             found.scores,
-            job.budget,
+            budget,
             safety=job.safety,
             costs=costs,
             context=context,
         )
 
-    if job.budget.latency_ms is not None:
+    if budget.latency_ms is not None:
         example, call = found.inputs.example, found.inputs.on_example
         first = costs["latency_ns"] = latency or timed(found, say)
         plan = solved()
@@ -229,14 +245,14 @@ def choose(
     return solved()
 
 
-def _survey(tasks: Mapping[str, Task], inputs: ModelInputs, groups: CouplingGroups) -> Survey:
-    dims: dict[str, set[int]] = {}
-    for member in (member for group in groups for member in group.members):
-        if not member.produces:
-            dims.setdefault(member.name, set()).add(member.dim)
+def _survey(
+    tasks: Mapping[str, Task], inputs: ModelInputs, groups: CouplingGroups, read: InputRows
+) -> Survey:
     n_loaders = len(inputs.batches) if isinstance(inputs.batches, Mapping) else 1
     most = BATCHES_KEPT * n_loaders
-    return Survey(dims, tasks, forward=inputs.forward, most_batches=most)
+    return Survey(
+        dims_read(groups), tasks, forward=inputs.forward, most_batches=most, on_read=read.take
+    )
 
 
 def _remembered(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -25,6 +25,7 @@ from taskprune.front.result import PruneResult
 from taskprune.front.steps import Cut, Step, in_steps
 from taskprune.importance import Importance
 from taskprune.plan.plan import PruningPlan, build_plan
+from taskprune.report.cost_free import FreeReport
 from taskprune.report.making import make_report, unowned_outputs
 from taskprune.report.record import CompensationReport
 from taskprune.restore.modes import modes_given_back
@@ -39,6 +40,10 @@ TRAINED = (
 )
 
 
+NOT_FREE = "what is not free"
+"""What a report calls the budget that takes only what costs nothing."""
+
+
 def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how is in `settings`
     model: nn.Module,
     tasks: Mapping[str, Task] | None = None,
@@ -48,7 +53,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
     validation: Iterable[Any] | None = None,
     example_inputs: Any = None,
     forward: Forwards | None = None,
-    budget: Budget | None = None,
+    budget: Budget | Literal["free"] | None = None,
     importance: str | Importance | None = None,
     safety: Safety | None = None,
     compensate: bool = True,
@@ -75,8 +80,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             ``{task: loader}``.
         validation: Batches on which the metric of every task that has one is measured, before the
             first step and after each. If a task loses more than its ``tolerance``, that step is
-            undone and the report says which task it was. Without it no tolerance is checked, and
-            the report says so.
+            undone and the report says which task it was; without it the report says that none was.
         example_inputs: A tensor, a tuple of arguments or a dict of keywords; in place of `data`
             with a criterion that needs none. Beside `data`: what the model will run on once it is
             deployed. Scores are then taken on the data; shapes, costs, latency and verification on
@@ -87,10 +91,10 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             theirs. What no call runs is reported; what it could read stays (``Safety.unused``).
         budget: What the smaller model may cost: parameters, multiply-adds, latency, memory of
             activations. Latency is predicted from operators timed on the model's device with the
-            example; what was timed once is read from disk (``$TASKPRUNE_CACHE``).
-        importance: Name of a criterion, or any callable that scores channels, such as a
-            ``TorchPruningImportance``. Default: ``"task_change"``, without tasks
-            ``"output_change"``.
+            example; what was timed once is read from disk (``$TASKPRUNE_CACHE``). ``"free"``: only
+            channels that are dead, constant or linear in others go. With any budget they go first.
+        importance: Name of a criterion, or any callable that scores channels. Default:
+            ``"task_change"``, without tasks ``"output_change"``.
         safety: Limits that hold whatever the scores say. Default: ``Safety()``.
         compensate: Re-weight what stays so that it says what the removed channels said: least
             squares on the calibration batches, without training (:mod:`taskprune.compensation`).
@@ -110,6 +114,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
     job = Job(
         tasks=check_tasks(tasks) if tasks is not None else {},
         budget=checked_budget(ratio, budget),
+        only_free=budget == "free",
         data=data,
         example_inputs=example_inputs,
         forward=one_forward(forward),
@@ -197,6 +202,8 @@ class _Done:
             steps=tuple(guard.lines) if watched else (),
             broken=guard.broken,
             compensation=self._compensation(),
+            free=self._free(plan),
+            budget=NOT_FREE if job.only_free else report.budget,
         )
         return PruneResult(smaller, plan, report, found.groups, found.scores)
 
@@ -205,6 +212,13 @@ class _Done:
             return None
         done = self.last.compensation
         return CompensationReport(done.losses, done.readers)
+
+    def _free(self, plan: PruningPlan) -> FreeReport | None:
+        found = self.first.found
+        if found.survey is None:
+            return None
+        counts = {name: len(channels) for name, channels in found.free.channels.items()}
+        return FreeReport.of_counts(found.groups, counts, sum(found.free.among(plan).values()))
 
     def _nothing(self) -> PruningPlan:
         """Return the plan that removes nothing."""
@@ -221,8 +235,8 @@ class _Done:
         return cut.rewritten(self.job, self.first.found, verify=settings.verify)
 
 
-def checked_budget(ratio: float | None, budget: Budget | None) -> Budget:
-    """Return what may remain.
+def checked_budget(ratio: float | None, budget: Budget | Literal["free"] | None) -> Budget:
+    """Return what may remain; all of it where what is free is yet to be found.
 
     Raises:
         InputError: Both or neither are given, or something else than they are.
@@ -234,8 +248,13 @@ def checked_budget(ratio: float | None, budget: Budget | None) -> Budget:
         )
     if ratio is not None:
         return Budget.from_ratio(ratio)
+    if budget == "free":
+        return Budget(params=1.0)
     if not isinstance(budget, Budget):
-        raise InputError(f"`budget` must be a `Budget(params=..., macs=...)`. Found {budget!r}.")
+        raise InputError(
+            "`budget` must be a `Budget(params=..., macs=...)`, or 'free' for what costs nothing. "
+            f"Found {budget!r}."
+        )
     return budget
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from taskprune.compensation import CompensationResult, Survey, compensate_surveyed
+from taskprune.compensation import CompensationResult, compensate_surveyed
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import VerificationError
 from taskprune.front.job import Examined, Job, Say, at_work, choose, examine
@@ -68,7 +68,7 @@ def in_steps(
     steps = 1 if job.settings.steps == "auto" else job.settings.steps
     context = StepContext(steps=steps, looks_ahead=looks_ahead)
     current, plan, groups = model, None, None
-    survey: Survey | None = None
+    seen: Examined | None = None
     original: dict[str, int] = {}
     spent: Counter[str] = Counter()
     number = 0
@@ -78,6 +78,10 @@ def in_steps(
         with at_work(title) as say:
             surveys = job.compensates and (trains or number == 1)
             found = examine(job, current, say, surveys=surveys)
+            seen = found if surveys else seen
+            if seen is not None and seen is not found and plan is not None:
+                free = seen.free.after(plan)
+                found = replace(found, scores=free.first(found.scores), free=free)
             if number == 1 and (note := unread(found.groups, job.safety)):
                 _log.warning("%s", note)
             own = choose(job, found, context, say)
@@ -86,13 +90,13 @@ def in_steps(
                 context = replace(context, steps=steps)
                 own = choose(job, found, context, say) if steps > 1 else own
             plan = own if plan is None else compose(plan, own)
-            groups, survey = groups or found.groups, found.survey or survey
+            groups = groups or found.groups
             # Where nothing was trained on the way, all that was lost so far can still be made up
             # for: the original knows what the removed channels said.
             again = job.compensates and not trains
             start = Cut(model, groups, plan) if again else Cut(current, found.groups, own)
             current, verification, compensation = start.carried_out(
-                job, found, survey, say, verify=verify
+                job, found, seen, say, verify=verify
             )
         original = original or {name: before for name, (before, _) in own.costs.items()}
         yield Step(number, found, own, plan, current, verification, compensation)
@@ -116,13 +120,14 @@ class Cut:
     plan: PruningPlan
 
     def carried_out(
-        self, job: Job, found: Examined, survey: Survey | None, say: Say, *, verify: bool
+        self, job: Job, found: Examined, seen: Examined | None, say: Say, *, verify: bool
     ) -> tuple[nn.Module, VerificationReport | None, CompensationResult | None]:
-        """Return what the plan leaves, re-weighted where its readers were surveyed."""
+        """Return what the plan leaves, re-weighted where it was seen what its readers read."""
         original, plan, compensation = self.model, self.plan, None
-        if survey is not None:
+        if seen is not None and seen.survey is not None:
             say("letting what stays say what goes said")
-            compensation = compensate_surveyed(original, plan, survey)
+            original, plan = seen.free.folded(original, plan)
+            compensation = compensate_surveyed(original, plan, seen.survey)
             if not verify:
                 return compensation.model, None, compensation
             # What is cut must be the original but for the new weights: checked like any other.

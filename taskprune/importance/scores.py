@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.task import Task
-from taskprune.coupling.groups import CouplingGroups
+from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import InputError
 from taskprune.importance.backwards import TaskGradients
 
@@ -121,6 +121,8 @@ class ChannelScores:
         correlation: How alike the effects behind the scores are within a group, 0 to 1, where
             scores are mean squares of effects that add up. See
             :func:`~taskprune.importance.accumulation.accumulated`; with 0 scores simply add up.
+        free: ``{group name: channel numbers}`` of those that were found to cost nothing, whatever
+            the criterion says, see :mod:`taskprune.allocation`.
     """
 
     criterion: str
@@ -128,6 +130,7 @@ class ChannelScores:
     groups: Mapping[str, GroupScores]
     n_batches: int = 0
     correlation: float = 0.0
+    free: Mapping[str, IntArray] = field(default_factory=dict)
 
     def __getitem__(self, group: str) -> GroupScores:
         if group not in self.groups:

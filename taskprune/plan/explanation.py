@@ -190,6 +190,8 @@ def reason_lines(why: GroupRationale) -> Iterator[str]:
             f"{_saved(s.cost, s.amount)} ({_percent(s.amount, s.original)})" for s in why.savings
         )
         yield f"saves {saved}, all else as planned"
+        if why.n_free:
+            yield f"{why.n_free} of them cost nothing: dead, constant or linear in others"
         yield (
             f"highest score that goes {why.highest_dropped:.3g}, lowest that stays "
             f"{why.lowest_kept:.3g}"

@@ -58,6 +58,8 @@ class GroupRationale:
         lowest_kept: Lowest total score among those that stay.
         savings: What their going saves.
         held_by: The safety limit that keeps the next channel; empty where none does.
+        n_free: How many of those that go say nothing but what others say, see
+            :mod:`taskprune.allocation`.
     """
 
     group: str
@@ -69,6 +71,7 @@ class GroupRationale:
     lowest_kept: float
     savings: tuple[Saving, ...]
     held_by: str = ""
+    n_free: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,4 +181,5 @@ def _group_rationale(
         lowest_kept=float(total[~goes].min()),
         savings=savings,
         held_by=held_by,
+        n_free=len(np.intersect1d(dropped, scores.free.get(name, ()))),
     )

@@ -22,6 +22,7 @@ from taskprune.importance.conflict_report import (
 from taskprune.plan.rationale import FrozenDecision
 from taskprune.replace import ModuleReplacement
 from taskprune.report.by_modality import ModalityLine, modality_table
+from taskprune.report.cost_free import FreeReport
 from taskprune.rewrite import VerificationReport
 from taskprune.solver.removable import BoundLimit
 from taskprune.terminal import text_table
@@ -149,6 +150,7 @@ class PruneReport:
         latency: Predicted and measured, where the budget bounds it.
         modalities: A line per modality and one for the fusion; empty where none were declared.
         compensation: What re-weighting was worth; ``None`` where nothing was re-weighted.
+        free: What costs nothing; ``None`` where nobody looked, which takes data and compensation.
     """
 
     budget: str
@@ -171,6 +173,7 @@ class PruneReport:
     latency: LatencyComparison | None = None
     modalities: tuple[ModalityLine, ...] = ()
     compensation: CompensationReport | None = None
+    free: FreeReport | None = None
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""
@@ -197,7 +200,10 @@ class PruneReport:
         return capture.get().rstrip()
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from (cost_table(self), task_table(self))
+        yield cost_table(self)
+        if self.free is not None and self.free.channels:
+            yield f"{self.free}."
+        yield task_table(self)
         if self.modalities:
             yield modality_table(self.modalities)
         if self.compensation is not None:

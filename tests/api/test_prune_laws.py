@@ -30,6 +30,7 @@ from torch.nn.utils import parametrizations
 
 import taskprune
 from taskprune import Budget, PruneSettings, Safety, Task
+from taskprune.allocation import find_free
 from taskprune.importance import TorchPruningImportance
 from taskprune.plan.composition import compose
 from taskprune.testing import randomise_
@@ -144,7 +145,8 @@ def test_stage_by_stage_gives_the_same() -> None:
     graph = taskprune.trace(net, data[0], forward=lambda m, b: m(b[0]), tasks=tasks)
     groups = taskprune.couple(graph)
     scores = taskprune.score(net, groups, tasks, data)
-    plan = taskprune.solve(groups, scores, Budget.from_ratio(0.35))
+    free = find_free(net, groups, data, tasks=tasks)
+    plan = taskprune.solve(groups, free.first(scores), Budget.from_ratio(0.35))
     smaller = taskprune.apply_plan(net, plan)
     assert plan == result.plan
     assert same_weights(smaller, result.model)

@@ -97,6 +97,7 @@ def _bilinear(ctx: RuleContext) -> None:
     for d in gone:
         for state, axes in zip(states, operands, strict=True):
             ctx.read(state, axes[d])
+            ctx.contract(state, axes[d])
         if not any(s.zero and is_tracked(o[d]) for s, o in zip(states, operands, strict=True)):
             ctx.cross(common[d])
     left = [axis for d, axis in enumerate(common) if d not in gone]
@@ -141,6 +142,7 @@ def contract(
         ctx.read(right, inner_right)
     else:
         ctx.weigh(left, inner, inner_right)
+        ctx.contract(left, inner)
     if not (left.zero or right.zero):
         ctx.cross(inner, inner_right)
 
