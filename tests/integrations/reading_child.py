@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
 import torch
 from architectures.torchvision_import import import_torchvision
 
-import_torchvision()
+if importlib.util.find_spec("torchvision"):
+    import_torchvision()  # which transformers imports as well, as it is
 
-from taskprune.calling.outputs import flatten_outputs  # noqa: E402
-from taskprune.integrations.transformers import from_pretrained  # noqa: E402
+from taskprune.calling.outputs import flatten_outputs
+from taskprune.integrations.transformers import from_pretrained
 
 for folder in map(Path, sys.argv[1:]):
     before = torch.get_rng_state()
