@@ -182,6 +182,9 @@ def _network_of(yolo: Any) -> Any:
         )
     network: Any = copy.deepcopy(yolo.model)
     network.criterion = None  # it remembers the network that it was made for
+    for module in network.modules():
+        if getattr(module, "shape", None) is not None:
+            module.shape = None  # a head that remembers sizes of its inputs would hold on to them
     return network
 
 

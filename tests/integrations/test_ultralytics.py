@@ -15,7 +15,10 @@ import pytest
     importlib.util.find_spec("ultralytics") is None, reason="ultralytics is not installed"
 )
 def test_a_pruned_yolo_predicts_validates_exports_saves_loads_and_trains(tmp_path: Path) -> None:
-    """In a process of its own, since ultralytics sets up torch and OpenCV for itself."""
+    """In a process of its own: ultralytics sets up torch and OpenCV for itself.
+
+    It must not find out that it is tested, or it writes beside the package.
+    """
     child = Path(__file__).with_name("yolo_child.py")
     offline = {
         "YOLO_OFFLINE": "true",
@@ -25,7 +28,7 @@ def test_a_pruned_yolo_predicts_validates_exports_saves_loads_and_trains(tmp_pat
     done = subprocess.run(
         [sys.executable, child, tmp_path],
         cwd=tmp_path,
-        env={**os.environ, **offline},
+        env={n: v for n, v in os.environ.items() if n != "PYTEST_CURRENT_TEST"} | offline,
         capture_output=True,
         text=True,
         check=False,
