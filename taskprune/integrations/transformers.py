@@ -18,6 +18,7 @@ from torch import nn
 from taskprune.errors import CheckpointError, InputError, MissingDependencyError, TaskPruneError
 from taskprune.files import as_type, make_folder, write_text, writing
 from taskprune.front.result import PruneResult
+from taskprune.integrations import PRUNED_WEIGHTS
 from taskprune.integrations.model_card import model_card
 from taskprune.integrations.schedule import check_when
 from taskprune.plan.plan import PruningPlan
@@ -38,12 +39,8 @@ except ImportError as error:
 
 __all__ = ["PruneCallback", "from_pretrained", "save_pretrained"]
 
-MODEL, PLAN, REPORT, CARD = "taskprune_model.safetensors", "plan.json", "report.json", "README.md"
-"""Weights with the plan that loading goes by; the plan and the figures to read; the model card.
-
-Not ``model.safetensors``, whose layers transformers draws at random where sizes differ and it is
-told to ignore that.
-"""
+PLAN, REPORT, CARD = "plan.json", "report.json", "README.md"
+"""The plan and the figures, to read, and the model card."""
 
 
 def save_pretrained(
@@ -82,7 +79,7 @@ def save_pretrained(
     _check_rebuilds(own, config, plan)
     make_folder(folder, option="`folder`")
     metadata = {"library": "transformers", "attn_implementation": _attention(own.config)}
-    save_checkpoint(folder / MODEL, model, plan, metadata=metadata)
+    save_checkpoint(folder / PRUNED_WEIGHTS, model, plan, metadata=metadata)
     plan.save(folder / PLAN)
     with writing(folder / "config.json"):
         config.save_pretrained(folder)
@@ -122,7 +119,7 @@ def from_pretrained(
         InputError: ``model_class`` is needed.
     """
     folder = Path(folder)
-    header = read_header(folder / MODEL)
+    header = read_header(folder / PRUNED_WEIGHTS)
     try:
         config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         config._attn_implementation = attn_implementation or as_type(
@@ -135,7 +132,7 @@ def from_pretrained(
         ) from error
     make = model_class or _class_of(config, folder)
     with preserved_rng():  # weights are drawn, only to be replaced
-        model = load_checkpoint(folder / MODEL, lambda: make(config)).eval()
+        model = load_checkpoint(folder / PRUNED_WEIGHTS, lambda: make(config)).eval()
     generation = folder / "generation_config.json"
     if generation.is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(

@@ -122,7 +122,9 @@ def prune(
         del block.forward
     smaller.args = kept["args"]
     smaller.yaml = {**kept["yaml"], "backbone": [[-1, 1, BUILT_BY_NOBODY, []]]}
-    return _as_pruned(yolo, smaller, result)
+    pruned = _as_pruned(yolo, smaller, result)
+    pruned.ckpt = {"model": smaller}  # so that training starts from the network, not from a file
+    return pruned
 
 
 def batches(
@@ -196,7 +198,6 @@ def _as_pruned(yolo: Any, network: nn.Module, result: PruneResult | None) -> Pru
     pruned.__dict__.update(state)
     pruned.model, pruned.pruning = network, result
     pruned.predictor = pruned.trainer = pruned.metrics = None
-    pruned.ckpt = {"model": network}  # so that training starts from the network, not from a file
     return pruned
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 import taskprune
 from taskprune.calling.outputs import flatten_outputs
+from taskprune.commands.stock_models import stock_model
 from taskprune.errors import CheckpointError, InputError
 from taskprune.plan.plan import PruningPlan
 from taskprune.testing import randomise_
@@ -92,6 +93,8 @@ def test_the_card_says_what_was_done_and_the_report_what_would_not_load(
     assert f"Verified: {result.report.verification}" in card
     assert "cannot read" not in card
     assert PruningPlan.load(tmp_path / "plan.json") == result.plan
+    entered: Any = stock_model("hf", str(tmp_path)).make()  # as the command line does
+    assert [p.shape for p in entered.parameters()] == [p.shape for p in model.parameters()]
     with pytest.raises(OSError, match="no file named model"):
         type(model).from_pretrained(tmp_path, ignore_mismatched_sizes=True)
 
