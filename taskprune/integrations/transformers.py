@@ -20,6 +20,7 @@ from taskprune.files import as_type, make_folder, write_text, writing
 from taskprune.front.result import PruneResult
 from taskprune.integrations import PRUNED_WEIGHTS
 from taskprune.integrations.model_card import model_card
+from taskprune.integrations.plain_config import prune_to_config
 from taskprune.integrations.schedule import check_when
 from taskprune.plan.plan import PruningPlan
 from taskprune.report.making import unreadable_files
@@ -37,7 +38,7 @@ except ImportError as error:
         f'"taskprune[transformers]"` ({error}).'
     ) from error
 
-__all__ = ["PruneCallback", "from_pretrained", "save_pretrained"]
+__all__ = ["PruneCallback", "from_pretrained", "prune_to_config", "save_pretrained"]
 
 PLAN, REPORT, CARD = "plan.json", "report.json", "README.md"
 """The plan and the figures, to read, and the model card."""

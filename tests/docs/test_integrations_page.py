@@ -24,7 +24,7 @@ def test_the_page_on_integrations_is_true(tmp_path: Path, monkeypatch: pytest.Mo
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     assert {"config.json", "plan.json", "report.json", "README.md"} <= {
         path.name for path in (tmp_path / "small-bert").iterdir()
     }

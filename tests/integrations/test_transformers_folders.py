@@ -17,7 +17,7 @@ from torch import nn
 import taskprune
 from taskprune.calling.outputs import flatten_outputs
 from taskprune.commands.stock_models import stock_model
-from taskprune.errors import CheckpointError, InputError
+from taskprune.errors import CheckpointError, InputError, VerificationError
 from taskprune.plan.plan import PruningPlan
 from taskprune.testing import randomise_
 
@@ -129,3 +129,31 @@ def test_what_could_not_be_read_again_is_refused_before_anything_is_written(
     config.write_text("{", encoding="utf-8")
     with pytest.raises(CheckpointError, match="cannot read it"):
         from_pretrained(tmp_path)
+
+
+def test_widths_that_a_configuration_says_need_no_plan(tmp_path: Path) -> None:
+    from taskprune.integrations.transformers import prune_to_config
+
+    made, inputs = case("llama")
+    model: Any = made
+    config = copy.deepcopy(model.config)
+    config.intermediate_size = 31
+    result = prune_to_config(model, config, data=[inputs])
+    smaller: Any = result.model
+    assert {layer.mlp.up_proj.out_features for layer in smaller.model.layers} == {31}
+    assert not any("save_pretrained" in note for note in result.report.notes)
+    smaller.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, smaller(**inputs).logits)
+
+    config.rms_norm_eps = 0.5
+    with pytest.raises(VerificationError, match="means more than widths"):
+        prune_to_config(model, config, data=[inputs])
+    config.num_hidden_layers = 1
+    with pytest.raises(InputError, match="otherwise"):
+        prune_to_config(model, config, data=[inputs])
+    with pytest.raises(InputError, match="changes no size"):
+        prune_to_config(model, copy.deepcopy(model.config), data=[inputs])
+    with pytest.raises(InputError, match="a changed copy"):
+        prune_to_config(nn.Linear(2, 2), config, data=[inputs])
