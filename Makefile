@@ -29,7 +29,7 @@ docs: $(VENV)/.dev  ## the pages as a site, in site/
 PART := tests/structure tests/graph tests/plan tests/files tests/checkpoint tests/rewrite tests/solver \
 	tests/cost tests/deployment tests/importance tests/compensation tests/cli/test_cli_demo.py \
 	tests/api/test_html_report.py tests/distillation/test_distill_resume.py tests/driving/fusion/test_fusion_kitti.py \
-	tests/driving/test_metrics_detection.py tests/driving/test_training_cli.py
+	tests/driving/test_metrics_detection.py tests/driving/test_training_cli.py tests/integrations
 
 # Where pip is told of PyTorch's own index for CPUs (PIP_EXTRA_INDEX_URL), torch is a tenth of the size.
 lowest: VERSIONS := --constraint constraints-lowest.txt
@@ -37,7 +37,7 @@ newest: VERSIONS := --upgrade --upgrade-strategy eager
 lowest newest:  ## test a part with the oldest versions allowed, or the newest there are
 	$(PYTHON) -m venv $(VENV)-$@
 	$(VENV)-$@/bin/python -m pip --disable-pip-version-check install --quiet $(VERSIONS) \
-		--editable ".[driving,distill,onnx]" pytest hypothesis
+		--editable ".[driving,distill,lightning,onnx,transformers,ultralytics]" pytest hypothesis
 	$(VENV)-$@/bin/python -m pytest -W default -p no:cacheprovider $(PART)
 
 env: $(VENV)/.dev  ## only create the environment
@@ -68,11 +68,12 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	$(PIP) --editable ".[driving,distill]"
 	@touch $@
 
-# torchvision and timm only serve as test subjects. Their wheels ask for a CUDA build of torch, so
-# they come without dependencies; benchmarks/architectures registers the operators that are then missing.
+# torchvision, timm and ultralytics only serve as test subjects. Their wheels ask for a CUDA build of torch,
+# so they come without dependencies; benchmarks/architectures registers the operators that are then missing.
 $(VENV)/.dev: $(VENV)/.runtime
 	$(PIP) --editable ".[dev]"
-	$(PIP) --no-deps torchvision timm
+	$(PIP) --no-deps torchvision timm ultralytics ultralytics-thop
+	$(PIP) opencv-python-headless polars requests  # for ultralytics
 	@touch $@
 
 clean:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from taskprune.errors import InputError, MissingDependencyError
+from taskprune.integrations import PRUNED_WEIGHTS
 
 STOCK = {"timm": "timm", "hf": "transformers", "ultralytics": "ultralytics"}
 """The library of each prefix."""
@@ -101,9 +102,13 @@ def _transformers(transformers: Any, name: str) -> StockModel:
         config.use_cache = False  # what a cache holds are outputs of no task
     kind = getattr(transformers, (config.architectures or ["AutoModel"])[0], transformers.AutoModel)
     trained = path.is_dir() and any(folder.glob("*.safetensors"))
+    pruned = path.is_dir() and (folder / PRUNED_WEIGHTS).is_file()
 
     def make() -> nn.Module:
-        if trained:
+        if pruned:
+            integration = import_module("taskprune.integrations.transformers")
+            model = integration.from_pretrained(folder)
+        elif trained:
             model = kind.from_pretrained(str(folder), config=config, local_files_only=True)
         elif kind is transformers.AutoModel:
             model = kind.from_config(config)

@@ -26,7 +26,7 @@ from taskprune.front.steps import Cut, Step, in_steps
 from taskprune.importance import Importance
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.report.cost_free import FreeReport
-from taskprune.report.making import make_report, unowned_outputs
+from taskprune.report.making import make_report, unowned_outputs, unreadable_files
 from taskprune.report.record import CompensationReport
 from taskprune.restore.modes import modes_given_back
 from taskprune.rewrite import VerificationReport
@@ -176,6 +176,7 @@ class _Done:
                 example, call = found.inputs.example, found.inputs.on_example
                 latency = compare_latency(self.model, smaller, plan, example, forward=call)
         notes = (*self.notes, *found.graph.notes, *unowned_outputs(found.graph))
+        notes += unreadable_files(smaller, plan)
         if note := unread(found.groups, job.safety):
             notes += (note,)
         if job.settings.verify and (name := without_values(self.model)):

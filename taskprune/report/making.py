@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from torch import nn
+
 from taskprune.cost.names import kind_of
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.deployment.latency import LatencyComparison
@@ -106,6 +108,22 @@ def unowned_outputs(graph: ModelGraph) -> tuple[str, ...]:
     )
     _log.warning("%s", note)
     return (note,)
+
+
+def unreadable_files(model: nn.Module, plan: PruningPlan) -> tuple[str, ...]:
+    """Return the note that a model's own way of storing it loses its widths, if it does.
+
+    Models of transformers are built from a configuration, which goes on saying the original's.
+    """
+    bases = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(model).__mro__}
+    if not plan.drop or ("transformers", "PreTrainedModel") not in bases:
+        return ()
+    return (
+        f"`save_pretrained` of this {type(model).__name__} writes what `from_pretrained` cannot "
+        "read, or reads with random weights: the configuration still says the original's widths. "
+        "Store it by `taskprune.integrations.transformers.save_pretrained`, or by "
+        "`taskprune.save_checkpoint`.",
+    )
 
 
 def _rounding_notes(

@@ -40,7 +40,7 @@ def remap_optimizer(
         PlanMismatchError: ``pruned`` was not made by this plan.
     """
     original, pruned = bare(original), bare(pruned)
-    _check_pruned(pruned, plan)
+    check_pruned(pruned, plan)
     if original is pruned and plan.replacements:
         raise InputError(
             f"Expected a rewritten copy of the model. Found one rewritten in place, whose "
@@ -93,7 +93,12 @@ def remap_optimizer(
     return remapped
 
 
-def _check_pruned(pruned: nn.Module, plan: PruningPlan) -> None:
+def check_pruned(pruned: nn.Module, plan: PruningPlan) -> None:
+    """Check that a model has the shapes that a plan makes.
+
+    Raises:
+        PlanMismatchError: It has others.
+    """
     expected = plan.pruned_shapes
     for name, tensor in named_tensors(pruned).items():
         if name in expected and tuple(tensor.shape) != expected[name]:

@@ -160,8 +160,9 @@ def test_models_of_libraries_enter_by_name(folder: Path) -> None:
     ids=" ".join,
 )
 def test_what_cannot_work_is_said_in_a_paragraph(
-    arguments: list[str], words: str, folder: Path
+    arguments: list[str], words: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setitem(sys.modules, "ultralytics", None)  # as where it is not installed
     (folder / "net.py").write_text(NET)
     (folder / "json.py").write_text(NET)
     (folder / "broken.py").write_text("def model():\n    return 1 / 0\n")

@@ -32,7 +32,7 @@ FLOORS = (
     ("front",),
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
-APART = ("distillation", "driving", "testing", "commands")
+APART = ("distillation", "driving", "testing", "commands", "integrations")
 DISTILLATION_MAY_IMPORT = {"calling", "errors", "files", "restore"}
 
 

@@ -1,0 +1,126 @@
+"""Takes a small YOLO through what the page on integrations shows, and through refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from architectures.torchvision_import import import_torchvision
+from PIL import Image
+
+if importlib.util.find_spec("torchvision"):
+    import_torchvision()  # which ultralytics imports as well, as it is
+    del sys.modules["torchvision"]  # without operators of its own it cannot suppress boxes
+
+import onnxruntime
+from ultralytics import YOLO, settings
+
+from taskprune.errors import InputError
+from taskprune.integrations.ultralytics import PrunedYOLO, load, prune
+
+YAML = """
+nc: 2
+backbone:
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [32, 3, 2]]
+  - [-1, 1, C3k2, [32, False, 0.5]]
+  - [-1, 1, Conv, [48, 3, 2]]
+  - [-1, 1, C2f, [48, True]]
+head:
+  - [-1, 1, nn.Upsample, [None, 2, nearest]]
+  - [[-1, 2], 1, Concat, [1]]
+  - [-1, 1, C3k2, [32, False]]
+  - [[7, 4], 1, Detect, [nc]]
+"""
+PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+SIZE = 64
+
+
+def n_params(yolo: Any) -> int:
+    return sum(parameter.numel() for parameter in yolo.model.parameters())
+
+
+def predicted(network: Any, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return network.eval()(images)[0]  # type: ignore[no-any-return]
+
+
+def data_set(folder: Path) -> Path:
+    draw = np.random.default_rng(0)
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir()
+    for number in range(4):
+        pixels = draw.integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
+        (folder / "labels" / f"{number}.txt").write_text("1 0.5 0.5 0.4 0.3\n")
+    file = folder / "data.yaml"
+    file.write_text(f"path: {folder}\ntrain: images\nval: images\nnames: {{0: a, 1: b}}\n")
+    return file
+
+
+def main(folder: Path) -> None:
+    settings.update({"runs_dir": str(folder / "runs")})
+    data = data_set(folder)
+    Path("yolo11n.yaml").write_text(YAML)
+    torch.manual_seed(0)
+    page = PAGE.read_text(encoding="utf-8")
+    names: dict[str, Any] = {"__name__": "page"}
+    (block,) = re.findall(r"```python yolo\n(.*?)```", page, re.DOTALL)
+    exec(compile(block, str(PAGE), "exec"), names)
+    yolo, loaded = names["yolo"], names["smaller"]
+    size, was = n_params(loaded), n_params(yolo)
+    assert isinstance(loaded, PrunedYOLO)
+    assert 0.695 * was < size <= 0.7 * was
+
+    images = torch.rand(2, 3, SIZE, SIZE)
+    before = predicted(yolo.model, images)
+    pruned = prune(yolo, 0.5, data=[images])
+    assert pruned.pruning is not None
+    assert {f.kind for f in pruned.pruning.report.frozen} == {"interface"}
+    assert n_params(yolo) == was
+    assert torch.equal(predicted(yolo.model, images), before)
+    picture = np.zeros((SIZE, SIZE, 3), np.uint8)
+    assert len(loaded.predict(picture, imgsz=SIZE, verbose=False)) == 1
+    assert not loaded.model.is_fused()
+    (file,) = folder.rglob("best.onnx")  # of the page
+    session = onnxruntime.InferenceSession(file)
+    found = session.run(None, {session.get_inputs()[0].name: images[:1].numpy()})[0]
+    expected = predicted(loaded.model, images[:1]).numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+    refusals(yolo, loaded, data)
+
+
+def refusals(yolo: Any, loaded: Any, data: Path) -> None:
+    training = {"data": data, "epochs": 1, "imgsz": SIZE, "plots": False, "project": "runs"}
+    assert "its yaml file does not say" in refused(
+        KeyError, lambda: YOLO("small.pt").train(**training)
+    )
+    yolo.save("whole.pt")
+    assert "holds another" in refused(InputError, lambda: load("whole.pt"))
+    other = data.with_name("other.yaml")
+    other.write_text(data.read_text().replace("1: b", "1: b, 2: c"))
+    assert "of the 2 classes" in refused(
+        InputError, lambda: loaded.train(**{**training, "data": other})
+    )
+    assert "own weights" in refused(InputError, lambda: loaded.train(**training, pretrained=False))
+    loaded.fuse(verbose=False)
+    assert "batch normalisations" in refused(InputError, lambda: loaded.train(**training))
+
+
+def refused(kind: type[Exception], call: Callable[[], Any]) -> str:
+    """Return what an error says; pytest must not be imported here, see the test."""
+    try:
+        call()
+    except kind as error:
+        return str(error)
+    return ""
+
+
+main(Path(sys.argv[1]))
