@@ -132,6 +132,8 @@ def batches(
 ) -> list[dict[str, Any]]:
     """Return labelled batches of a data set for :func:`prune`, from all over its training images.
 
+    They are on the network's device.
+
     Args:
         yolo: What they are for; it says which labels are read.
         data: The yaml file of a data set, as ``YOLO.train`` takes it.
@@ -155,7 +157,9 @@ def batches(
     made = []
     for first in range(0, n_images, batch):
         rows = images.collate_fn(chosen[first : first + batch])
-        made.append({**rows, "img": rows["img"].float() / 255})
+        rows["img"] = rows["img"].float() / 255
+        own = {n: v.to(yolo.device) if isinstance(v, Tensor) else v for n, v in rows.items()}
+        made.append(own)
     return made
 
 
@@ -251,6 +255,11 @@ def _with_features(outputs: Any, images: Tensor, strides: Sequence[int]) -> Any:
     return filled
 
 
+def _plain(value: Any) -> Any:
+    """Return a number as it is, and any sequence as a list."""
+    return value if isinstance(value, int) else list(value)
+
+
 def _trainer(kind: Any, network: Any) -> Any:
     """Return a trainer that trains the network as it is."""
 
@@ -281,12 +290,14 @@ def _trainer(kind: Any, network: Any) -> Any:
                     "Expected a network with its batch normalisations. Found one that `fuse()` has "
                     "folded them into. Train before it is fused, or load it anew."
                 )
-            classes = len(own.names)
-            if self.data["nc"] != classes:
-                raise InputError(
-                    f"Expected a data set of the {classes} classes that the network was pruned "
-                    f"for. Found {self.data['nc']}. Train the original on it, and prune that."
-                )
+            found = {"nc": len(own.names), "kpt_shape": getattr(own.model[-1], "kpt_shape", None)}
+            for name, what in (("nc", "classes"), ("kpt_shape", "key points")):
+                given, mine = self.data.get(name), found[name]
+                if mine is not None and given is not None and _plain(given) != _plain(mine):
+                    raise InputError(
+                        f"Expected a data set of the {mine} {what} that the network was pruned "
+                        f"for. Found {given}. Train the original on it, and prune that."
+                    )
 
     PrunedTrainer.__name__ = PrunedTrainer.__qualname__ = f"Pruned{kind.__name__}"
     return PrunedTrainer
