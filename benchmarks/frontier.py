@@ -1,6 +1,6 @@
 """How small can the bundled driving network get before a task pays for it, without any training?
 
-    python benchmarks/frontier.py                # both curves, then the results file
+    python benchmarks/frontier.py                # all curves, then the results file
     nice python benchmarks/frontier.py --importance output_change
 
 Each curve is one call of ``taskprune.frontier``: 32 calibration scenes, budgets of multiply-adds,
@@ -25,6 +25,7 @@ import taskprune
 from taskprune import Budget, Frontier
 from taskprune.restore import flushed_denormals
 
+CRITERIA = ("task_change", "output_change", "task_taylor")
 BUDGETS = (0.95, 0.9, 0.85, 0.8, 0.7, 0.6)
 BATCHES = 4
 """Of 8 calibration scenes."""
@@ -67,7 +68,9 @@ def in_points(found: Frontier) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--importance", nargs="+", default=["output_change", "task_taylor"])
+    parser.add_argument(
+        "--importance", nargs="+", default=["task_change", "output_change", "task_taylor"]
+    )
     parser.add_argument("--images", type=int, default=64, help="unseen scenes to judge on")
     parser.add_argument("--folder", type=Path, default=Path("runs/frontier"))
     args = parser.parse_args()

@@ -1,7 +1,8 @@
 """What does scoring cost next to the gradients it needs? On the bundled network.
 
-Times, side by side in one run, a bare loop of one forward and a backward per task with nothing
-done with the gradients, and ``score`` with each criterion on the same batches. Rounds alternate, so
+Times, side by side in one run, a bare loop of one forward and as many backwards per task as the
+criterion takes (the default two, all others one) with nothing done with the gradients, and
+``score`` with each criterion on the same batches. Rounds alternate, so
 that a machine that slows down slows both; each figure is the median over rounds of processor time,
 which leaves out what else the machine was doing. *Compensation* is what ``prune`` takes longer with
 it than without, next to scoring the same batches.
@@ -30,6 +31,7 @@ from taskprune.graph import trace
 from taskprune.importance import (
     CosineConflict,
     Importance,
+    TaskChangeImportance,
     TaskTaylorImportance,
     importance_by_name,
     output_owners,
@@ -37,25 +39,29 @@ from taskprune.importance import (
 )
 
 GOAL = 1.15
+DEFAULT = "task_change (default)"
 
 
 def criteria() -> dict[str, Importance]:
     """Return the timed criteria by the name of their row."""
     names = ("taylor", "cosprune")
     return {
-        "task_taylor (default)": TaskTaylorImportance(),
+        DEFAULT: TaskChangeImportance(),
+        "task_taylor": TaskTaylorImportance(),
         "task_taylor, cosine conflict": TaskTaylorImportance(conflict=CosineConflict()),
         **{name: importance_by_name(name) for name in names},
     }
 
 
-def bare_loop(model: nn.Module, tasks: Mapping[str, Task], batches: list[Any]) -> None:
-    """One forward and a backward per task, by all parameters."""
+def bare_loop(
+    model: nn.Module, tasks: Mapping[str, Task], batches: list[Any], *, backwards: int = 1
+) -> None:
+    """One forward and some backwards per task, by all parameters."""
     parameters = tuple(model.parameters())
     for batch in batches:
         outputs = forward(model, batch)
         losses = [task.loss(outputs, batch) for task in tasks.values()]
-        for loss in losses:
+        for loss in losses * backwards:
             assert loss is not None
             torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
 
@@ -121,10 +127,10 @@ def main() -> None:
     bare_loop(model, tasks, batches[:1])  # the first run pays for what later ones reuse
     rows = []
     for name in args.criteria or criteria():
-        criterion = criteria()[name]
+        criterion, backwards = criteria()[name], 2 if name == DEFAULT else 1
         pairs = [
             (
-                timed(lambda: bare_loop(model, tasks, batches)),
+                timed(lambda n=backwards: bare_loop(model, tasks, batches, backwards=n)),  # type: ignore[misc]
                 timed(
                     lambda criterion=criterion: score(  # type: ignore[misc]
                         model, groups, tasks, batches, importance=criterion, forward=forward
@@ -138,6 +144,7 @@ def main() -> None:
         rows.append(
             {
                 "criterion": name,
+                "backwards": backwards,
                 "bare loop s": statistics.median(bare),
                 "score s": statistics.median(scored),
                 "ratio": statistics.median(ratios),
