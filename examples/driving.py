@@ -17,7 +17,7 @@ def main() -> None:
     console = Console()
     teacher = load_teacher()
     tasks = driving_tasks()
-    batches = list(loader(RoadScenes(32, seed=5), batch_size=8, shuffle=False, seed=0))
+    batches = list(loader(RoadScenes(16, seed=5), batch_size=8, shuffle=False, seed=0))
 
     graph = taskprune.trace(teacher, batches[0], forward=forward, tasks=tasks)
     groups = taskprune.couple(graph)

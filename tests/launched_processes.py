@@ -50,8 +50,9 @@ def run_in_processes(script: Path, folder: Path, *, n_processes: int = 2) -> Non
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a child: this checkout first, one thread, no accelerator."""
-    paths = (str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", ""))
+    """Return the environment of a child: this checkout, one thread, no accelerator."""
+    own = (TESTS.parent, TESTS, TESTS.parent / "benchmarks")
+    paths = (*map(str, own), os.environ.get("PYTHONPATH", ""))
     return {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),

@@ -57,9 +57,6 @@ BATCH_SIZE = 8
 ROUND_TO = 16
 """Kept channels are multiples of this where possible: kernels work on blocks of channels."""
 
-IMPORTANCE = "output_change"
-"""The score that keeps most on this network, see docs/results.md; it looks at no label."""
-
 LATENCY_REPEATS = 100
 LEARNING_RATE = 1e-4
 N_CALIBRATION = 128
@@ -168,7 +165,6 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
         budget=settings.budget(),
         data=data.calibration,
         forward=forward,
-        importance=IMPORTANCE,
         safety=Safety(round_to=ROUND_TO),
     )
     console.print(result.report)

@@ -172,9 +172,11 @@ def test_each_batch_takes_one_forward_and_one_backward_a_task() -> None:
     for criterion in CRITERIA:
         counted.update(forward=0, backward=0)
         score(NET, GROUPS, two_tasks(), batches(3), importance=criterion, forward=forward)
-        # The default takes two forwards in all, however many batches, for what there is to lose.
+        # It takes two forwards in all, however many batches, for what there is to lose.
         extra = stakes.BATCHES if criterion == "task_taylor" else 0
-        assert counted == {"forward": 3 + extra, "backward": 6}, criterion
+        # The default's second one a task is of the outputs; before it, the losses are asked there.
+        passes = 3 if criterion == "task_change" else 1
+        assert counted == {"forward": 3 + extra, "backward": 6 * passes}, criterion
 
 
 def endless() -> Iterator[Batch]:
@@ -184,7 +186,7 @@ def endless() -> Iterator[Batch]:
         seed += 1
 
 
-@pytest.mark.parametrize("criterion", [c for c in CRITERIA if c != "cosprune"])
+@pytest.mark.parametrize("criterion", ["task_taylor", "taylor"])
 def test_calibration_stops_when_the_ranking_is_stable(criterion: str) -> None:
     data = batches(1) * 200
     found = score(NET, GROUPS, two_tasks(), data, importance=criterion, calibrate="auto")
@@ -197,7 +199,14 @@ def test_data_that_ends_before_the_ranking_is_stable_is_logged(
     n_batches: int, ended: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level("WARNING", logger="taskprune"):
-        score(NET, GROUPS, two_tasks(), batches(1) * n_batches, calibrate="auto")
+        score(
+            NET,
+            GROUPS,
+            two_tasks(),
+            batches(1) * n_batches,
+            importance="task_taylor",
+            calibrate="auto",
+        )
     assert ("not stable yet after all 6 calibration batches" in caplog.text) == ended
     assert bool(caplog.records) == ended
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from architectures.transformers_models import TRANSFORMERS_MODELS
+from launched_processes import child_environment
 from torch import nn
 
 import taskprune
@@ -61,7 +62,11 @@ def test_folders_are_read_in_a_new_process_to_the_bit(
         save_pretrained(tmp_path / name, result.model, result.plan, report=result.report)
         torch.save(inputs, tmp_path / name / "inputs.pt")
     child = Path(__file__).with_name("reading_child.py")
-    subprocess.run([sys.executable, child, *(tmp_path / name for name in KINDS)], check=True)
+    subprocess.run(
+        [sys.executable, child, *(tmp_path / name for name in KINDS)],
+        env=child_environment(),
+        check=True,
+    )
     for name, model in models.items():
         inputs = results[name][1]
         found = torch.load(tmp_path / name / "outputs.pt")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from launched_processes import child_environment
 
 
 @pytest.mark.skipif(
@@ -28,7 +28,7 @@ def test_a_pruned_yolo_predicts_validates_exports_saves_loads_and_trains(tmp_pat
     done = subprocess.run(
         [sys.executable, child, tmp_path],
         cwd=tmp_path,
-        env={n: v for n, v in os.environ.items() if n != "PYTEST_CURRENT_TEST"} | offline,
+        env={n: v for n, v in child_environment().items() if n != "PYTEST_CURRENT_TEST"} | offline,
         capture_output=True,
         text=True,
         check=False,

@@ -127,7 +127,7 @@ def test_an_unknown_task_is_named() -> None:
 
 def test_scores_that_say_nothing_of_losses_are_refused() -> None:
     groups = chain([20, 20, 20, 20], tasks=TASKS)
-    with pytest.raises(InputError, match=r"needs a criterion that says.*'task_taylor'"):
+    with pytest.raises(InputError, match=r"needs a criterion that says.*'task_change'"):
         solve(
             groups,
             random_scores(groups),
