@@ -60,6 +60,7 @@ ROUND_TO = 16
 LATENCY_REPEATS = 100
 LEARNING_RATE = 1e-4
 N_CALIBRATION = 128
+N_HELD_OUT = 128
 N_VALIDATION = 160
 N_TRAINING = 4096
 """Numbers of images: scores, metrics, distillation (of embedded scenes)."""
@@ -110,10 +111,18 @@ class DemoSettings:
 
 @dataclass(frozen=True, eq=False)
 class DemoData:
-    """The three uses of data: no image of one is seen in another's."""
+    """The uses of data: what is held out or validated on, is seen nowhere else.
+
+    Attributes:
+        calibration: To score and compensate on.
+        training: To distil on.
+        held_out: To choose the best weights of distillation by.
+        validation: To report.
+    """
 
     calibration: DataLoader[DrivingBatch]
     training: DataLoader[DrivingBatch]
+    held_out: DataLoader[DrivingBatch]
     validation: DataLoader[DrivingBatch]
 
 
@@ -247,13 +256,18 @@ def _teacher(settings: DemoSettings, console: Console) -> PanopticDrivingNet:
 def _data(settings: DemoSettings) -> DemoData:
     calibration: Dataset[Any]
     training: Dataset[Any]
+    held_out: Dataset[Any]
     validation: Dataset[Any]
     if settings.data is None:
         training = RoadScenes(N_TRAINING, seed=settings.seed + 1)
         calibration = RoadScenes(N_CALIBRATION, seed=settings.seed + 2)
         validation = RoadScenes(N_VALIDATION, seed=settings.seed + 3)
+        held_out = RoadScenes(N_HELD_OUT, seed=settings.seed + 4)
     else:
-        training = Cached(BDD100K(settings.data, "train", size=TEACHER_SIZE))
+        images = Cached(BDD100K(settings.data, "train", size=TEACHER_SIZE))
+        every = max(4, len(images) // N_HELD_OUT)
+        held_out = Subset(images, range(0, len(images), every))
+        training = Subset(images, [n for n in range(len(images)) if n % every])
         step = max(1, len(training) // N_CALIBRATION)
         calibration = Subset(training, range(0, len(training), step))
         validation = BDD100K(settings.data, "val", size=TEACHER_SIZE)
@@ -266,20 +280,21 @@ def _data(settings: DemoSettings) -> DemoData:
             seed=settings.seed,
             augment=standard_augment(),
         ),
+        held_out=loader(held_out, batch_size=BATCH_SIZE, shuffle=False, seed=settings.seed),
         validation=loader(validation, batch_size=BATCH_SIZE, shuffle=False, seed=settings.seed),
     )
 
 
 def _gentle(settings: DemoSettings, data: DemoData, tasks: Mapping[str, Task]) -> DistillSettings:
     """Return how to train on what compensation left: in small steps, and never to end below it."""
-    batches = list(data.calibration)
-    held_out = batches[len(batches) // 2 :]  # compensation is fitted to the first few
     return DistillSettings(
         steps=settings.steps,
         seed=settings.seed,
         learning_rate=LEARNING_RATE,
         frozen_batchnorm=True,
-        keep_best=Validation(tasks, held_out, every=max(1, settings.steps // 2), forward=forward),
+        keep_best=Validation(
+            tasks, data.held_out, every=max(1, settings.steps // 2), forward=forward
+        ),
     )
 
 

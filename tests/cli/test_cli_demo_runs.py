@@ -29,6 +29,7 @@ def few_images(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, number in (
         ("BATCH_SIZE", 2),
         ("N_CALIBRATION", 4),
+        ("N_HELD_OUT", 4),
         ("N_VALIDATION", 4),
         ("N_TRAINING", 4),
         ("LATENCY_REPEATS", 3),
