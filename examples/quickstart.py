@@ -75,7 +75,7 @@ def main() -> None:
     torch.manual_seed(0)
     model = TwoTaskNet()
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-    for batch in batches(150, seed=0):
+    for batch in batches(100, seed=0):
         outputs = model.train()(batch[0])
         torch.stack([loss(outputs, batch) for loss in LOSSES.values()]).sum().backward()
         optimizer.step()
@@ -90,9 +90,9 @@ def main() -> None:
         result.model,
         teacher=model,
         tasks=tasks,
-        data=batches(100, seed=2),
+        data=batches(50, seed=2),
         plan=result.plan,
-        settings=taskprune.DistillSettings(steps=300, learning_rate=1e-3),
+        settings=taskprune.DistillSettings(steps=100, learning_rate=1e-3),
     )
     print("distilled", held_out_losses(student))
 
