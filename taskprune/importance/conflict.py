@@ -72,6 +72,19 @@ class CosineConflict:
         return importance * share[..., None] * opposed
 
 
+def of_pairs(conflict: Tensor) -> Tensor:
+    """Return the entries above the diagonal, in the order of ``itertools.combinations``.
+
+    Args:
+        conflict: What a :class:`Conflict` returns. Shape ``[T, T, C]``.
+
+    Returns:
+        Shape ``[T (T - 1) / 2, C]``.
+    """
+    above = torch.triu_indices(len(conflict), len(conflict), offset=1, device="cpu")
+    return conflict[above[0], above[1]]
+
+
 def cosines(statistics: TaskStatistics) -> Tensor:
     """Return the cosines between the tasks' mean gradients on each channel.
 

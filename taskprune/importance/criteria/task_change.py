@@ -13,7 +13,7 @@ from taskprune.errors import InputError
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.channel_index import ChannelIndex
-from taskprune.importance.conflict import EffectConflict
+from taskprune.importance.conflict import EffectConflict, of_pairs
 from taskprune.importance.criteria_by_name import criterion
 from taskprune.importance.effects import TaskStatistics, collect, loss_increase
 from taskprune.importance.projections import LossProjection
@@ -99,12 +99,11 @@ class TaskChangeImportance:
         per_task = weights.square()[:, None] * (_shares(effects) + _shares(statistics.probes))
         total = self.aggregate(per_task)
         scale = weights * effects.sum(1).rsqrt().nan_to_num(posinf=0.0)
-        pairs = EffectConflict()(statistics, scale, total)
-        above = torch.triu_indices(len(weights), len(weights), offset=1, device="cpu")
+        pairs = of_pairs(EffectConflict()(statistics, scale, total))
         return GroupScores(
             total,
             per_task,
-            pairs[above[0], above[1]] if len(weights) > 1 else None,
+            pairs if len(weights) > 1 else None,
             loss_increase(effects, statistics.mean_loss),
         )
 

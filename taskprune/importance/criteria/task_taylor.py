@@ -12,7 +12,7 @@ from taskprune.errors import InputError
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.channel_index import ChannelIndex
-from taskprune.importance.conflict import Conflict, EffectConflict
+from taskprune.importance.conflict import Conflict, EffectConflict, of_pairs
 from taskprune.importance.criteria_by_name import criterion
 from taskprune.importance.effects import TaskStatistics, collect, loss_increase
 from taskprune.importance.normalisation import Normalisation, by_stake
@@ -97,6 +97,5 @@ class TaskTaylorImportance:
         n_tasks = len(statistics.tasks)
         if self.conflict_weight == 0 or n_tasks == 1:
             return GroupScores(importance, per_task)
-        above = torch.triu_indices(n_tasks, n_tasks, offset=1, device="cpu")
-        pairs = self.conflict(statistics, scale, importance)[above[0], above[1]]
+        pairs = of_pairs(self.conflict(statistics, scale, importance))
         return GroupScores(importance - self.conflict_weight * pairs.sum(0), per_task, pairs)
