@@ -52,10 +52,10 @@ from taskprune.importance import (
 from taskprune.importance.aggregation import maximum
 from taskprune.restore import flushed_denormals
 
-DEFAULT = "task Taylor − effect conflict (default)"
+PENALISED = "task Taylor − effect conflict"
 FORMER = "the same by mean loss, without correlation"
 ITSELF = "Torch-Pruning itself, GroupTaylor"
-TUNED = ("random", "task Taylor", DEFAULT, FORMER, "Torch-Pruning GroupTaylor", ITSELF)
+TUNED = ("random", "task Taylor", PENALISED, FORMER, "Torch-Pruning GroupTaylor", ITSELF)
 """Those that are fine-tuned as well; the others would say little more for their time."""
 
 
@@ -72,7 +72,7 @@ def criteria() -> dict[str, Callable[[], Importance]]:
         "task Taylor, worst task": lambda: TaskTaylorImportance(
             conflict_weight=0.0, aggregate=maximum
         ),
-        DEFAULT: lambda: by_name("task_taylor"),
+        PENALISED: lambda: by_name("task_taylor"),
         FORMER: lambda: TaskTaylorImportance(normalise=by_mean_loss, correlation=0.0),
         "task Taylor − cosine conflict": lambda: TaskTaylorImportance(conflict=CosineConflict()),
         "Torch-Pruning GroupTaylor": lambda: adapted(tp.importance.GroupTaylorImportance()),

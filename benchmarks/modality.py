@@ -65,7 +65,7 @@ RATIOS = (0.5, 0.8, 0.9, 0.3)
 CALIBRATION_BATCHES = 4
 AVERAGE_DECAY = 0.9
 
-DEFAULT = "task Taylor − conflict (default)"
+PENALISED = "task Taylor − conflict"
 PUBLISHED = "AlterMOMA, difference as published"
 CONTRIBUTION = "AlterMOMA, contribution alone"
 ACROSS = ("AlterMOMA", "CrossPrune")
@@ -81,7 +81,7 @@ def criteria() -> dict[str, Callable[[int, float], Importance]]:
         "random": lambda seed, _: RandomImportance(seed=seed),
         "magnitude": lambda *_: MagnitudeImportance(),
         "Taylor": lambda *_: TaylorImportance(),
-        DEFAULT: lambda *_: TaskTaylorImportance(),
+        PENALISED: lambda *_: TaskTaylorImportance(),
         "AlterMOMA": lambda *_: AlterMomaImportance(MODALITIES),
         PUBLISHED: lambda *_: AlterMomaImportance(MODALITIES, combine=difference),
         "CrossPrune": lambda *_: CrossPruneImportance(MODALITIES, fused="fusion"),

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import report
-from modality import ACROSS, DEFAULT, criteria, duels, rows
+from modality import ACROSS, PENALISED, criteria, duels, rows
 from modality_plot import draw
 
 CONDITIONS = ("clean", "camera degraded")
-AP = {"random": (10.0, 14.0), DEFAULT: (30.0, 40.0), "AlterMOMA": (33.0, 41.0)}
+AP = {"random": (10.0, 14.0), PENALISED: (30.0, 40.0), "AlterMOMA": (33.0, 41.0)}
 
 
 def cells() -> list[dict[str, Any]]:
@@ -51,7 +51,7 @@ def test_rows_are_means_over_seeds_in_order_of_what_goes() -> None:
 def test_differences_are_taken_within_a_seed() -> None:
     found = {(d["ratio"], d["steps"], d["criterion"], d["against"]): d for d in duels(cells())}
     assert len(found) == 8
-    assert found[0.5, 20, "AlterMOMA", DEFAULT]["clean"] == [2.0, pytest.approx(2**0.5)]
+    assert found[0.5, 20, "AlterMOMA", PENALISED]["clean"] == [2.0, pytest.approx(2**0.5)]
 
 
 def test_equal_criteria_are_scored_once() -> None:
