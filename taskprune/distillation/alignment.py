@@ -117,10 +117,13 @@ def make_alignment(
             f"or vectors [B, C] in both models. Found {tuple(student.shape)} (student) and "
             f"{tuple(teacher.shape)} (teacher)."
         )
-    dim = _channel_dim(tap, student, teacher, keep, axes[0])
+    mine, theirs = axes
+    if student.shape == teacher.shape:  # one layout, even if only one model's modules tell it
+        mine, theirs = (theirs if mine is None else mine), (mine if theirs is None else theirs)
+    dim = _channel_dim(tap, student, teacher, keep, mine)
     other = dim
     if tap.channel_dim is None and keep is None:
-        other = _canonical_dim(teacher) if axes[1] is None else axes[1]
+        other = _canonical_dim(teacher) if theirs is None else theirs
     n_student, n_teacher = student.shape[dim], teacher.shape[other]
     if keep is not None:
         _check_map(tap, keep, n_student, n_teacher)
@@ -180,10 +183,10 @@ def _channel_dim(
             )
         return tap.channel_dim % student.dim()
     usual = _canonical_dim(student) if axis is None else axis
-    if keep is None or student.shape[usual] == len(keep):
+    if keep is None:
         return usual
-    # The map names no axis. Where exactly one axis fits it and all others agree, that is it
-    # (channels-last maps of Swin and the like).
+    # Where the map fits one other axis and not the usual one, that is it (channels-last maps of
+    # Swin and the like, or as many channels left as there are positions).
     fitting = [
         dim
         for dim in range(1, student.dim())

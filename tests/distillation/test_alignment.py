@@ -37,6 +37,25 @@ def test_a_sliced_teacher_has_feature_loss_exactly_zero(
     assert loss(*wrong(student, teacher)).item() > 0.0
 
 
+@pytest.mark.parametrize("dim", [1, 2])
+def test_as_many_kept_channels_as_positions_are_told_apart_by_the_teacher(dim: int) -> None:
+    teacher = feature(*((2, 3, 7) if dim == 2 else (2, 7, 3)))
+    student = teacher.index_select(dim, torch.tensor(KEEP))
+    for axis in (None, 1, 2):  # whatever the modules of the student seem to say
+        alignment = make_alignment(Tap("layer"), student, teacher, keep=KEEP, axes=(axis, None))
+        assert mse(*alignment(student, teacher)).item() == 0.0
+
+
+@pytest.mark.parametrize("axes", [(1, None), (None, 1)])
+def test_the_layout_that_one_model_tells_holds_for_both(
+    axes: tuple[int | None, int | None],
+) -> None:
+    sequence = feature(2, 4, 5)
+    alignment = make_alignment(Tap("layer"), sequence, sequence, axes=axes)
+    assert (alignment.channel_dim, alignment.teacher_channel_dim) == (1, 1)
+    assert mse(*alignment(sequence, sequence)).item() == 0.0
+
+
 def test_equal_channels_without_a_map_need_nothing() -> None:
     teacher = feature(2, 7, 4, 5)
     alignment = make_alignment(Tap("layer"), teacher, teacher)
