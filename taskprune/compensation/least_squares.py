@@ -185,13 +185,12 @@ def error_through(weight: Tensor) -> Error:
     metric = torch.einsum("gork,gosk->grs", weight, weight)
 
     def error(sums: Sums, matrix: Tensor, shift: Tensor) -> Tensor:
-        # The sum of (e - Dx - s)(e - Dx - s)^T, times the metric.
-        mapped = sums.xe.mT @ matrix
-        left = sums.ee - mapped - mapped.mT + matrix.mT @ sums.xx @ matrix
+        # The sum of (e - Dx - s)(e - Dx - s)^T, times the metric, multiplied out.
+        total = (metric * sums.ee).sum()
+        if matrix.any():
+            total = total + (matrix @ metric * (sums.xx @ matrix - 2 * sums.xe)).sum()
+        pushed = (metric @ shift[..., None])[..., 0]
         missing = sums.e - _mapped(sums.x, matrix)
-        outer = missing[:, :, None] * shift[:, None, :]
-        left = left - outer - outer.mT
-        left = left + sums.n[:, None, None] * shift[:, :, None] * shift[:, None, :]
-        return (metric * left).sum()
+        return total + (pushed * (sums.n[:, None] * shift - 2 * missing)).sum()
 
     return error

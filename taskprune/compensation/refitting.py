@@ -11,6 +11,7 @@ from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.least_squares import Fit, Sums, error_through, fit, squared_error
 from taskprune.compensation.reads import Geometry, TransposedGeometry
 from taskprune.compensation.wide_readers import fit_rows
+from taskprune.importance.distributed import summed
 
 Part = tuple[Tensor, Tensor, Tensor]
 """Inputs ``[G, n, P]``, residuals ``[G, n, R]`` and weights ``[G, n]`` of one call."""
@@ -83,8 +84,9 @@ def refit(
     n_kept = keep.shape[1]
     parts = [_missing_channels(part, keep) for part in rows]
     sizes = (n_blocks, n_kept, n_channels)
-    if n_channels > settings.most_channels:
-        first = fit_rows(parts, sizes, weight, intercept=intercept)
+    n_rows = _n_rows(parts, weight)
+    if n_channels > settings.most_channels or n_rows < n_channels // 2:
+        first = fit_rows(parts, sizes, weight, through=weight, intercept=intercept)
     else:
         sums = _split_sums(parts, sizes, weight, squares=False)
         first = fit(*sums, intercept=intercept, error=error_through(weight))
@@ -99,8 +101,12 @@ def refit(
     if geometry.by_output and n_kept * n_taps <= settings.most_unknowns:
         parts = [_missing_outputs(part, mapped, shift + bias) for part in rows]
         sizes = (n_blocks, n_kept * n_taps, n_outputs)
-        sums = _split_sums(parts, sizes, weight, squares=True)
-        second = fit(*sums, intercept=intercept, error=squared_error)
+        if n_rows < n_kept * n_taps // 2:
+            parts = [(x.double(), e.double(), w.double()) for x, e, w in parts]
+            second = fit_rows(parts, sizes, weight, through=None, intercept=intercept)
+        else:
+            sums = _split_sums(parts, sizes, weight, squares=True)
+            second = fit(*sums, intercept=intercept, error=squared_error)
         if not second.is_nothing:
             mapped = mapped + second.matrix.mT.reshape(mapped.shape)
             shift = shift + second.shift
@@ -123,6 +129,11 @@ def _missing_outputs(rows: Rows, weight: Tensor, offset: Tensor) -> Part:
     # It is what the first fit left, under a ridge: single precision is plenty for products.
     narrow = torch.float64 if rows.dtype == torch.float64 else torch.float32
     return x.to(narrow), missing.to(narrow), rows.weights.to(narrow)
+
+
+def _n_rows(parts: list[Part], like: Tensor) -> int:
+    """Return how many rows all processes have together."""
+    return int(summed(like.new_tensor(float(sum(x.shape[1] for x, _, _ in parts)))))
 
 
 def _split_sums(

@@ -1,4 +1,4 @@
-r"""Ridge regression from rows themselves, for readers of so many channels that products do not fit.
+r"""Ridge regression from rows themselves, where products of channels do not fit or are more work.
 
 With *N* rows and more channels than that, the same map as in :mod:`.least_squares` is found in the
 space of rows:
@@ -20,8 +20,9 @@ MOST_ROWS = 2048
 def fit_rows(
     parts: list[tuple[Tensor, Tensor, Tensor]],
     shape: tuple[int, int, int],
-    weight: Tensor,
+    like: Tensor,
     *,
+    through: Tensor | None,
     intercept: bool,
 ) -> Fit:
     """Choose the ridge on held-out rows, then fit on all.
@@ -29,11 +30,13 @@ def fit_rows(
     Args:
         parts: Inputs ``[G, n, P]``, residuals ``[G, n, R]`` and weights ``[G, n]`` of each call.
         shape: ``(G, P, R)``.
-        weight: What the residuals go through, ``[G, O, R, K]``, for their error.
+        like: On the device, float64.
+        through: What the residuals go through, ``[G, O, R, K]``, for their error; ``None`` if they
+            count themselves.
         intercept: Whether the result may be shifted.
     """
     n_blocks, _, n_residuals = shape
-    nothing = Fit(weight.new_zeros(shape), weight.new_zeros(n_blocks, n_residuals))
+    nothing = Fit(like.new_zeros(shape), like.new_zeros(n_blocks, n_residuals))
     fitted = _joined([_cut(part, first=True) for part in parts])
     held = _joined([_cut(part, first=False) for part in parts])
     if fitted is None or held is None:
@@ -42,8 +45,9 @@ def fit_rows(
     def error(matrix: Tensor, shift: Tensor) -> float:
         x, e, w = held
         left = e - x @ matrix - shift[:, None]
-        made = torch.einsum("gnr,gork->gnok", left, weight)
-        return float((made.square().sum((2, 3)) * w).sum())
+        if through is not None:
+            left = torch.einsum("gnr,gork->gnok", left, through).flatten(2)
+        return float((left.square().sum(2) * w).sum())
 
     base = best = error(nothing.matrix, nothing.shift)
     winner = torch.inf
