@@ -1,6 +1,7 @@
 """Do criteria that look across sensors prune a camera-LiDAR network better?
 
     python benchmarks/modality.py                      # all cells, then table and plot
+    python benchmarks/modality.py --compensate --steps 0 --ratios 0.5 0.8 0.9
     python benchmarks/modality.py --criteria random --ratios 0.5 --seeds 0 --trial
 
 Every criterion scores the bundled fusion net on the same calibration frames and removes the
@@ -9,9 +10,12 @@ unseen scenes, before and after equal fine-tuning on the labels: in good weather
 camera, and with a degraded LiDAR. A seed draws calibration and fine-tuning frames; the network and
 the frames it is judged on are the same for all seeds.
 
+With ``--compensate`` what reads removed channels says what they said, as :func:`taskprune.prune`
+has it; without, the weights that are left stay as they were.
+
 "AP" is the mean of KITTI's average precision from above and in space, of both classes, at moderate
 difficulty; "IoU" that of the drivable ground; both in points. Cells are kept in
-``benchmarks/results/cells/modality.jsonl`` as they finish; a run that was stopped goes on.
+``benchmarks/results/cells/modality.jsonl``, or ``modality_compensated.jsonl``, as they finish; a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -51,6 +55,7 @@ from taskprune.importance import (
     MagnitudeImportance,
     Modality,
     RandomImportance,
+    TaskChangeImportance,
     TaskTaylorImportance,
     TaylorImportance,
     difference,
@@ -65,6 +70,7 @@ RATIOS = (0.5, 0.8, 0.9, 0.3)
 CALIBRATION_BATCHES = 4
 AVERAGE_DECAY = 0.9
 
+DEFAULT = "task change"
 PENALISED = "task Taylor − conflict"
 PUBLISHED = "AlterMOMA, difference as published"
 CONTRIBUTION = "AlterMOMA, contribution alone"
@@ -80,6 +86,7 @@ def criteria() -> dict[str, Callable[[int, float], Importance]]:
     return {
         "random": lambda seed, _: RandomImportance(seed=seed),
         "magnitude": lambda *_: MagnitudeImportance(),
+        DEFAULT: lambda *_: TaskChangeImportance(),
         "Taylor": lambda *_: TaylorImportance(),
         PENALISED: lambda *_: TaskTaylorImportance(),
         "AlterMOMA": lambda *_: AlterMomaImportance(MODALITIES),
@@ -121,7 +128,7 @@ class Bench:
         started = time.process_time()
         scores = self.scores(criteria()[name](self.seed, ratio))
         plan = taskprune.solve(self.groups, scores, Budget.from_ratio(ratio))
-        model = taskprune.apply_plan(self.net, plan, verify=False)
+        model = self.pruned(plan)
         if steps:
             self.fine_tune(model, steps, ratio)
         return {
@@ -131,6 +138,15 @@ class Bench:
             "points": self.judge(model),
             "seconds": time.process_time() - started,
         }
+
+    def pruned(self, plan: PruningPlan) -> Any:
+        """Carry out a plan."""
+        if not self.args.compensate:
+            return taskprune.apply_plan(self.net, plan, verify=False)
+        with flushed_denormals():
+            return taskprune.compensate(
+                self.net, plan, self.calibration, tasks=self.tasks, forward=fusion_forward
+            ).model
 
     def scores(self, importance: Importance) -> ChannelScores:
         """Return what a criterion says; equal criteria are asked once."""
@@ -203,7 +219,7 @@ def identity(name: str | None, ratio: float, seed: int, steps: int, frames: int)
 
 def run(args: argparse.Namespace) -> tuple[Judged, list[Cell]]:
     """Compute the cells that are missing; return the unpruned network's figures and all cells."""
-    cells = Cells("modality", args.cells)
+    cells = Cells(_name(args), args.cells)
     keys = [
         identity(name, ratio, seed, steps, args.frames)
         for steps in dict.fromkeys((0, args.steps))
@@ -230,6 +246,10 @@ def run(args: argparse.Namespace) -> tuple[Judged, list[Cell]]:
         print(_line(cell), flush=True)
     unpruned: Judged = cells.matching(whole)[0]["points"]
     return unpruned, [cells.matching(key)[0] for key in keys]
+
+
+def _name(args: argparse.Namespace) -> str:
+    return "modality_compensated" if args.compensate else "modality"
 
 
 def _say_how_long(bench: Bench, missing: Sequence[Mapping[str, Any]]) -> None:
@@ -329,6 +349,7 @@ def main() -> None:
     parser.add_argument("--ratios", type=float, nargs="+", default=list(RATIOS))
     parser.add_argument("--criteria", nargs="+", default=list(criteria()), choices=list(criteria()))
     parser.add_argument("--steps", type=int, default=40, help="of fine-tuning, 4 frames each")
+    parser.add_argument("--compensate", action="store_true", help="re-weight what reads channels")
     parser.add_argument("--frames", type=int, default=32, help="unseen frames to judge on")
     parser.add_argument("--cells", type=Path, default=RESULTS / "cells", help="folder of the cells")
     parser.add_argument("--trial", action="store_true", help="write no results, draw no plot")
@@ -346,10 +367,10 @@ def main() -> None:
         "calibration frames": BATCH_SIZE * CALIBRATION_BATCHES,
     }
     content = {"settings": settings, "teacher": unpruned, "rows": table, "duels": duels(cells)}
-    record("modality", content)
+    record(_name(args), content)
     from modality_plot import draw  # Matplotlib, an extra
 
-    draw(content, IMAGES / "modality.png")
+    draw(content, IMAGES / f"{_name(args)}.png")
 
 
 if __name__ == "__main__":
