@@ -15,7 +15,8 @@ has it; without, the weights that are left stay as they were.
 
 "AP" is the mean of KITTI's average precision from above and in space, of both classes, at moderate
 difficulty; "IoU" that of the drivable ground; both in points. Cells are kept in
-``benchmarks/results/cells/modality.jsonl``, or ``modality_compensated.jsonl``, as they finish; a run that was stopped goes on.
+``benchmarks/results/cells/modality.jsonl``, or ``modality_compensated.jsonl``, as they finish; a
+run that was stopped goes on.
 """
 
 from __future__ import annotations
