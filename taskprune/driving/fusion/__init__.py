@@ -16,7 +16,7 @@ from taskprune.driving.fusion.recipe import (
 from taskprune.driving.fusion.scenes import TwoSensorScenes
 from taskprune.driving.fusion.sensors import Degradation
 from taskprune.driving.fusion.tasks import fusion_forward, fusion_tasks
-from taskprune.driving.fusion.teacher import fusion_teacher_card, load_fusion_teacher
+from taskprune.driving.fusion.teacher import load_fusion_teacher
 
 __all__ = [
     "CLASSES",
@@ -35,7 +35,6 @@ __all__ = [
     "fusion_forward",
     "fusion_kind",
     "fusion_tasks",
-    "fusion_teacher_card",
     "judge",
     "load_fusion_net",
     "load_fusion_teacher",

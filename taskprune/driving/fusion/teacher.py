@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from taskprune.driving.bundled import bundled_card, load_or_bundled
+from taskprune.driving.bundled import load_or_bundled
 from taskprune.driving.fusion.net import FusionNet
 from taskprune.driving.fusion.netfile import load_fusion_net
 
@@ -22,13 +21,3 @@ def load_fusion_teacher(weights: Path | str | None = None) -> FusionNet:
         MissingDependencyError: The bundled net is asked for, and was not installed.
     """
     return load_or_bundled(load_fusion_net, weights, "fusion_n.safetensors")
-
-
-def fusion_teacher_card() -> dict[str, Any]:
-    """Return how the bundled net was made and what it scores on unseen scenes.
-
-    Raises:
-        CheckpointError: The card is damaged.
-        MissingDependencyError: It was not installed.
-    """
-    return bundled_card("fusion_n.json")
