@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from markdown_tables import Columns, first_word, markdown
+from markdown_tables import Columns, View, first_word, markdown
 
 
 def tracing_table(content: dict[str, Any]) -> str:
@@ -127,7 +127,7 @@ SCORING = Columns(
     )
 )
 
-VIEWS = {
+VIEWS: dict[str, View] = {
     "coverage": coverage_table,
     "coverage.summary": coverage_summary,
     "distillation_overhead": STEP,

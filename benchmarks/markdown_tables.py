@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
+
+View: TypeAlias = Callable[[dict[str, Any]], str]
+"""Makes text of what a file of results holds."""
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import Columns, markdown, with_spread
+from markdown_tables import Columns, View, markdown, with_spread
 
 PAGES = Path(__file__).parents[1] / "docs"
 FRONTIER_PICTURE = PAGES / "images" / "frontier.png"
@@ -242,7 +242,7 @@ WEATHER = Columns(
     records="weather",
 )
 
-VIEWS = {
+VIEWS: dict[str, View] = {
     "demo": demo_table,
     "criteria": criteria_table,
     "compensation": compensation_table,

@@ -10,20 +10,20 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cost_tables
 import quality_tables
 import robustness_tables
+from markdown_tables import View
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
-VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
+VIEWS: dict[str, View] = {
     **quality_tables.VIEWS,
     **cost_tables.VIEWS,
     **robustness_tables.VIEWS,

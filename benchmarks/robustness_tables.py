@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from markdown_tables import Columns, markdown
+from markdown_tables import Columns, View, markdown
 
 STAGES = {
     "oracles": "random channels removed equals the masked original; permuted: same outputs",
@@ -73,7 +73,7 @@ def fuzzing_lost(content: dict[str, Any]) -> str:
     return markdown(["what happened", "seed"], rows)
 
 
-VIEWS = {
+VIEWS: dict[str, View] = {
     "fuzzing": fuzzing_summary,
     "fuzzing.stages": fuzzing_stages,
     "fuzzing.kinds": KINDS,
