@@ -72,32 +72,27 @@ class Judge:
     forward: Forward
 
     @classmethod
-    def over(
-        cls,
-        model: nn.Module,
-        tasks: Mapping[str, Task],
-        validation: Iterable[Any],
-        forward: Forward,
+    def of_tasks(
+        cls, tasks: Mapping[str, Task], validation: Iterable[Any], forward: Forward, otherwise: str
     ) -> Judge:
         """Make it, and check that there is something to measure.
 
-        Args:
-            model: The original.
-            tasks: With metrics; without tasks every output is compared with the original's.
-            validation: Batches; without labels where there are no tasks.
-            forward: ``(model, batch) -> outputs``.
+        Raises:
+            InputError: No task has a metric, which says `otherwise`; a tolerance has none, or there
+                is no batch.
+        """
+        held_out = check_watched(tasks, validation)
+        if all(task.metric is None for task in tasks.values()):
+            raise InputError(otherwise)
+        return cls(tasks, held_out, forward)
+
+    @classmethod
+    def of_outputs(cls, model: nn.Module, validation: Iterable[Any], forward: Forward) -> Judge:
+        """Make one that compares every output with the original's, without labels.
 
         Raises:
-            InputError: No task has a metric, a tolerance has none, or there is no batch.
+            InputError: No output can be compared, or there is no batch.
         """
-        if tasks:
-            held_out = check_watched(tasks, validation)
-            if all(task.metric is None for task in tasks.values()):
-                raise InputError(
-                    "A frontier shows what each size costs the tasks, but no task has a metric to "
-                    "measure it by. Pass Task(metric=...), or no tasks at all to compare outputs."
-                )
-            return cls(tasks, held_out, forward)
         held_out = check_validation(validation, "for each point")
         for first in held_out:
             with evaluating(model):
@@ -108,6 +103,8 @@ class Judge:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return the metric of every task that has one."""
+        if not self.tasks:
+            return {}
         from taskprune.distillation import measure  # an extra
 
         return measure(model, self.tasks, self.held_out, forward=self.forward)

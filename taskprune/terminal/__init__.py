@@ -2,6 +2,6 @@
 
 from taskprune.terminal.plain_errors import plain_errors
 from taskprune.terminal.stages import stages
-from taskprune.terminal.table import text_table
+from taskprune.terminal.table import plain_text, text_table
 
-__all__ = ["plain_errors", "stages", "text_table"]
+__all__ = ["plain_errors", "plain_text", "stages", "text_table"]

@@ -1,9 +1,10 @@
-"""Tables of text."""
+"""Tables of text, and what rich shows as plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 
@@ -35,3 +36,11 @@ def text_table(
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def plain_text(content: RenderableType, *, width: int = 100) -> str:
+    """Return what rich would print as plain text of at most `width` columns."""
+    console = Console(width=width, color_system=None, highlight=False, emoji=False, markup=False)
+    with console.capture() as capture:
+        console.print(content)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
