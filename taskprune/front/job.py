@@ -36,13 +36,13 @@ from taskprune.importance.criteria_by_name import DEFAULT_CRITERION, checked_cri
 from taskprune.importance.owners import LOOK_AHEAD, find_owners
 from taskprune.importance.scoring import check_values
 from taskprune.plan.plan import PruningPlan
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite.surgery import skeleton
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
 from taskprune.solver.step_context import StepContext
-from taskprune.terminal.stages import stages
+from taskprune.terminal.console import stages
 
 Batches: TypeAlias = Iterable[Any] | Mapping[str, Iterable[Any]]
 """Batches, or a loader for each task by its name."""

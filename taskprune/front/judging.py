@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from taskprune.calling.forward import Forward
 from taskprune.calling.outputs import flatten_outputs, resolve_paths
 from taskprune.calling.task import Task, check_validation, no_validation_batch
-from taskprune.calling.tolerances import check_watched
+from taskprune.calling.tolerances import BrokenTolerance, broken_tolerances, check_watched
 from taskprune.errors import InputError
+from taskprune.front.steps import Step
 from taskprune.importance.projections import output_tasks
+from taskprune.report.making import costs_of_a_sample
+from taskprune.report.record import StepLine
 from taskprune.restore.modes import evaluating
 
 
@@ -126,3 +129,35 @@ def _output(outputs: Any, path: str) -> Tensor:
     flat = flatten_outputs(outputs)
     (name,) = resolve_paths({path: (path,)}, flat)[path]
     return flat[name].detach().to(torch.float64)
+
+
+@dataclass
+class Guard:
+    """The metrics of all tasks before pruning and after each step, and whether all still hold."""
+
+    judge: Judge
+    before: Mapping[str, float] = field(default_factory=dict)
+    lines: list[StepLine] = field(default_factory=list)
+    broken: tuple[BrokenTolerance, ...] = ()
+
+    def start(self, model: nn.Module) -> None:
+        """Measure the original."""
+        self.before = self.judge(model)
+
+    def allows(self, step: Step) -> bool:
+        """Measure what a step led to, and return whether every task holds."""
+        costs = costs_of_a_sample(step.own, step.found.groups)
+        now = {name: cost for name, (_, cost) in costs.items()}
+        after = self.judge(step.model)
+        self.broken = broken_tolerances(self.judge.tasks, self.before, after, step=step.number)
+        self.lines.append(StepLine(step.number, now, after, undone=bool(self.broken)))
+        return not self.broken
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """The tolerances of the tasks that are watched."""
+        return {
+            name: task.tolerance
+            for name, task in self.judge.tasks.items()
+            if name in self.before and task.tolerance is not None
+        }

@@ -18,9 +18,8 @@ from taskprune.calling.tolerances import unwatched
 from taskprune.calling.wrappers import unwrap
 from taskprune.deployment.latency import compare_latency
 from taskprune.errors import InputError
-from taskprune.front.guard import Guard
 from taskprune.front.job import Job, at_work, chosen_importance
-from taskprune.front.judging import Judge
+from taskprune.front.judging import Guard, Judge
 from taskprune.front.prune_settings import PruneSettings
 from taskprune.front.result import PruneResult
 from taskprune.front.steps import Cut, Step, in_steps

@@ -21,12 +21,10 @@ from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.recorder import Recorder
 from taskprune.graph.records import GraphOutput, ModelGraph, Ref
 from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
-from taskprune.restore.autocast import without_autocast
 from taskprune.restore.borrow import TensorGuard, borrowed
 from taskprune.restore.caches import Caches
-from taskprune.restore.garbage import collection_paused
-from taskprune.restore.kernels import readable_kernels
 from taskprune.restore.modes import Mode, set_mode_without_updates
+from taskprune.restore.process import collection_paused, readable_kernels, without_autocast
 
 TaskOutputs: TypeAlias = Mapping[str, Task] | Mapping[str, str | Sequence[str]]
 """Tasks, or just the output paths of each."""

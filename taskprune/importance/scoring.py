@@ -31,7 +31,7 @@ from taskprune.importance.scores import (
 from taskprune.importance.stability import RankingStability
 from taskprune.replace import replaced_modules
 from taskprune.restore.borrow import entrusted
-from taskprune.restore.checkpointing import without_reentrance
+from taskprune.restore.process import without_reentrance
 
 
 def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword

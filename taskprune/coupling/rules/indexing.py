@@ -6,9 +6,8 @@ import torch
 
 from taskprune.coupling.axes import Axis, axis_size, is_tracked, untracked
 from taskprune.coupling.context import RuleContext
-from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.registry import channel_rule, overloads
 from taskprune.coupling.rules.elementwise import shared_axis
-from taskprune.coupling.rules.overloads import overloads
 from taskprune.graph.records import Ref
 
 aten = torch.ops.aten

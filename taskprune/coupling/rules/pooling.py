@@ -7,8 +7,7 @@ import torch
 
 from taskprune.coupling.axes import Axis, is_tracked, untracked
 from taskprune.coupling.context import RuleContext, spatial
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 

@@ -6,8 +6,7 @@ import torch
 
 from taskprune.coupling.axes import axis_size
 from taskprune.coupling.context import RuleContext
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 

@@ -6,9 +6,8 @@ import torch
 
 from taskprune.coupling.axes import Axis, is_tracked, untracked
 from taskprune.coupling.context import RuleContext
-from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.registry import channel_rule, overloads
 from taskprune.coupling.rules.elementwise import pointwise
-from taskprune.coupling.rules.overloads import overloads
 
 aten = torch.ops.aten
 

@@ -12,8 +12,7 @@ import torch
 from taskprune.coupling.axes import Axis, axis_size, is_tracked, untracked
 from taskprune.coupling.context import LITERAL, RuleContext, TensorState
 from taskprune.coupling.groups import IntArray
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 from taskprune.coupling.rules.reshape import OPAQUE_CALLS
 from taskprune.graph.records import Ref, Size, Slice
 from taskprune.graph.sizes import Computed, Constant, SizeExpr

@@ -10,8 +10,7 @@ from taskprune.driving.data.augment import (
 )
 from taskprune.driving.data.bdd100k import BDD100K, VEHICLE_CLASSES
 from taskprune.driving.data.bdd100k_writer import write_bdd100k
-from taskprune.driving.data.cached import Cached
-from taskprune.driving.data.loading import Augment, EpochSampler, loader
+from taskprune.driving.data.loading import Augment, Cached, EpochSampler, loader
 from taskprune.driving.data.sample import DrivingSample, collate
 from taskprune.driving.data.scenes import RoadScenes
 

@@ -20,8 +20,7 @@ from taskprune.driving.data.box_files import (
     read_image_labels,
 )
 from taskprune.driving.data.pixels import read_image, read_mask, shrink_area, shrink_lines
-from taskprune.driving.data.sample import DrivingSample
-from taskprune.driving.data.size import check_size
+from taskprune.driving.data.sample import DrivingSample, check_size
 from taskprune.errors import DataError
 
 VEHICLE_CLASSES: Mapping[str, int] = {"car": 0, "truck": 0, "bus": 0, "train": 0}
