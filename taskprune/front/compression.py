@@ -24,7 +24,7 @@ from taskprune.calling.wrappers import bare
 from taskprune.distillation import DistillSettings, TapSelector
 from taskprune.distillation.settings import checked_settings
 from taskprune.errors import InfeasibleBudgetError
-from taskprune.files.places import make_folder
+from taskprune.files.writing import make_folder
 from taskprune.front.distilling import distill
 from taskprune.front.job import Job
 from taskprune.front.judging import Judge

@@ -21,9 +21,8 @@ from taskprune.plan.rationale import make_rationale
 from taskprune.solver.account import Account
 from taskprune.solver.blocks import FloatArray, in_multiples, order_keys
 from taskprune.solver.budget import Budget
-from taskprune.solver.exchange import exchange
 from taskprune.solver.infeasible import check_ahead, infeasible
-from taskprune.solver.landing import MISS, fill, put_back, remove, step_together
+from taskprune.solver.landing import MISS, exchange, fill, put_back, remove, step_together
 from taskprune.solver.loss_budget import affordable, allowed_loss, predicted_loss
 from taskprune.solver.multipliers import balanced
 from taskprune.solver.removable import bound_limits, removable

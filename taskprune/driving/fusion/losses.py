@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskprune.driving.fusion.boxes import encode
-from taskprune.driving.fusion.difficulty import BEYOND
-from taskprune.driving.fusion.frame import CLASSES, FusionBatch
+from taskprune.driving.fusion.frame import BEYOND, CLASSES, FusionBatch
 from taskprune.driving.fusion.grid import BevGrid
 from taskprune.driving.losses.masks import tversky_loss
 
