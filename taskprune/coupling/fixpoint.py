@@ -28,7 +28,6 @@ from taskprune.coupling.standard_sizes import add_standard_sizes
 from taskprune.coupling.unit_table import Column, UnitTable
 from taskprune.coupling.unread import with_readers
 from taskprune.errors import InputError, UnsupportedOperatorError
-from taskprune.graph.reach import references
 from taskprune.graph.records import ModelGraph, Operation, TensorValue
 from taskprune.restore.process import collection_paused
 
@@ -115,7 +114,7 @@ def _enter_tensors(analysis: Analysis) -> None:
     order: dict[int, None] = {}
     positions: set[int] = set()
     for operation in graph.operations:
-        values = dict.fromkeys(references(tuple(operation.arguments.values())))
+        values = dict.fromkeys(operation.operands)
         order.update(values)
         if not _treats_alike(operation):
             positions.update(values)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from taskprune.graph.records import ModelGraph, Operation, Ref
+from taskprune.graph.records import ModelGraph, Operation
 
 if TYPE_CHECKING:
     from networkx import DiGraph
@@ -43,7 +43,7 @@ def _flow(graph: ModelGraph) -> DiGraph[Any]:
     written: set[int] = set()
     for number, operation in enumerate(graph.operations):
         node = ("operation", number)
-        for value in references(tuple(operation.arguments.values())):
+        for value in operation.operands:
             flow.add_edge(value, node)
             storage = graph.values[value].storage
             if storage in written:
@@ -60,15 +60,6 @@ def _flow(graph: ModelGraph) -> DiGraph[Any]:
         if storage in written:
             flow.add_edge(("memory", storage), output.value)
     return flow
-
-
-def references(arguments: tuple[Any, ...]) -> Iterator[int]:
-    """Iterate over the value numbers among recorded arguments."""
-    for argument in arguments:
-        if isinstance(argument, Ref):
-            yield argument.value
-        elif isinstance(argument, tuple):
-            yield from references(argument)
 
 
 Inputs: TypeAlias = frozenset[str]
@@ -159,7 +150,7 @@ class _Walk:
         name = operation.target.split(".")[1]
         if name.startswith(_SHAPE_ALONE):
             return
-        values = tuple(dict.fromkeys(references(tuple(operation.arguments.values()))))
+        values = tuple(dict.fromkeys(operation.operands))
         carried = {value: self._carried(value) for value in values}
         joined = _NONE.union(*carried.values())
         if joined:

@@ -321,11 +321,7 @@ class InDouble(TorchFunctionMode):
     """Runs what asks for a narrower floating-point dtype in float64."""
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Run ``func`` with float64 in place of every narrower dtype among its arguments."""
         # A cast of another tensor's dtype (`type_as`, `to(other)`) finds float64 there already.
