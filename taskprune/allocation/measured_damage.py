@@ -58,7 +58,20 @@ class Level:
 
 
 def corrected(scores: ChannelScores, levels: Mapping[str, Sequence[Level]]) -> ChannelScores:
-    """Return the scores with totals that add up to measured damage.
+    r"""Return the scores with totals that add up to measured damage.
+
+    Scores order the channels of a group well and say badly what many of them cost together. So the
+    order stays, and what the channels add one after the other, :math:`a_1 \le a_2 \le \dots`
+    (:func:`~taskprune.importance.accumulation.accumulated`), is multiplied by a factor for each
+    stretch between two measured widths: the damage measured there over what was predicted,
+
+    .. math:: f_i = \max\Bigl(f_{i-1}, \frac{1}{\kappa}
+              \frac{D(n_i) - D(n_{i-1})}{\sum_{n_{i-1} < n \le n_i} a_n}\Bigr),
+
+    in units of :math:`\kappa`, the median of those ratios, so that corrected scores stay on the
+    scale of scores and stand beside those of groups that were not measured. Factors never fall
+    within a group: one that was hurt early is not taken to pieces because there is little left to
+    hurt.
 
     Args:
         scores: What was predicted.
@@ -124,7 +137,7 @@ class MeasuredDamage:
     lose (:class:`~taskprune.importance.stakes.Stakes`). The damage is the sum over tasks of
     weighted rises; a loss that falls counts as one that stays. Outputs without labels are measured
     by their squared distance from what they were, in units of their variance. The totals of the
-    result add up to measured damage (:mod:`taskprune.allocation.measured_damage`); all else of the
+    result add up to measured damage (:func:`corrected`); all else of the
     scores stays. There is no clock: the same arguments give the same scores.
 
     Costs a forward a group, width and batch.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -139,6 +139,13 @@ class RuleContext:
         """Return the shape of a result on the example inputs."""
         value = self.output(index)
         return () if value is None else value.shape
+
+    def results(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Yield the number of each result that is a tensor, and its shape."""
+        for index in range(len(self.operation.outputs)):
+            value = self.output(index)
+            if value is not None:
+                yield index, value.shape
 
     # -- sizes as the code wrote them --------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""The table of operator rules, and the decorator that fills it."""
+"""The table of operator rules, the decorator that fills it, and the names of overloads."""
 
 from __future__ import annotations
 

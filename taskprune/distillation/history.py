@@ -1,4 +1,4 @@
-"""What happened in training: one record per optimizer step, kept as JSON lines."""
+"""What happened in training: one record per optimizer step with what callbacks measured."""
 
 from __future__ import annotations
 

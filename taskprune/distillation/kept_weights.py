@@ -1,4 +1,4 @@
-"""Copies of a model's weights that are kept beside it: their running average, for one."""
+"""Copies of a model's weights that are kept beside it: their running average, the best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a smaller model is worth to each task: by the user's metrics, or by its outputs alone."""
+"""What a smaller model is worth to each task, by metrics or by its outputs; whether all hold."""
 
 from __future__ import annotations
 

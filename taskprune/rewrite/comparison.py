@@ -318,7 +318,12 @@ _BY_NAME = dict.fromkeys(
 
 
 class InDouble(TorchFunctionMode):
-    """Runs what asks for a narrower floating-point dtype in float64."""
+    """Runs what asks for a narrower floating-point dtype in float64.
+
+    Many norms, softmaxes and position tables compute in float32 whatever the model's dtype. Two
+    models that add up the same numbers in another order then differ by a float32 rounding step, ten
+    thousand times what their comparison in float64 allows.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

@@ -139,7 +139,9 @@ MOST_TRIED = 8
 def exchange(account: Account, blocks: Sequence[Blocks]) -> None:
     """Trade coarse steps for finer ones until the target is met within ``MISS``, or none helps.
 
-    The bounds hold before and after.
+    The order of scores does not look at how much a channel saves, so the last one to go may
+    overshoot the target by far (one that holds a third of the model, say), and what does not fit
+    cannot be put back. Others go in its place. The bounds hold before and after.
     """
     allowed = list(blocks)
     while account.miss() > MISS:

@@ -34,7 +34,11 @@ DEVICE_MULTIPLES = {
     # A 128-bit register holds 4 float32 (Arm, "Neon Intrinsics Reference", `float32x4_t`).
     "cpu-neon": 4,
 }
-"""``{device: channels}`` for ``Safety(round_to=...)``."""
+"""``{device: channels}`` for ``Safety(round_to=...)``.
+
+Where a layer's channels fill whole registers or tiles, none of the hardware idles on the last one.
+What is best on a device at hand is what runs fastest there: measure it.
+"""
 
 
 def multiple_for(round_to: int | str) -> int:

@@ -22,7 +22,7 @@ def _observed(ctx: RuleContext) -> None:
     else:
         ctx.cross(*state.axes)
         ctx.weigh(state, *state.axes)
-    for index in range(len(ctx.operation.outputs)):
+    for index, _ in ctx.results():
         ctx.produce(state.axes, index=index, zero=state.zero)
 
 
@@ -33,7 +33,7 @@ def _observed(ctx: RuleContext) -> None:
 def _by_channel(ctx: RuleContext) -> None:
     _tie_ranges(ctx, int(ctx.argument("axis")))
     state = ctx.tensor("self")
-    for index in range(len(ctx.operation.outputs)):
+    for index, _ in ctx.results():
         ctx.produce(state.axes, index=index, zero=state.zero)
 
 
@@ -44,7 +44,7 @@ def _by_channel(ctx: RuleContext) -> None:
 )
 def _by_one_scale(ctx: RuleContext) -> None:
     state = ctx.tensor("self")
-    for index in range(len(ctx.operation.outputs)):
+    for index, _ in ctx.results():
         ctx.produce(state.axes, index=index, zero=state.zero)
 
 

@@ -87,6 +87,5 @@ def _reduce(ctx: RuleContext, *, crosses: bool) -> None:
             if keep:
                 axes.append(())
     left = any(is_tracked(axis) for axis in axes)
-    for index, number in enumerate(ctx.operation.outputs):
-        if number is not None:
-            ctx.produce(axes, index=index, zero=state.zero and left)
+    for index, _ in ctx.results():
+        ctx.produce(axes, index=index, zero=state.zero and left)

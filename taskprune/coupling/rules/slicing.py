@@ -214,7 +214,7 @@ def _unbind(ctx: RuleContext) -> None:
     dim = ctx.dim("dim", len(state.axes))
     ctx.freeze(state.axes[dim], "structure", "is taken apart into a fixed number of tensors")
     rest = [axis for d, axis in enumerate(state.axes) if d != dim]
-    for index in range(len(ctx.operation.outputs)):
+    for index, _ in ctx.results():
         ctx.produce(rest, index=index, zero=state.zero)
 
 

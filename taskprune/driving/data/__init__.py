@@ -8,21 +8,19 @@ from taskprune.driving.data.augment import (
     SensorNoise,
     standard_augment,
 )
-from taskprune.driving.data.bdd100k import BDD100K, VEHICLE_CLASSES
+from taskprune.driving.data.bdd100k import BDD100K
 from taskprune.driving.data.bdd100k_writer import write_bdd100k
-from taskprune.driving.data.loading import Augment, Cached, EpochSampler, loader
+from taskprune.driving.data.loading import Augment, Cached, loader
 from taskprune.driving.data.sample import DrivingSample, collate
 from taskprune.driving.data.scenes import RoadScenes
 
 __all__ = [
     "BDD100K",
-    "VEHICLE_CLASSES",
     "Augment",
     "Cached",
     "Chain",
     "ColourJitter",
     "DrivingSample",
-    "EpochSampler",
     "Flip",
     "RoadScenes",
     "ScaleShift",

@@ -1,4 +1,4 @@
-"""Deterministic loading: order and augmentation follow from the seed, never from workers."""
+"""Deterministic loading: order and augmentation follow from the seed; images kept in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Safetensors files of fusion nets, which say which net they hold."""
+"""Safetensors files of fusion nets, which say which net they hold; the bundled one is one."""
 
 from __future__ import annotations
 
