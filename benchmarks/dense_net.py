@@ -25,7 +25,7 @@ from taskprune.driving.data import BDD100K, RoadScenes, loader, standard_augment
 from taskprune.driving.data.sample import DrivingSample
 from taskprune.driving.fusion.camera import CameraBranch
 from taskprune.driving.losses import drivable_loss, lane_loss
-from taskprune.driving.losses.pixelwise import tversky_loss
+from taskprune.driving.losses.masks import tversky_loss
 from taskprune.driving.nets.conv import ConvUnit
 from taskprune.restore import flushed_denormals, preserved_rng
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
-Markdown = Callable[[Sequence[str], Sequence[Sequence[str]]], str]
+from markdown_tables import Columns, View, markdown
 
 STAGES = {
     "oracles": "random channels removed equals the masked original; permuted: same outputs",
@@ -34,7 +33,7 @@ def fuzzing_summary(content: dict[str, Any]) -> str:
     )
 
 
-def fuzzing_stages(content: dict[str, Any], markdown: Markdown) -> str:
+def fuzzing_stages(content: dict[str, Any]) -> str:
     """Return how each stage ended: a row a stage."""
     rows = [
         [STAGES[row["stage"]], *(f"{row[how]:,}" for how in ("ok", "refused", "wrong", "raw"))]
@@ -43,17 +42,17 @@ def fuzzing_stages(content: dict[str, Any], markdown: Markdown) -> str:
     return markdown(["", "held", "refused by name", "wrong", "raw errors"], rows)
 
 
-def fuzzing_kinds(content: dict[str, Any], markdown: Markdown) -> str:
-    """Return what became of the nets with each kind of block."""
-    counts = ("tried", "pruned", "refused", "lost")
-    rows = [
-        [row["kind"], *(str(row[key]) for key in counts), f"{row['frozen %']:.1f} %"]
-        for row in content["kinds"]
-    ]
-    return markdown(["nets with", "tried", "pruned", "refused", "lost", "channels that stay"], rows)
+KINDS = Columns(
+    (
+        ("nets with", "{kind}"),
+        *((key, f"{{{key}}}") for key in ("tried", "pruned", "refused", "lost")),
+        ("channels that stay", "{frozen %:.1f} %"),
+    ),
+    records="kinds",
+)
 
 
-def fuzzing_reasons(content: dict[str, Any], markdown: Markdown) -> str:
+def fuzzing_reasons(content: dict[str, Any]) -> str:
     """Return why channels stayed, and why whole nets were refused."""
     total = sum(content["frozen"].values())
     rows = [
@@ -66,9 +65,19 @@ def fuzzing_reasons(content: dict[str, Any], markdown: Markdown) -> str:
     return markdown(["reason", "how often"], rows)
 
 
-def fuzzing_lost(content: dict[str, Any], markdown: Markdown) -> str:
+def fuzzing_lost(content: dict[str, Any]) -> str:
     """Return each net that was lost and how."""
     if not content["lost"]:
         return "None."
     rows = [[one["what"].replace("|", "\\|"), str(one["seed"])] for one in content["lost"]]
     return markdown(["what happened", "seed"], rows)
+
+
+VIEWS: dict[str, View] = {
+    "fuzzing": fuzzing_summary,
+    "fuzzing.stages": fuzzing_stages,
+    "fuzzing.kinds": KINDS,
+    "fuzzing.reasons": fuzzing_reasons,
+    "fuzzing.lost": fuzzing_lost,
+}
+"""What is made of ``results/fuzzing.json``."""

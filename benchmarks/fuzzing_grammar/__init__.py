@@ -1,8 +1,7 @@
 """A grammar of architectures: nets that follow from a seed, made of blocks that people use.
 
-Far wider than the strategy of ``tests/properties``, and without hypothesis, so that a net is a
-number: maps of rank 1 to 3 and tokens; each kind of block in many spellings, because the spelling
-is what a trace sees.
+A net is a number: maps of rank 1 to 3 and tokens; each kind of block in many spellings, because the
+spelling is what a trace sees.
 """
 
 from fuzzing_grammar import (  # noqa: F401 - register their blocks

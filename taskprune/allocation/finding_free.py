@@ -29,7 +29,7 @@ from taskprune.coupling.groups import CouplingGroup, CouplingGroups
 from taskprune.errors import InputError
 from taskprune.importance.projections import output_tasks
 from taskprune.replace import replaced_modules
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite.surgery import named_tensors
 
 

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from taskprune.commands import arguments, beginning, checking, inspection, shrinking
-from taskprune.terminal.plain_errors import plain_errors
+from taskprune.terminal.console import plain_errors
 from taskprune.version import __version__
 
 app = typer.Typer(

@@ -25,7 +25,7 @@ from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan
 from taskprune.replace import replaced_modules
 from taskprune.restore.modes import evaluating
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite import apply_plan
 from taskprune.rewrite.surgery import named_tensors
 

@@ -199,7 +199,7 @@ class ReadingMode(TorchFunctionMode):
     def _remember(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
         """Follow parameters through transpositions and concatenations; note all other uses."""
         names = [w.names for w in self._known(args, kwargs)]
-        if not names or not _has_tensor(result):
+        if not names or not has_tensor(result):
             if func is torch.cat or func is torch.concat:
                 self._follow_biases(args, result)
             return
@@ -255,9 +255,10 @@ class ReadingMode(TorchFunctionMode):
         return _Weight(tuple(p.names[0] for p in whole), tuple(p.sizes[0] for p in whole))
 
 
-def _has_tensor(result: Any) -> bool:
+def has_tensor(result: Any) -> bool:
+    """Whether something is a tensor, or a list or tuple with one in it."""
     if isinstance(result, tuple | list):
-        return any(_has_tensor(v) for v in result)
+        return any(has_tensor(v) for v in result)
     return isinstance(result, Tensor)
 
 

@@ -23,7 +23,7 @@ from taskprune.calling.task import Task
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.correspondence import Correspondence
-from taskprune.compensation.reading_calls import Read, ReadingMode
+from taskprune.compensation.reading_calls import Read, ReadingMode, has_tensor
 from taskprune.compensation.reads import Geometry
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.importance.backwards import TaskGradients
@@ -244,7 +244,7 @@ class Survey:
     def has_called(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
         """See :class:`~.reading_calls.Listener`."""
         self._rows.see(function, args, kwargs, result)
-        if not _holds_tensor(result):
+        if not has_tensor(result):
             return
         for value in (*args, *kwargs.values()):
             for tensor in value if isinstance(value, list | tuple) else (value,):
@@ -361,9 +361,3 @@ def _width(read: Read) -> int:
     kernel = getattr(read.geometry, "kernel", ())
     channels = read.x.shape[-len(kernel) - 1]
     return int(channels * (prod(kernel) if read.geometry.by_output else 1)) or 1
-
-
-def _holds_tensor(result: Any) -> bool:
-    if isinstance(result, list | tuple):
-        return any(_holds_tensor(value) for value in result)
-    return isinstance(result, Tensor)

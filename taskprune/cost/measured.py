@@ -12,9 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskprune.calling.forward import Forward, call_inputs
-from taskprune.restore.kernels import without_fast_path
 from taskprune.restore.modes import evaluating
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng, without_fast_path
 
 
 def measure_params(model: nn.Module) -> int:

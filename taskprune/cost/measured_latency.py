@@ -16,10 +16,9 @@ from torch.utils import _pytree as pytree
 from taskprune.calling.forward import Forward, call_inputs
 from taskprune.errors import InputError
 from taskprune.restore.caches import caches_given_back
-from taskprune.restore.denormals import flushed_denormals
 from taskprune.restore.lending import lent
 from taskprune.restore.modes import evaluating
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import flushed_denormals, preserved_rng
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,8 +30,7 @@ from taskprune.files import (
     short,
     unsealed,
 )
-from taskprune.restore.denormals import flushed_denormals
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import flushed_denormals, preserved_rng
 
 _log = logging.getLogger("taskprune")
 

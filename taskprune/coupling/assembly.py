@@ -30,8 +30,7 @@ from taskprune.coupling.sites import operator_sites
 from taskprune.coupling.standard_sizes import standard_sizes
 from taskprune.coupling.statistics import contracted, crossings, weight_statistics
 from taskprune.coupling.stored_integers import stored_integers
-from taskprune.graph.input_reach import follow_inputs
-from taskprune.graph.reach import tasks_reached
+from taskprune.graph.reach import follow_inputs, tasks_reached
 
 _LONE = FreezeReason("structure", "is a single channel, and one must stay")
 

@@ -19,7 +19,7 @@ from taskprune.coupling.axes import (
 from taskprune.coupling.groups import FreezeKind, FreezeReason, IntArray
 from taskprune.coupling.unit_table import Constraint, UnitTable
 from taskprune.errors import CouplingError
-from taskprune.graph.records import ModelGraph, Operation, Ref, Size, TensorValue
+from taskprune.graph.records import ModelGraph, Operation, Ref, Size, TensorValue, references
 from taskprune.graph.sizes import AttributeOf, Constant, DimOf, SizeExpr, is_literal, leaves
 
 OUTSIDE = Origin("interface", "meets an input or constant of the model, whose sizes are given")
@@ -120,7 +120,7 @@ class RuleContext:
     def tensors(self, name: str | None = None) -> list[TensorState]:
         """Return the tensors of a list argument, or of all arguments."""
         values = self.operation.arguments.values() if name is None else [self.argument(name)]
-        return [self.analysis.state(number) for number in _refs(values)]
+        return [self.analysis.state(number) for number in references(values)]
 
     def axes(self, name: str) -> tuple[Axis, ...]:
         """Return the axes of a tensor argument."""
@@ -140,6 +140,13 @@ class RuleContext:
         value = self.output(index)
         return () if value is None else value.shape
 
+    def results(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Yield the number of each result that is a tensor, and its shape."""
+        for index in range(len(self.operation.outputs)):
+            value = self.output(index)
+            if value is not None:
+                yield index, value.shape
+
     # -- sizes as the code wrote them --------------------------------------------------------
 
     def value(self, name: str) -> TensorValue:
@@ -156,7 +163,7 @@ class RuleContext:
     def call_tensors(self) -> list[TensorState]:
         """Return the tensors given to the Python call, alone or in lists, to read from."""
         given = (value for name, value in self.call.kwargs.items() if name != "out")
-        return [self.analysis.state(number) for number in _refs((*self.call.args, *given))]
+        return [self.analysis.state(number) for number in references((*self.call.args, *given))]
 
     def call_sizes(self, position: int, name: str) -> tuple[Any, ...] | None:
         """Return sizes given to the Python call as one sequence or as several arguments."""
@@ -348,11 +355,3 @@ def spatial(shape: Sequence[int], first: int) -> list[Axis]:
 def volume(shape: Sequence[int]) -> int:
     """Return the product of sizes."""
     return prod(shape)
-
-
-def _refs(values: Any) -> Iterator[int]:
-    for value in values:
-        if isinstance(value, Ref):
-            yield value.value
-        elif isinstance(value, tuple):
-            yield from _refs(value)

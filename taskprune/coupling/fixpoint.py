@@ -17,11 +17,10 @@ from taskprune.coupling.context import OUTSIDE, Analysis, RuleContext, TensorSta
 from taskprune.coupling.groups import CouplingGroups, FreezeReason
 from taskprune.coupling.partition import FactorPolicy, prefer_outer
 from taskprune.coupling.provenance import add_constant_sizes, settle
-from taskprune.coupling.registry import find_rule
+from taskprune.coupling.registry import find_rule, functional_form
 from taskprune.coupling.rules.attention import keep_default_scale
 from taskprune.coupling.rules.elementwise import leave_torch
 from taskprune.coupling.rules.normalization import follow_rms_norm
-from taskprune.coupling.rules.overloads import functional_form
 from taskprune.coupling.rules.pooling import follow_affine_grid
 from taskprune.coupling.rules.reshape import follow_broadcast
 from taskprune.coupling.splitting import freed_layers, locked_layers, split_layers
@@ -29,9 +28,8 @@ from taskprune.coupling.standard_sizes import add_standard_sizes
 from taskprune.coupling.unit_table import Column, UnitTable
 from taskprune.coupling.unread import with_readers
 from taskprune.errors import InputError, UnsupportedOperatorError
-from taskprune.graph.reach import references
 from taskprune.graph.records import ModelGraph, Operation, TensorValue
-from taskprune.restore.garbage import collection_paused
+from taskprune.restore.process import collection_paused
 
 Protected = str | type[nn.Module]
 
@@ -116,7 +114,7 @@ def _enter_tensors(analysis: Analysis) -> None:
     order: dict[int, None] = {}
     positions: set[int] = set()
     for operation in graph.operations:
-        values = dict.fromkeys(references(tuple(operation.arguments.values())))
+        values = dict.fromkeys(operation.operands)
         order.update(values)
         if not _treats_alike(operation):
             positions.update(values)

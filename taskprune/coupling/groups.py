@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from taskprune.calling.modality import Modality
-from taskprune.graph.input_reach import InputReach
+from taskprune.graph.reach import InputReach
 from taskprune.replace import ModuleReplacement
 
 IntArray: TypeAlias = NDArray[np.int64]

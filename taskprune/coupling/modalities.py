@@ -9,7 +9,7 @@ from taskprune.calling.modality import FUSION, Modality
 from taskprune.calling.outputs import matching_paths
 from taskprune.coupling.groups import CouplingGroup, CouplingGroups
 from taskprune.errors import InputError
-from taskprune.graph.input_reach import Inputs
+from taskprune.graph.reach import Inputs
 
 
 def labelled(

@@ -15,10 +15,17 @@ import numpy as np
 
 from taskprune.coupling.axes import Axis, axis_size, is_tracked, tracked_units, untracked
 from taskprune.coupling.context import Analysis
-from taskprune.coupling.forms import Classes, Form, constant, evaluate, solve_for
+from taskprune.coupling.forms import (
+    Classes,
+    Form,
+    constant,
+    current_value,
+    equal_parts,
+    evaluate,
+    solve_for,
+)
 from taskprune.coupling.groups import FreezeReason
 from taskprune.coupling.partition import FactorPolicy, Partition, partition
-from taskprune.coupling.size_values import current_value, equal_parts
 from taskprune.coupling.unit_table import Constraint
 from taskprune.errors import CouplingError
 from taskprune.graph.records import Guard, Size, Slice

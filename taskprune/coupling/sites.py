@@ -12,7 +12,6 @@ from taskprune.coupling.axes import Axis
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes, Form
 from taskprune.coupling.groups import LinearForm, OperatorSite, SizeProduct, TensorForm
-from taskprune.graph.reach import references
 from taskprune.graph.records import Operation, Ref
 
 Share: TypeAlias = Callable[[Form], tuple[LinearForm, int]]
@@ -67,7 +66,7 @@ class _Forms:
         # A view of a tensor with values, of a parameter say, is recorded with memory of its own.
         self.memory = {value.id: value.storage for value in analysis.graph.values}
         for operation in analysis.graph.operations:
-            source = next(references(tuple(operation.arguments.values())), None)
+            source = next(operation.operands, None)
             if source is not None and only_views(operation.target):
                 own = {n: self.memory[source] for n in operation.outputs if n is not None}
                 self.memory.update(own)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.graph.reach import references
 from taskprune.graph.records import ModelGraph, Operation, Ref, Size, Slice
 from taskprune.graph.sizes import AttributeOf, DimOf, SizeExpr, leaves
 from taskprune.replace import CONVOLUTION, ModuleReplacement
@@ -166,7 +165,7 @@ def _used_elsewhere(graph: ModelGraph, held: Mapping[int, str], paths: set[str])
     spoilt: set[str] = set()
     own_calls: set[int] = set()
     for operation in graph.operations:
-        for number in references(tuple(operation.arguments.values())):
+        for number in operation.operands:
             path = held.get(number)
             if path is None:
                 continue

@@ -14,10 +14,9 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from taskprune.coupling.context import Analysis
-from taskprune.coupling.forms import Classes, Form, constant, solve_for
+from taskprune.coupling.forms import Classes, Form, constant, current_value, solve_for
 from taskprune.coupling.groups import FreezeReason
 from taskprune.coupling.provenance import Assignment
-from taskprune.coupling.size_values import current_value
 from taskprune.coupling.unit_table import Constraint
 from taskprune.graph.records import ModelGraph
 from taskprune.graph.sizes import AttributeOf, Computed, Constant, SizeExpr, leaves

@@ -11,7 +11,6 @@ from taskprune.coupling.context import Analysis, TensorState
 from taskprune.coupling.forms import Classes
 from taskprune.coupling.groups import IntArray, WeightStatistic
 from taskprune.coupling.sites import only_views
-from taskprune.graph.reach import references
 
 
 def crossings(analysis: Analysis, classes: Classes, of_class: IntArray) -> dict[int, list[str]]:
@@ -67,7 +66,7 @@ def contracted(analysis: Analysis, classes: Classes, of_class: IntArray) -> froz
     for operation in analysis.graph.operations:
         if only_views(operation.target):
             continue
-        arguments = [analysis.state(n) for n in references(tuple(operation.arguments.values()))]
+        arguments = [analysis.state(n) for n in operation.operands]
         outputs = [analysis.state(n) for n in operation.outputs if n is not None]
         read = [state for state in arguments if state.weight]
         found |= inside(s for s in arguments if not s.weight) - inside([*read, *outputs])

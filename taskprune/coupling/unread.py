@@ -21,7 +21,6 @@ from taskprune.coupling.axes import Axis, axis_size, tracked_units
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes
 from taskprune.coupling.groups import CouplingGroups, IntArray
-from taskprune.graph.reach import references
 from taskprune.graph.records import ModelGraph
 
 LEVELS_BELOW = 2
@@ -105,7 +104,7 @@ def _note(
 def _unread(graph: ModelGraph) -> list[_Unread]:
     read = {output.value for output in graph.outputs}
     for operation in graph.operations:
-        read.update(references(tuple(operation.arguments.values())))
+        read.update(operation.operands)
     return [
         _of_shape(graph, name, graph.values[number].shape)
         for name, number in {**graph.parameters, **graph.buffers}.items()
@@ -136,7 +135,7 @@ def _places(graph: ModelGraph) -> dict[int, set[str]]:
     """Return the modules in whose code each tensor is at hand."""
     places: defaultdict[int, set[str]] = defaultdict(set)
     for operation in graph.operations:
-        for value in references(tuple(operation.arguments.values())):
+        for value in operation.operands:
             places[value].add(operation.call.module)
         for made in operation.outputs:
             if made is not None:

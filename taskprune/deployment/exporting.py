@@ -34,11 +34,11 @@ from taskprune.deployment.onnx_files import (
 from taskprune.errors import ExportError, InputError, TaskPruneError
 from taskprune.files import make_folder_of, replacing, writing
 from taskprune.restore.lending import lent
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite import OutputError
 from taskprune.rewrite.comparison import output_errors
 from taskprune.rewrite.surgery import skeleton
-from taskprune.terminal.stages import stages
+from taskprune.terminal.console import stages
 
 TOLERANCE = 1e-3
 """Largest error of an output relative to its largest entry.

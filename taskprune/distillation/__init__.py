@@ -15,9 +15,8 @@ from taskprune.distillation.losses import (
     query_matching,
 )
 from taskprune.distillation.recording import FeatureRecorder, tapped
-from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.settings import DistillSettings, OutputLoss, Schedule
-from taskprune.distillation.taps import Tap, TapSelector, resolve_taps
+from taskprune.distillation.taps import Role, Tap, TapSelector, declared_roles, resolve_taps
 from taskprune.distillation.trainer import DistillResult, distill
 from taskprune.distillation.validation import Validation, measure
 

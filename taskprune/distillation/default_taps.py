@@ -19,7 +19,7 @@ from taskprune.distillation.channel_axes import ChannelAxes, watched_axes
 from taskprune.distillation.taps import Tap
 from taskprune.errors import InputError
 from taskprune.restore import evaluating, preserved_rng
-from taskprune.restore.checkpointing import without_reentrance
+from taskprune.restore.process import without_reentrance
 
 
 class NothingSharedError(InputError):

@@ -14,11 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
 from taskprune.distillation.batches import Position, endless
-from taskprune.distillation.best_weights import BestWeights
-from taskprune.distillation.figures import called
-from taskprune.distillation.history import HistoryLog, StepRecord
+from taskprune.distillation.history import HistoryLog, StepRecord, called
 from taskprune.distillation.identity import identity
-from taskprune.distillation.kept_weights import WeightAverage
+from taskprune.distillation.kept_weights import BestWeights, WeightAverage
 from taskprune.distillation.progress import training_progress
 from taskprune.distillation.run import Run
 from taskprune.distillation.run_checkpoint import (

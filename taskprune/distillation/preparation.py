@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskprune.calling.forward import Forward
+from taskprune.calling.outputs import flatten_outputs
 from taskprune.calling.task import Task
 from taskprune.distillation.accelerator import accelerated
 from taskprune.distillation.alignment import Alignment, make_alignment
@@ -23,21 +24,21 @@ from taskprune.distillation.channel_axes import watched_axes
 from taskprune.distillation.default_taps import NothingSharedError, default_taps
 from taskprune.distillation.identity import known_models
 from taskprune.distillation.objective import StudentObjective
-from taskprune.distillation.probing import probing
 from taskprune.distillation.recording import FeatureRecorder, tapped
-from taskprune.distillation.roles import Role, declared_roles
 from taskprune.distillation.run import Run
 from taskprune.distillation.settings import DistillSettings
 from taskprune.distillation.sharding import check_shardable, requested_sharding, shard
-from taskprune.distillation.taps import Tap, TapSelector, resolve_taps
+from taskprune.distillation.taps import Role, Side, Tap, TapSelector, declared_roles, resolve_taps
 from taskprune.errors import InputError
 from taskprune.files import make_folder, only_user_of
 from taskprune.restore import evaluating, preserved_rng
 from taskprune.restore.borrow import attributes_given_back, buffers_given_back
 from taskprune.restore.copying import deep_copy
+from taskprune.restore.lending import lent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
 
 _log = logging.getLogger("taskprune")
 
@@ -206,3 +207,40 @@ def _alignments(
         alignments.append(make_alignment(tap, mine, theirs, keep=keep, axes=own_axes))
         alignments[-1](mine, theirs)  # what cannot be compared is said before training
     return alignments
+
+
+def probing(
+    forward: Forward, side: Side, autocast: Callable[[], AbstractContextManager[Any]]
+) -> Forward:
+    """Return ``forward`` as training runs it: under autocast, with errors that name the types.
+
+    Args:
+        forward: ``(model, batch) -> outputs``.
+        side: Which model it is called with.
+        autocast: Accelerate's, of the run's precision.
+    """
+
+    def run(model: nn.Module, batch: Any) -> Any:
+        with lent(batch), autocast():
+            try:
+                return forward(model, batch)
+            except RuntimeError as error:
+                own = _types(model.parameters())
+                given = _types(flatten_outputs(batch).values())
+                if not given or own == given:
+                    raise
+                raise InputError(
+                    f"The {side} cannot run on the batch: its parameters are {_named(own)}, the "
+                    f"batch is {_named(given)} ({str(error).splitlines()[0]}). Convert the {side} "
+                    f"(`{side}.float()`), or the batch in `forward=`."
+                ) from error
+
+    return run
+
+
+def _types(values: Iterable[Any]) -> set[torch.dtype]:
+    return {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+
+
+def _named(types: set[torch.dtype]) -> str:
+    return " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in types))

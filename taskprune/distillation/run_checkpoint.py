@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from taskprune.distillation.batches import Position
-from taskprune.distillation.best_weights import BestWeights, Standing
-from taskprune.distillation.kept_weights import WeightAverage
+from taskprune.distillation.kept_weights import BestWeights, Standing, WeightAverage
 from taskprune.distillation.shards import part_for, whole
 from taskprune.errors import CheckpointError, InputError
 from taskprune.files import as_record, as_type, parse_json, read_sealed, short, write_sealed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,6 @@ from taskprune.calling.outputs import flatten_outputs
 from taskprune.distillation.batches import Position
 from taskprune.distillation.buffers import BufferSlots, Snapshot, take_from_main
 from taskprune.distillation.history import StepRecord
-from taskprune.distillation.idle import IdleSteps, nothing
 from taskprune.distillation.objective import (
     BatchLosses,
     output_losses,
@@ -30,6 +29,7 @@ from taskprune.restore.lending import lent
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
 
 _Done = Sequence[tuple[Position, BatchLosses]]
 """The batches of a step, where they lie in the data and what they gave."""
@@ -232,3 +232,68 @@ def _not_finite(step: int, position: Position, what: str, value: float) -> str:
         "The student keeps the weights from before this step. Look at that batch's labels, or "
         "lower the learning rate."
     )
+
+
+class _Nothing(torch.autograd.Function):
+    """Zero, whose gradient is none at all: what is behind counts as not used."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> Tensor:  # noqa: ARG004 - autograd hands it in
+        """Return zero."""
+        return tensors[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *_gradients: Tensor) -> Any:
+        """Return no gradients."""
+        return (None,) * len(ctx.needs_input_grad)
+
+
+def nothing(tensors: Iterable[Tensor]) -> Tensor | None:
+    """Return a loss that teaches nothing, for a process whose fellows wait in the backward pass.
+
+    A product with zero would make NaN of infinity, and would have AdamW move what no batch used.
+
+    Args:
+        tensors: What the student's forward pass returned.
+
+    Returns:
+        The loss; ``None`` where no tensor depends on a trainable parameter.
+    """
+    attached = [tensor for tensor in tensors if tensor.requires_grad]
+    if not attached:
+        return None
+    loss: Tensor = _Nothing.apply(*attached)  # type: ignore[no-untyped-call]
+    return loss
+
+
+class IdleSteps:
+    """Tells some batches without labels from data that teach nothing at all.
+
+    Args:
+        n_steps: Length of the run.
+    """
+
+    def __init__(self, n_steps: int) -> None:
+        self._n_steps = n_steps
+        self._since: tuple[int, Position] | None = None
+
+    def see(self, step: int, first: Position, last: Position, *, is_idle: bool) -> None:
+        """Take in step number ``step`` (from 0) and its first and last batch.
+
+        Raises:
+            TrainingError: Nothing was learnt in a pass through the data, or in the whole run.
+        """
+        if not is_idle:
+            self._since = None
+            return
+        began, start = self._since = self._since or (step, first)
+        is_a_pass = (last.epoch, last.batch + 1) >= (start.epoch + 1, start.batch)
+        is_all = began == 0 and step + 1 == self._n_steps
+        if is_a_pass or is_all:
+            raise TrainingError(
+                f"Step {step + 1}: there was nothing to learn from step {began + 1} on, in "
+                f"{'a whole pass through the data' if is_a_pass else 'the whole run'}. No task has "
+                "labels, and no features or outputs that depend on a trainable parameter are "
+                "compared. Add taps or labels, end the run sooner, or keep `feature_weight` above "
+                "0."
+            )

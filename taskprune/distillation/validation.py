@@ -12,8 +12,7 @@ from torch import nn
 from taskprune.calling.forward import Forward, call_batch
 from taskprune.calling.placing import on_device
 from taskprune.calling.task import Task, check_validation, no_validation_batch
-from taskprune.distillation.figures import as_figure
-from taskprune.distillation.history import StepRecord
+from taskprune.distillation.history import StepRecord, as_figure
 from taskprune.errors import InputError
 from taskprune.restore import evaluating
 from taskprune.restore.lending import lent

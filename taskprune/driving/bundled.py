@@ -1,14 +1,13 @@
-"""Weights of trained nets and how they were made, from a clone or a distribution of their own."""
+"""Weights of trained nets, from a clone or a distribution of their own."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
-from taskprune.errors import CheckpointError, MissingDependencyError
+from taskprune.errors import MissingDependencyError
 
 _Net = TypeVar("_Net")
 
@@ -41,20 +40,3 @@ def load_or_bundled(load: Callable[[Path], _Net], weights: Path | str | None, na
         return load(Path(weights))
     with resources.as_file(bundled_file(name)) as path:
         return load(path)
-
-
-def bundled_card(name: str) -> dict[str, Any]:
-    """Return how a bundled net was made and what it scores on unseen scenes.
-
-    Raises:
-        MissingDependencyError: It was not installed.
-        CheckpointError: The card is damaged.
-    """
-    card = bundled_file(name)
-    try:
-        return dict(json.loads(card.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"`{card}` must be the teacher's card in JSON. Reading it failed: {error}. Install "
-            "taskprune again."
-        ) from error

@@ -46,6 +46,7 @@ from taskprune.driving.teacher import TEACHER_SIZE, fit_teacher, load_teacher
 from taskprune.errors import InputError, MissingDependencyError
 from taskprune.files import make_folder, write_text
 from taskprune.restore import evaluating
+from taskprune.terminal import text_table
 
 Metrics = Mapping[str, Mapping[str, float]]
 """``{task: {metric: value}}``."""
@@ -254,34 +255,28 @@ def _teacher(settings: DemoSettings, console: Console) -> PanopticDrivingNet:
 
 
 def _data(settings: DemoSettings) -> DemoData:
-    calibration: Dataset[Any]
-    training: Dataset[Any]
-    held_out: Dataset[Any]
-    validation: Dataset[Any]
+    def batches(images: Dataset[Any], *, trains: bool = False) -> DataLoader[DrivingBatch]:
+        augment = standard_augment() if trains else None
+        return loader(
+            images, batch_size=BATCH_SIZE, shuffle=trains, seed=settings.seed, augment=augment
+        )
+
     if settings.data is None:
-        training = RoadScenes(N_TRAINING, seed=settings.seed + 1)
-        calibration = RoadScenes(N_CALIBRATION, seed=settings.seed + 2)
-        validation = RoadScenes(N_VALIDATION, seed=settings.seed + 3)
-        held_out = RoadScenes(N_HELD_OUT, seed=settings.seed + 4)
-    else:
-        images = Cached(BDD100K(settings.data, "train", size=TEACHER_SIZE))
-        every = max(4, len(images) // N_HELD_OUT)
-        held_out = Subset(images, range(0, len(images), every))
-        training = Subset(images, [n for n in range(len(images)) if n % every])
-        step = max(1, len(training) // N_CALIBRATION)
-        calibration = Subset(training, range(0, len(training), step))
-        validation = BDD100K(settings.data, "val", size=TEACHER_SIZE)
+        return DemoData(
+            training=batches(RoadScenes(N_TRAINING, seed=settings.seed + 1), trains=True),
+            calibration=batches(RoadScenes(N_CALIBRATION, seed=settings.seed + 2)),
+            validation=batches(RoadScenes(N_VALIDATION, seed=settings.seed + 3)),
+            held_out=batches(RoadScenes(N_HELD_OUT, seed=settings.seed + 4)),
+        )
+    images = Cached(BDD100K(settings.data, "train", size=TEACHER_SIZE))
+    every = max(4, len(images) // N_HELD_OUT)
+    training = Subset(images, [n for n in range(len(images)) if n % every])
+    step = max(1, len(training) // N_CALIBRATION)
     return DemoData(
-        calibration=loader(calibration, batch_size=BATCH_SIZE, shuffle=False, seed=settings.seed),
-        training=loader(
-            training,
-            batch_size=BATCH_SIZE,
-            shuffle=True,
-            seed=settings.seed,
-            augment=standard_augment(),
-        ),
-        held_out=loader(held_out, batch_size=BATCH_SIZE, shuffle=False, seed=settings.seed),
-        validation=loader(validation, batch_size=BATCH_SIZE, shuffle=False, seed=settings.seed),
+        training=batches(training, trains=True),
+        calibration=batches(Subset(training, range(0, len(training), step))),
+        validation=batches(BDD100K(settings.data, "val", size=TEACHER_SIZE)),
+        held_out=batches(Subset(images, range(0, len(images), every))),
     )
 
 
@@ -317,44 +312,40 @@ def _difference(first: nn.Module, second: nn.Module, sample: DrivingBatch) -> fl
     return max(float((a[path] - b[path]).abs().max()) for path in a)
 
 
-def metric_table(metrics: Mapping[str, Metrics]) -> Table:
-    """A row per model, the headline metrics of each task as columns, changes in points."""
-    title = "Unseen images, in points" + (", and the change" if len(metrics) > 1 else "")
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
+def _changes(metrics: Mapping[str, Metrics], model: str) -> Iterator[tuple[str, str, float, float]]:
+    """Yield each headline metric with its value and its change, in points."""
     for task, names in HEADLINES.items():
         for name in names:
-            table.add_column(f"{task}\n{name}", justify="right")
-    reference = metrics["teacher"]
-    for model, values in metrics.items():
-        cells = []
-        for task, names in HEADLINES.items():
-            for name in names:
-                value, start = 100 * values[task][name], 100 * reference[task][name]
-                if math.isnan(value):
-                    cells.append("no labels")
-                elif model == "teacher":
-                    cells.append(f"{value:.1f}")
-                else:
-                    cells.append(f"{value:.1f} {value - start:+.1f}")
-        table.add_row(model, *cells)
-    return table
+            value, start = (100 * metrics[each][task][name] for each in (model, "teacher"))
+            yield task, name, value, value - start
+
+
+def metric_table(metrics: Mapping[str, Metrics]) -> Table:
+    """A row per model, the headline metrics of each task as columns, changes in points."""
+
+    def cell(model: str, value: float, change: float) -> str:
+        if math.isnan(value):
+            return "no labels"
+        return f"{value:.1f}" if model == "teacher" else f"{value:.1f} {change:+.1f}"
+
+    return text_table(
+        "Unseen images, in points" + (", and the change" if len(metrics) > 1 else ""),
+        ("", *(f"{task}\n{name}" for task, names in HEADLINES.items() for name in names)),
+        ((model, *(cell(model, *of[2:]) for of in _changes(metrics, model))) for model in metrics),
+    )
 
 
 def size_table(result: PruneResult, latency: Mapping[str, LatencyReport]) -> Table:
     """Parameters, multiply-adds and measured latency of teacher and student."""
-    table = Table(title="Size and speed (batch 1, one thread, both in turn)", title_justify="left")
-    for heading in ("", "parameters", "multiply-adds", "latency, median (quartiles)"):
-        table.add_column(heading, justify="right" if heading else "left")
-    for row, model in enumerate(("teacher", "student")):
-        time = latency[model]
-        table.add_row(
-            model,
-            f"{result.report.costs['params'][row]:,}",
-            f"{result.report.costs['macs'][row]:,}",
-            str(time),
-        )
-    return table
+    costs = [result.report.costs[name] for name in ("params", "macs")]
+    return text_table(
+        "Size and speed (batch 1, one thread, both in turn)",
+        ("", "parameters", "multiply-adds", "latency, median (quartiles)"),
+        (
+            (model, *(f"{cost[row]:,}" for cost in costs), str(latency[model]))
+            for row, model in enumerate(("teacher", "student"))
+        ),
+    )
 
 
 def in_words(
@@ -364,14 +355,9 @@ def in_words(
     speedup = latency["teacher"].median_ms / latency["student"].median_ms
 
     def worst(model: str) -> str:
-        lost = {
-            f"{task} {name}": 100 * (metrics[model][task][name] - metrics["teacher"][task][name])
-            for task, names in HEADLINES.items()
-            for name in names
-            if not math.isnan(metrics[model][task][name])
-        }
-        name = min(lost, key=lost.__getitem__)
-        return f"{lost[name]:+.1f} points ({name})"
+        known = (of for of in _changes(metrics, model) if not math.isnan(of[2]))
+        task, name, _, change = min(known, key=lambda of: of[3])
+        return f"{change:+.1f} points ({task} {name})"
 
     return (
         f"[bold]{result.report.removed('params'):.1%} fewer parameters, "

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from taskprune.driving.bundled import bundled_card, load_or_bundled
+from taskprune.driving.bundled import load_or_bundled
 from taskprune.driving.data import BDD100K, Cached, loader, standard_augment
 from taskprune.driving.evaluation import evaluate
 from taskprune.driving.netfile import load_net, save_net
@@ -39,16 +39,6 @@ def load_teacher(weights: Path | str | None = None) -> PanopticDrivingNet:
         MissingDependencyError: The bundled net is asked for, and was not installed.
     """
     return load_or_bundled(load_net, weights, "teacher_n.safetensors")
-
-
-def teacher_card() -> dict[str, Any]:
-    """Return how the bundled teacher was made and what it scores on unseen scenes.
-
-    Raises:
-        CheckpointError: The card is damaged.
-        MissingDependencyError: It was not installed.
-    """
-    return bundled_card("teacher_n.json")
 
 
 def fit_teacher(

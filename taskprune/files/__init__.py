@@ -4,14 +4,26 @@ One discipline for all that taskprune writes and reads again: replaced in one go
 checksum over all that has meaning, bounded before anything is made of it, every field checked.
 """
 
-from taskprune.files.atomic import clear_unfinished, replacing, write_text, writing
-from taskprune.files.bounded_json import parse_json, read_bytes
+from taskprune.files.checked_json import (
+    as_record,
+    as_type,
+    parse_json,
+    read_bytes,
+    sealed,
+    short,
+    unsealed,
+)
 from taskprune.files.json_lines import JsonLines
 from taskprune.files.locking import locked, only_user_of
-from taskprune.files.places import make_folder, make_folder_of
 from taskprune.files.sealed_tensors import read_sealed, read_texts, write_sealed
-from taskprune.files.sealing import sealed, unsealed
-from taskprune.files.typed_records import as_record, as_type, short
+from taskprune.files.writing import (
+    clear_unfinished,
+    make_folder,
+    make_folder_of,
+    replacing,
+    write_text,
+    writing,
+)
 
 __all__ = [
     "JsonLines",

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from taskprune.errors import CheckpointError, InputError
-from taskprune.files.atomic import replacing, writing
-from taskprune.files.bounded_json import MAX_BYTES, parse_json
-from taskprune.files.typed_records import short
+from taskprune.files.checked_json import MAX_BYTES, parse_json, short
+from taskprune.files.writing import replacing, writing
 
 
 class JsonLines:

@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from taskprune.errors import CheckpointError, InputError
-from taskprune.files.atomic import replacing, writing
-from taskprune.files.sealing import sealed, unsealed
+from taskprune.files.checked_json import sealed, unsealed
+from taskprune.files.writing import replacing, writing
 from taskprune.version import __version__
 
 _TENSORS = "tensors"

@@ -21,12 +21,13 @@ from taskprune.calling.forward import Forwards, call_batch, one_forward
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.tolerances import BrokenTolerance, broken_tolerances, check_watched
 from taskprune.calling.wrappers import bare
-from taskprune.distillation import DistillSettings, TapSelector, measure
+from taskprune.distillation import DistillSettings, TapSelector
 from taskprune.distillation.settings import checked_settings
 from taskprune.errors import InfeasibleBudgetError
-from taskprune.files.places import make_folder
+from taskprune.files.writing import make_folder
 from taskprune.front.distilling import distill
 from taskprune.front.job import Job
+from taskprune.front.judging import Judge
 from taskprune.front.prune_settings import PruneSettings
 from taskprune.front.pruning import checked_safety
 from taskprune.front.steps import Step, in_steps
@@ -36,6 +37,7 @@ from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite.checkpoint import save_checkpoint
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
+from taskprune.terminal import plain_text, text_table
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,10 +126,7 @@ class CompressionResult:
             yield f"Stopped. {self.stopped}"
 
     def __str__(self) -> str:
-        console = Console(width=100, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip()
+        return plain_text(self)
 
 
 def compress(  # noqa: PLR0913 - like `prune`, by keyword
@@ -202,15 +201,14 @@ def compress(  # noqa: PLR0913 - like `prune`, by keyword
         taps=taps,
         forward=call,
     )
-    measured = partial(measure, tasks=named, data=held_out, forward=call)
-    return _compressed(job, model, train, measured, settings)
+    return _compressed(job, model, train, Judge(named, held_out, call), settings)
 
 
 def _compressed(
     job: Job,
     model: nn.Module,
     train: Callable[..., nn.Module],
-    measured: Callable[[nn.Module], Mapping[str, float]],
+    measured: Judge,
     settings: DistillSettings,
 ) -> CompressionResult:
     """Prune and train in turn until a task loses too much or the target is reached."""
@@ -268,26 +266,17 @@ def _point(
 def _table(result: CompressionResult) -> Table:
     """A row per point: how large it is, how well each task does, and what to know of it."""
     original = result.points[0]
-    table = Table(title="Compressed in steps, * on the Pareto front", title_justify="left")
-    for heading in ("step", "parameters", "", "multiply-adds", "", *original.metrics, ""):
-        table.add_column(heading, justify="right", no_wrap=True)
-    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     front = {point.step for point in result.front}
+    rows = []
     for point in result.points:
         remarks = ["the original"] if point is original else []
         remarks += ["the best"] if point is result.best else []
         remarks += [f"{task} lost too much" for task in point.broken]
-        table.add_row(
-            f"{point.step}{'*' if point.step in front else ' '}",
-            f"{point.params:,}",
-            _change(original.params, point.params),
-            f"{point.macs:,}",
-            _change(original.macs, point.macs),
-            *(f"{value:.4g}" for value in point.metrics.values()),
-            ", ".join(remarks),
-        )
-    return table
-
-
-def _change(before: int, after: int) -> str:
-    return "" if after == before else f"{after / before - 1:+.1%}"
+        row = [f"{point.step}{'*' if point.step in front else ' '}"]
+        for before, now in ((original.params, point.params), (original.macs, point.macs)):
+            row += [f"{now:,}", "" if now == before else f"{now / before - 1:+.1%}"]
+        metrics = (f"{value:.4g}" for value in point.metrics.values())
+        rows.append([*row, *metrics, ", ".join(remarks)])
+    headings = ["step", "parameters", "", "multiply-adds", "", *original.metrics, "remarks"]
+    title = "Compressed in steps, * on the Pareto front"
+    return text_table(title, headings, rows, words=("remarks",))

@@ -51,6 +51,11 @@ _log = logging.getLogger("taskprune")
 SIZES: tuple[Size, ...] = ("macs", "params", "latency_ms")
 """What budgets may all bound; the first of them is what points are ordered by."""
 
+NO_METRIC = (
+    "A frontier shows what each size costs the tasks, but no task has a metric to measure it by. "
+    "Pass Task(metric=...), or no tasks at all to compare outputs."
+)
+
 FRACTIONS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.5, 0.4, 0.3, 0.2)
 """What the budgets leave where nobody says which they are."""
 
@@ -120,7 +125,12 @@ def frontier(  # noqa: PLR0913 - like `prune`, by keyword
         settings=_checked_settings(settings),
     )
     job.check(model)
-    judge = Judge.over(model, job.tasks, validation, job.forward or call_batch)
+    call = job.forward or call_batch
+    judge = (
+        Judge.of_tasks(job.tasks, validation, call, NO_METRIC)
+        if job.tasks
+        else Judge.of_outputs(model, validation, call)
+    )
     curve = _Curve(job, model, judge, asked, size, latency or size == "latency_ms")
     if directory is None:
         return curve.measured(None)

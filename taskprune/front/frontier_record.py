@@ -20,7 +20,7 @@ from taskprune.promise.promising import Samples, promised
 from taskprune.report.curve_page import frontier_page
 from taskprune.report.curve_picture import Curves, draw_curves
 from taskprune.report.pages import in_a_frame, save_page
-from taskprune.terminal import stages, text_table
+from taskprune.terminal import plain_text, stages, text_table
 
 Size: TypeAlias = Literal["params", "macs", "latency_ms"]
 """What a frontier is ordered by."""
@@ -315,10 +315,7 @@ class Frontier:
         yield from self._missing_words()
 
     def __str__(self) -> str:
-        console = Console(width=120, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(self)
-        return capture.get().rstrip()
+        return plain_text(self, width=120)
 
     def __repr__(self) -> str:
         return f"Frontier({len(self.points)} points by {self.size})"

@@ -31,19 +31,18 @@ from taskprune.deployment.latency import device_of, latency_cost, recalibrated
 from taskprune.errors import InputError
 from taskprune.front.prune_settings import PruneSettings
 from taskprune.graph import ModelGraph, trace
-from taskprune.importance import ChannelScores, Importance, output_owners, score
+from taskprune.importance import ChannelScores, Importance, score
 from taskprune.importance.criteria_by_name import DEFAULT_CRITERION, checked_criterion
-from taskprune.importance.owners import LOOK_AHEAD, owners_from_batches
-from taskprune.importance.projections import output_tasks
+from taskprune.importance.owners import LOOK_AHEAD, find_owners
 from taskprune.importance.scoring import check_values
 from taskprune.plan.plan import PruningPlan
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite.surgery import skeleton
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety
 from taskprune.solver.step_context import StepContext
-from taskprune.terminal.stages import stages
+from taskprune.terminal.console import stages
 
 Batches: TypeAlias = Iterable[Any] | Mapping[str, Iterable[Any]]
 """Batches, or a loader for each task by its name."""
@@ -163,8 +162,7 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
         job.data, job.example_inputs, job.tasks, forward=job.forward, n_batches=settings.n_batches
     )
     say("tracing the model")
-    tasks, inputs = _tasks(job, model, inputs)
-    owners, inputs = _owners(job, tasks, model, inputs)
+    tasks, owners, inputs = find_owners(model, job.tasks, inputs, n_batches=settings.n_batches)
     graph, inputs = _traced(job, model, owners, inputs)
     say("finding which channels belong together")
     groups = couple(graph, protect=settings.protect, strict=settings.strict)
@@ -269,40 +267,6 @@ def _kept(batches: Any) -> list[Any]:
     if isinstance(batches, Mapping):
         return list(task_batches({task: own.kept() for task, own in batches.items()}))
     return [] if batches is None else batches.kept()
-
-
-def _tasks(
-    job: Job, model: nn.Module, inputs: ModelInputs
-) -> tuple[Mapping[str, Task], ModelInputs]:
-    """Return the tasks, and the inputs with no batch lost; without tasks every output is one."""
-    if job.tasks or inputs.batches is None:
-        return job.tasks, inputs
-    batches = iter(inputs.batches)
-    first = next(batches)
-    tasks = output_tasks(model, first, forward=inputs.forward)
-    return tasks, replace(inputs, batches=chain([first], batches))
-
-
-def _owners(
-    job: Job, tasks: Mapping[str, Task], model: nn.Module, inputs: ModelInputs
-) -> tuple[dict[str, tuple[str, ...]], ModelInputs]:
-    """Return the outputs of each task, and the inputs with no batch lost in finding them."""
-    if inputs.batches is None:
-        found = output_owners(model, tasks, inputs.example, forward=inputs.on_example)
-        return found, inputs
-    if not inputs.task_examples:
-        found, batches = owners_from_batches(
-            model,
-            tasks,
-            inputs.batches,
-            forward=inputs.forward,
-            n_batches=job.settings.n_batches,
-        )
-        return found, replace(inputs, batches=batches)
-    owners: dict[str, tuple[str, ...]] = {}
-    for name, batch in inputs.task_examples.items():
-        owners |= output_owners(model, {name: tasks[name]}, batch, forward=inputs.forward)
-    return {name: owners[name] for name in tasks}, inputs
 
 
 def _traced(

@@ -1,9 +1,9 @@
-"""What a smaller model is worth to each task: by the user's metrics, or by its outputs alone."""
+"""What a smaller model is worth to each task, by metrics or by its outputs; whether all hold."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from taskprune.calling.forward import Forward
 from taskprune.calling.outputs import flatten_outputs, resolve_paths
 from taskprune.calling.task import Task, check_validation, no_validation_batch
-from taskprune.calling.tolerances import check_watched
+from taskprune.calling.tolerances import BrokenTolerance, broken_tolerances, check_watched
 from taskprune.errors import InputError
+from taskprune.front.steps import Step
 from taskprune.importance.projections import output_tasks
+from taskprune.report.making import costs_of_a_sample
+from taskprune.report.record import StepLine
 from taskprune.restore.modes import evaluating
 
 
@@ -72,32 +75,27 @@ class Judge:
     forward: Forward
 
     @classmethod
-    def over(
-        cls,
-        model: nn.Module,
-        tasks: Mapping[str, Task],
-        validation: Iterable[Any],
-        forward: Forward,
+    def of_tasks(
+        cls, tasks: Mapping[str, Task], validation: Iterable[Any], forward: Forward, otherwise: str
     ) -> Judge:
         """Make it, and check that there is something to measure.
 
-        Args:
-            model: The original.
-            tasks: With metrics; without tasks every output is compared with the original's.
-            validation: Batches; without labels where there are no tasks.
-            forward: ``(model, batch) -> outputs``.
+        Raises:
+            InputError: No task has a metric, which says `otherwise`; a tolerance has none, or there
+                is no batch.
+        """
+        held_out = check_watched(tasks, validation)
+        if all(task.metric is None for task in tasks.values()):
+            raise InputError(otherwise)
+        return cls(tasks, held_out, forward)
+
+    @classmethod
+    def of_outputs(cls, model: nn.Module, validation: Iterable[Any], forward: Forward) -> Judge:
+        """Make one that compares every output with the original's, without labels.
 
         Raises:
-            InputError: No task has a metric, a tolerance has none, or there is no batch.
+            InputError: No output can be compared, or there is no batch.
         """
-        if tasks:
-            held_out = check_watched(tasks, validation)
-            if all(task.metric is None for task in tasks.values()):
-                raise InputError(
-                    "A frontier shows what each size costs the tasks, but no task has a metric to "
-                    "measure it by. Pass Task(metric=...), or no tasks at all to compare outputs."
-                )
-            return cls(tasks, held_out, forward)
         held_out = check_validation(validation, "for each point")
         for first in held_out:
             with evaluating(model):
@@ -108,6 +106,8 @@ class Judge:
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return the metric of every task that has one."""
+        if not self.tasks:
+            return {}
         from taskprune.distillation import measure  # an extra
 
         return measure(model, self.tasks, self.held_out, forward=self.forward)
@@ -129,3 +129,35 @@ def _output(outputs: Any, path: str) -> Tensor:
     flat = flatten_outputs(outputs)
     (name,) = resolve_paths({path: (path,)}, flat)[path]
     return flat[name].detach().to(torch.float64)
+
+
+@dataclass
+class Guard:
+    """The metrics of all tasks before pruning and after each step, and whether all still hold."""
+
+    judge: Judge
+    before: Mapping[str, float] = field(default_factory=dict)
+    lines: list[StepLine] = field(default_factory=list)
+    broken: tuple[BrokenTolerance, ...] = ()
+
+    def start(self, model: nn.Module) -> None:
+        """Measure the original."""
+        self.before = self.judge(model)
+
+    def allows(self, step: Step) -> bool:
+        """Measure what a step led to, and return whether every task holds."""
+        costs = costs_of_a_sample(step.own, step.found.groups)
+        now = {name: cost for name, (_, cost) in costs.items()}
+        after = self.judge(step.model)
+        self.broken = broken_tolerances(self.judge.tasks, self.before, after, step=step.number)
+        self.lines.append(StepLine(step.number, now, after, undone=bool(self.broken)))
+        return not self.broken
+
+    @property
+    def tolerances(self) -> dict[str, float]:
+        """The tolerances of the tasks that are watched."""
+        return {
+            name: task.tolerance
+            for name, task in self.judge.tasks.items()
+            if name in self.before and task.tolerance is not None
+        }

@@ -18,8 +18,8 @@ from taskprune.calling.tolerances import unwatched
 from taskprune.calling.wrappers import unwrap
 from taskprune.deployment.latency import compare_latency
 from taskprune.errors import InputError
-from taskprune.front.guard import Guard
 from taskprune.front.job import Job, at_work, chosen_importance
+from taskprune.front.judging import Guard, Judge
 from taskprune.front.prune_settings import PruneSettings
 from taskprune.front.result import PruneResult
 from taskprune.front.steps import Cut, Step, in_steps
@@ -39,6 +39,11 @@ TRAINED = (
     "result against the original, whose weights it no longer shares."
 )
 
+
+NO_METRIC = (
+    "There is `validation` data, but no task has a metric to measure on it. Pass "
+    "Task(metric=..., tolerance=...)."
+)
 
 NOT_FREE = "what is not free"
 """What a report calls the budget that takes only what costs nothing."""
@@ -131,7 +136,14 @@ def _pruned(
 ) -> PruneResult:
     """Make one step after the other while every task holds."""
     settings = job.settings
-    guard = Guard.over(job.tasks, validation, job.forward or call_batch)
+    call = job.forward or call_batch
+    # Not by its truth: loaders of streams have no length, and so no truth value.
+    judge = (
+        Judge({}, (), call)
+        if validation is None
+        else Judge.of_tasks(job.tasks, validation, call, NO_METRIC)
+    )
+    guard = Guard(judge)
     if settings.steps != 1 or settings.between_steps is not None or validation is not None:
         _check_passes(job.data)
     job.check(model)
@@ -195,7 +207,8 @@ class _Done:
             latency=latency,
             round_to=job.safety.multiple,
         )
-        watched = job.settings.steps != 1 or job.settings.between_steps is not None or guard.tasks
+        watched = job.settings.steps != 1 or job.settings.between_steps is not None
+        watched = watched or bool(guard.judge.tasks)
         report = replace(
             report,
             metrics=guard.before,

@@ -31,7 +31,7 @@ from taskprune.replace import ModuleReplacement, dropping, replace_modules
 from taskprune.replace.absent import ABSENT, DroppedModule, form_of
 from taskprune.restore.borrow import entrusted
 from taskprune.restore.modes import Mode, evaluating, set_mode_without_updates
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite.surgery import duplicate
 
 _DROPPED, _OTHERS = "dropped", "others"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -22,6 +22,15 @@ class Ref:
     """A tensor argument: the number of its value."""
 
     value: int
+
+
+def references(arguments: Iterable[Any]) -> Iterator[int]:
+    """Iterate over the value numbers among recorded arguments."""
+    for argument in arguments:
+        if isinstance(argument, Ref):
+            yield argument.value
+        elif isinstance(argument, tuple):
+            yield from references(argument)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +116,11 @@ class Operation:
     mutates: tuple[int, ...]
     call: Call
     mode: Mode
+
+    @property
+    def operands(self) -> Iterator[int]:
+        """The value numbers among the arguments, in order."""
+        return references(self.arguments.values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ that carries its origin through arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import operator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -89,6 +90,26 @@ class SizeObserver(Protocol):
         """The size turned into a number of which nothing is known any more."""
 
 
+def _followed(sign: Arithmetic, name: str) -> tuple[Any, Any]:
+    """Return the methods of an operator that keeps the origin: ``size + 1`` and ``1 + size``."""
+
+    def method(own: Callable[[int, Any], Any], *, swap: bool) -> Callable[[TracedInt, Any], Any]:
+        return lambda self, other: self._combine(sign, other, swap, own(self, other))
+
+    return (
+        method(getattr(int, f"__{name}__"), swap=False),
+        method(getattr(int, f"__r{name}__"), swap=True),
+    )
+
+
+def _given_up(function: Callable[..., Any]) -> tuple[Any, Any]:
+    """Return the methods of an operator after which nothing is known of the size."""
+    return (
+        lambda self, other, *more: function(self._escaped(), other, *more),
+        lambda self, other, *more: function(other, self._escaped(), *more),
+    )
+
+
 class TracedInt(int):
     """An ``int`` with an origin.
 
@@ -118,35 +139,11 @@ class TracedInt(int):
         left, right = (theirs, self.expr) if swap else (self.expr, theirs)
         return TracedInt(value, Computed(operator, left, right), self.observer)
 
-    def __add__(self, other: Any) -> Any:
-        return self._combine("+", other, False, super().__add__(other))
-
-    def __radd__(self, other: Any) -> Any:
-        return self._combine("+", other, True, super().__radd__(other))
-
-    def __sub__(self, other: Any) -> Any:
-        return self._combine("-", other, False, super().__sub__(other))
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._combine("-", other, True, super().__rsub__(other))
-
-    def __mul__(self, other: Any) -> Any:
-        return self._combine("*", other, False, super().__mul__(other))
-
-    def __rmul__(self, other: Any) -> Any:
-        return self._combine("*", other, True, super().__rmul__(other))
-
-    def __floordiv__(self, other: Any) -> Any:
-        return self._combine("//", other, False, super().__floordiv__(other))
-
-    def __rfloordiv__(self, other: Any) -> Any:
-        return self._combine("//", other, True, super().__rfloordiv__(other))
-
-    def __mod__(self, other: Any) -> Any:
-        return self._combine("%", other, False, super().__mod__(other))
-
-    def __rmod__(self, other: Any) -> Any:
-        return self._combine("%", other, True, super().__rmod__(other))
+    __add__, __radd__ = _followed("+", "add")
+    __sub__, __rsub__ = _followed("-", "sub")
+    __mul__, __rmul__ = _followed("*", "mul")
+    __floordiv__, __rfloordiv__ = _followed("//", "floordiv")
+    __mod__, __rmod__ = _followed("%", "mod")
 
     def __neg__(self) -> Any:
         value = super().__neg__()
@@ -155,21 +152,17 @@ class TracedInt(int):
     def __pos__(self) -> Any:
         return self
 
+    __trunc__ = __floor__ = __ceil__ = __pos__
+
     def _escaped(self) -> int:
         self.observer.escape(self.expr)
         return int.__int__(self)
 
-    def __truediv__(self, other: Any) -> Any:
-        return self._escaped() / other
-
-    def __rtruediv__(self, other: Any) -> Any:
-        return other / self._escaped()
-
-    def __pow__(self, other: Any, modulus: Any = None) -> Any:
-        return pow(self._escaped(), other, modulus)
-
-    def __rpow__(self, other: Any, modulus: Any = None) -> Any:
-        return pow(other, self._escaped(), modulus)
+    __truediv__, __rtruediv__ = _given_up(operator.truediv)
+    __and__, __rand__ = _given_up(operator.and_)
+    __or__, __ror__ = _given_up(operator.or_)
+    __xor__, __rxor__ = _given_up(operator.xor)
+    __pow__, __rpow__ = _given_up(pow)
 
     def __float__(self) -> float:
         return float(self._escaped())
@@ -189,38 +182,11 @@ class TracedInt(int):
     def __rshift__(self, other: Any) -> Any:
         return self // 2**other
 
-    def __and__(self, other: Any) -> Any:
-        return self._escaped() & other
-
-    def __or__(self, other: Any) -> Any:
-        return self._escaped() | other
-
-    def __xor__(self, other: Any) -> Any:
-        return self._escaped() ^ other
-
-    def __rand__(self, other: Any) -> Any:
-        return other & self._escaped()
-
-    def __ror__(self, other: Any) -> Any:
-        return other | self._escaped()
-
-    def __rxor__(self, other: Any) -> Any:
-        return other ^ self._escaped()
-
     def __abs__(self) -> Any:
         return -self if self < 0 else self
 
     def __round__(self, digits: Any = None) -> Any:
         return self if digits is None else round(self._escaped(), digits)
-
-    def __trunc__(self) -> Any:
-        return self
-
-    def __floor__(self) -> Any:
-        return self
-
-    def __ceil__(self) -> Any:
-        return self
 
     def _compared(self, other: object, holds: Any, true: Relation, false: Relation) -> Any:
         """Report that ``self true other``, or else that ``other false self``."""

@@ -19,14 +19,12 @@ from taskprune.errors import TaskPruneError, TraceError
 from taskprune.graph.attributes import Place, TracedAttributes
 from taskprune.graph.listening import DispatchMode, FunctionMode
 from taskprune.graph.recorder import Recorder
-from taskprune.graph.records import GraphOutput, ModelGraph, Ref
+from taskprune.graph.records import GraphOutput, ModelGraph
 from taskprune.replace import ModuleReplacement, find_replacements, replaced_modules
-from taskprune.restore.autocast import without_autocast
 from taskprune.restore.borrow import TensorGuard, borrowed
 from taskprune.restore.caches import Caches
-from taskprune.restore.garbage import collection_paused
-from taskprune.restore.kernels import readable_kernels
 from taskprune.restore.modes import Mode, set_mode_without_updates
+from taskprune.restore.process import collection_paused, readable_kernels, without_autocast
 
 TaskOutputs: TypeAlias = Mapping[str, Task] | Mapping[str, str | Sequence[str]]
 """Tasks, or just the output paths of each."""
@@ -186,7 +184,7 @@ class _Session:
         """Names of the parameters that no recorded operator read."""
         read: set[int] = set()
         for operation in self.recorder.operations:
-            read.update(_refs(operation.arguments.values()))
+            read.update(operation.operands)
         read.update(output.value for output in self.recorder.outputs)
         return tuple(name for name, n in self.recorder.parameters.items() if n not in read)
 
@@ -232,17 +230,9 @@ def _tied(model: nn.Module) -> Iterator[tuple[str, str]]:
                 yield name, first[id(tensor)]
 
 
-def _refs(arguments: Any) -> Iterator[int]:
-    for argument in arguments:
-        if isinstance(argument, Ref):
-            yield argument.value
-        elif isinstance(argument, tuple):
-            yield from _refs(argument)
-
-
 def _batch_size(recorder: Recorder) -> int:
     for operation in recorder.operations:
-        for number in _refs(operation.arguments.values()):
+        for number in operation.operands:
             value = recorder.values[number]
             if value.kind == "outside" and len(value.shape) > 1:
                 return value.shape[0]

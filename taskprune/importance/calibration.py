@@ -20,8 +20,8 @@ from taskprune.importance.distributed import gathered, several_processes
 from taskprune.importance.half_precision import LossScale
 from taskprune.importance.scores import Evidence, probe_name
 from taskprune.restore.borrow import borrowed
-from taskprune.restore.checkpointing import without_reentrance
 from taskprune.restore.lending import lent
+from taskprune.restore.process import without_reentrance
 
 _log = logging.getLogger("taskprune")
 

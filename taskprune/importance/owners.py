@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -10,15 +11,51 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.calling.forward import Forward, call_batch
-from taskprune.calling.inputs import TaskBatch
+from taskprune.calling.inputs import ModelInputs, TaskBatch
 from taskprune.calling.outputs import flatten_outputs, matching_paths, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.errors import LossError
 from taskprune.importance.calibration import differentiable, run_forward, task_loss
+from taskprune.importance.projections import output_tasks
 from taskprune.restore.lending import lent
 
 LOOK_AHEAD = 16
 """In how many batches labels of every task are looked for at most; all are kept meanwhile."""
+
+
+def find_owners(
+    model: nn.Module, tasks: Mapping[str, Task], inputs: ModelInputs, *, n_batches: int | None
+) -> tuple[Mapping[str, Task], dict[str, tuple[str, ...]], ModelInputs]:
+    """Return the tasks, the outputs of each, and the inputs with no batch lost in finding them.
+
+    Without tasks every output of the first batch is one, where there is a batch.
+
+    Args:
+        model: The model.
+        tasks: The tasks by name.
+        inputs: What to run it on.
+        n_batches: How many batches may be looked at.
+
+    Raises:
+        InputError, TraceError, LossError: See :func:`output_owners`.
+    """
+    if inputs.batches is None:
+        owners = output_owners(model, tasks, inputs.example, forward=inputs.on_example)
+        return tasks, owners, inputs
+    if not tasks:
+        batches = iter(inputs.batches)
+        first = next(batches)
+        tasks = output_tasks(model, first, forward=inputs.forward)
+        inputs = replace(inputs, batches=chain([first], batches))
+    if not inputs.task_examples:
+        owners, left = owners_from_batches(
+            model, tasks, inputs.batches or (), forward=inputs.forward, n_batches=n_batches
+        )
+        return tasks, owners, replace(inputs, batches=left)
+    owners = {}
+    for name, batch in inputs.task_examples.items():
+        owners |= output_owners(model, {name: tasks[name]}, batch, forward=inputs.forward)
+    return tasks, {name: owners[name] for name in tasks}, inputs
 
 
 def owners_from_batches(

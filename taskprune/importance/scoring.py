@@ -31,7 +31,7 @@ from taskprune.importance.scores import (
 from taskprune.importance.stability import RankingStability
 from taskprune.replace import replaced_modules
 from taskprune.restore.borrow import entrusted
-from taskprune.restore.checkpointing import without_reentrance
+from taskprune.restore.process import without_reentrance
 
 
 def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
@@ -104,9 +104,9 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
         try:
             found = criterion(model, groups, evidence)
         except NotImplementedError as error:
-            if not without_values(model):
+            if not (name := without_values(model)):
                 raise
-            raise _valueless(model, criterion) from error
+            raise _valueless(name, criterion) from error
     try:
         return _read(found, groups, criterion, tuple(evidence.tasks), stability)
     except _NotFiniteError as error:
@@ -127,18 +127,21 @@ def check_values(model: nn.Module, criterion: object) -> None:
         InputError: The model is on the meta device and the criterion needs values.
     """
     ours = type(criterion).__module__.startswith("taskprune.")
-    if getattr(criterion, "needs_values", ours) and without_values(model):
-        raise _valueless(model, criterion)
+    if getattr(criterion, "needs_values", ours) and (name := without_values(model)):
+        raise _valueless(name, criterion)
 
 
-def _valueless(model: nn.Module, criterion: object) -> InputError:
-    name = getattr(criterion, "__name__", type(criterion).__name__)
+def _valueless(tensor: str, criterion: object) -> InputError:
     return InputError(
-        f"Expected a model with values for criterion {name}. `{without_values(model)}` is on the "
+        f"Expected a model with values for criterion {_name(criterion)}. `{tensor}` is on the "
         "meta device, which has shapes only. Choose importance='random' or a criterion that looks "
         "at no weights, or load them: `model.to_empty(device=...)`, then "
         "`model.load_state_dict(...)`."
     )
+
+
+def _name(criterion: object) -> str:
+    return str(getattr(criterion, "__name__", type(criterion).__name__))
 
 
 def _check_finite(model: nn.Module, error: Exception) -> None:
@@ -167,8 +170,7 @@ def _read(
             )
         return _checked(found, groups)
     if isinstance(found, Mapping):
-        name = getattr(criterion, "__name__", type(criterion).__name__)
-        return scores_from_mapping(found, groups, name, tasks)
+        return scores_from_mapping(found, groups, _name(criterion), tasks)
     raise InputError(
         "A criterion must return `ChannelScores` or a mapping {group name: scores}. Found "
         f"{type(found).__name__} from {criterion!r}."

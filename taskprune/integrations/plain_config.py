@@ -24,7 +24,7 @@ from taskprune.importance.scores import BLIND, GroupScores
 from taskprune.importance.scoring import scores_from_mapping
 from taskprune.report.making import unreadable_files
 from taskprune.restore.modes import evaluating
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite.surgery import tensor_shapes
 from taskprune.solver.budget import Budget
 from taskprune.solver.safety import Safety

@@ -25,7 +25,7 @@ from taskprune.integrations.schedule import check_when
 from taskprune.plan.plan import PruningPlan
 from taskprune.report.making import unreadable_files
 from taskprune.report.record import PruneReport
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite import apply_plan, carry_over
 from taskprune.rewrite.checkpoint import load_checkpoint, read_header, save_checkpoint
 from taskprune.rewrite.surgery import UndoLog, skeleton, store_attributes, tensor_shapes

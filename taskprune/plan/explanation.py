@@ -15,7 +15,8 @@ from taskprune.cost.names import MEASURED, amount, cost_label, kind_of
 from taskprune.errors import InputError
 from taskprune.plan.decisions import AttributeChange, GroupDecision, KeptAttribute, notes_on
 from taskprune.plan.rationale import FrozenDecision, GroupRationale
-from taskprune.plan.tables import plain_text, ranges_text
+from taskprune.plan.tables import ranges_text
+from taskprune.terminal import plain_text
 
 
 @dataclass(frozen=True, slots=True)

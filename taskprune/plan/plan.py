@@ -26,8 +26,9 @@ from taskprune.plan.decisions import (
 from taskprune.plan.explanation import Explanation, TensorLine, explain
 from taskprune.plan.plan_json import plan_parts, plan_text
 from taskprune.plan.rationale import FrozenDecision, GroupRationale
-from taskprune.plan.tables import plain_text, plan_summary, plan_table
+from taskprune.plan.tables import plan_summary, plan_table
 from taskprune.replace import ModuleReplacement
+from taskprune.terminal import plain_text
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from rich.console import Console, Group, RenderableType
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -16,9 +16,6 @@ from taskprune.plan.decisions import GroupDecision
 Costs = Mapping[str, tuple[int, int]]
 
 _RANGE = re.compile(r"\d{1,18}(-\d{1,18})?", re.ASCII)
-
-WIDTH = 100
-"""Columns of a plan as text."""
 
 
 def plan_summary(groups: Sequence[GroupDecision], costs: Costs) -> str:
@@ -60,14 +57,6 @@ def plan_table(groups: Sequence[GroupDecision], costs: Costs) -> Group:
             *([decision.modality] if has_modalities else []),
         )
     return Group(Text(plan_summary(groups, costs)), table)
-
-
-def plain_text(content: RenderableType) -> str:
-    """Return what rich would print as plain text of at most :data:`WIDTH` columns."""
-    console = Console(width=WIDTH, color_system=None, highlight=False, emoji=False, markup=False)
-    with console.capture() as capture:
-        console.print(content)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
 
 
 def ranges_text(numbers: Sequence[int]) -> str:

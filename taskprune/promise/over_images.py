@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from taskprune.errors import InputError
-from taskprune.promise.betting import FloatArray
-from taskprune.promise.verdict import Verdict
+from taskprune.promise.betting import FloatArray, Verdict
 
 OfImages: TypeAlias = Callable[[NDArray[np.int64]], float]
 """Numbers of images, some of them several times, to the metric over these; higher is better."""

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from taskprune.calling.placing import on_device
 from taskprune.calling.task import check_validation, no_validation_batch
 from taskprune.errors import InputError
-from taskprune.promise.betting import FloatArray, log_wealth, samples_needed, upper_bound
-from taskprune.promise.verdict import Verdict
+from taskprune.promise.betting import FloatArray, Verdict, log_wealth, samples_needed, upper_bound
 from taskprune.restore.lending import lent
 from taskprune.restore.modes import evaluating
 

@@ -9,10 +9,9 @@ from typing import Protocol, TypeAlias
 from torch import nn
 
 from taskprune.errors import InputError, ToleranceError
-from taskprune.promise.betting import FloatArray
+from taskprune.promise.betting import FloatArray, Verdict
 from taskprune.promise.over_images import OverImages
 from taskprune.promise.per_sample import PerSample
-from taskprune.promise.verdict import Verdict
 
 Samples: TypeAlias = PerSample | OverImages | Sequence[PerSample | OverImages]
 """Held-out samples, or several kinds of them for different tasks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -70,7 +71,7 @@ def _take_module(
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
             if child is module:
-                undo.append(_setter(parent._modules, name, child))
+                undo.append(partial(parent._modules.__setitem__, name, child))
                 parent._modules[name] = substitute
 
 
@@ -98,13 +99,6 @@ def _mismatch(replacement: ModuleReplacement, what: str) -> PlanMismatchError:
         f"The plan drops a task whose `{replacement.path}` is {what}; this model has none there. "
         "Build the model with the arguments of the original."
     )
-
-
-def _setter(holder: dict[str, Any], name: str, value: Any) -> Callable[[], None]:
-    def put() -> None:
-        holder[name] = value
-
-    return put
 
 
 def _registrar(owner: nn.Module, registry: dict[str, Any], name: str) -> Callable[[], None]:

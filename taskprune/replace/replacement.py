@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -111,10 +112,12 @@ def _swap(
     for parent in list(model.modules()) if substitutes else ():
         for name, child in parent._modules.items():
             if id(child) in substitutes:
-                undo.append(_putter(parent._modules, name, child))
+                undo.append(partial(parent._modules.__setitem__, name, child))
                 parent._modules[name] = substitutes[id(child)]
         if isinstance(parent, nn.TransformerEncoder) and parent.use_nested_tensor:
-            undo.append(_putter(vars(parent), "use_nested_tensor", parent.use_nested_tensor))
+            undo.append(
+                partial(vars(parent).__setitem__, "use_nested_tensor", parent.use_nested_tensor)
+            )
             parent.use_nested_tensor = False
 
 
@@ -274,10 +277,3 @@ _ORIGINALS |= {
         lambda name, _: parts_of(name),
     ),
 }
-
-
-def _putter(holder: dict[str, Any], name: str, value: Any) -> Callable[[], None]:
-    def put() -> None:
-        holder[name] = value
-
-    return put

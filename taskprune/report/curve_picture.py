@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from taskprune.errors import InputError, MissingDependencyError
-from taskprune.files.atomic import replacing
+from taskprune.files.writing import replacing
 
 COLUMNS = 3
 """Panels side by side."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from taskprune.errors import InputError
-from taskprune.files.atomic import replacing
+from taskprune.files.writing import replacing
 from taskprune.report.record import cost_name, cost_text
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
 from taskprune.calling.tolerances import BrokenTolerance
@@ -25,10 +25,10 @@ from taskprune.report.by_modality import ModalityLine, modality_table
 from taskprune.report.cost_free import FreeReport
 from taskprune.rewrite import VerificationReport
 from taskprune.solver.removable import BoundLimit
-from taskprune.terminal import text_table
+from taskprune.terminal import plain_text, text_table
 
 if TYPE_CHECKING:
-    from rich.console import ConsoleOptions, RenderResult
+    from rich.console import Console, ConsoleOptions, RenderResult
 
 REASONS = {
     "interface": "inputs and outputs of the model",
@@ -194,10 +194,7 @@ class PruneReport:
         return 1 - after / before if before else 0.0
 
     def __str__(self) -> str:
-        console = Console(width=100, no_color=True, highlight=False)
-        with console.capture() as capture:
-            console.print(Group(self))
-        return capture.get().rstrip()
+        return plain_text(self)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield cost_table(self)

@@ -10,10 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
-from taskprune.restore.autocast import without_cached_casts
-from taskprune.restore.kernels import without_fast_path
 from taskprune.restore.modes import modes_given_back
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng, without_cached_casts, without_fast_path
 
 
 @contextmanager

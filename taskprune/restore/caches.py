@@ -24,8 +24,6 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from taskprune.restore.alone import alone
-from taskprune.restore.garbage import collection_paused
 from taskprune.restore.kept_tensors import (
     DEEPEST,
     LONGEST,
@@ -43,6 +41,7 @@ from taskprune.restore.kept_tensors import (
     of_namespace,
     package_of,
 )
+from taskprune.restore.process import alone, collection_paused
 
 _Cached = type(lru_cache(maxsize=1)(lambda: None))
 _CONTAINERS = (dict, list, deque, set, _Cached)

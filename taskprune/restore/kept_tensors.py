@@ -17,7 +17,6 @@ DEEPEST = 4
 LONGEST = 4096
 """Containers with more entries are not looked through."""
 _ABSENT: Any = object()
-_CLOSED = (type, nn.Module)
 OURS = __name__.partition(".")[0]
 """The package that this is."""
 _LIBRARIES = frozenset({"torch", "numpy", "builtins", OURS, *sys.stdlib_module_names})

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taskprune.restore.autocast import without_cached_casts
+from taskprune.restore.process import without_cached_casts
 
 Mode: TypeAlias = Literal["eval", "train"]
 

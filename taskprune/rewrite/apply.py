@@ -14,7 +14,7 @@ from taskprune.calling.wrappers import bare
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.plan.plan import PruningPlan
 from taskprune.replace import replace_modules, split_parameters
-from taskprune.restore.autocast import without_cached_casts
+from taskprune.restore.process import without_cached_casts
 from taskprune.rewrite.rescaling import rescaled_weights
 from taskprune.rewrite.surgery import (
     UndoLog,

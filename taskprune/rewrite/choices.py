@@ -8,7 +8,7 @@ are repeated in the second, *provided* that its own scores call them ties.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,11 +23,7 @@ _CHOOSERS = {getattr(owner, name): name for owner in (torch, Tensor) for name in
 
 class _Choosing(TorchFunctionMode):
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         name = _CHOOSERS.get(func)

@@ -9,20 +9,18 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from taskprune.calling.forward import Forward
 from taskprune.calling.outputs import SINGLE, flatten_outputs
 from taskprune.errors import TraceError, VerificationError
-from taskprune.restore.autocast import without_cached_casts
 from taskprune.restore.caches import Caches
-from taskprune.restore.kernels import without_fast_path
 from taskprune.restore.lending import lent
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng, without_cached_casts, without_fast_path
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
 from taskprune.rewrite.loading import Loading, Values, as_they_are
 from taskprune.rewrite.samples import cast_floats
 from taskprune.rewrite.telling import may_be_silent
-from taskprune.rewrite.widening import InDouble
 
 Context: TypeAlias = Callable[[nn.Module], AbstractContextManager[Any]]
 """Makes a context for a model to run in."""
@@ -306,3 +304,39 @@ def _output_error(path: str, expected: Tensor, found: Tensor | None) -> OutputEr
 def all_finite(outputs: Mapping[str, Tensor]) -> bool:
     """Return whether no output holds an infinity or NaN."""
     return all(bool(torch.isfinite(tensor).all()) for tensor in outputs.values())
+
+
+_NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
+_CASTS: Mapping[Any, Callable[..., Any]] = {
+    Tensor.float: Tensor.double,
+    Tensor.half: Tensor.double,
+    Tensor.bfloat16: Tensor.double,
+}
+_BY_NAME = dict.fromkeys(
+    ("torch.FloatTensor", "torch.HalfTensor", "torch.BFloat16Tensor"), "torch.DoubleTensor"
+)
+
+
+class InDouble(TorchFunctionMode):
+    """Runs what asks for a narrower floating-point dtype in float64.
+
+    Many norms, softmaxes and position tables compute in float32 whatever the model's dtype. Two
+    models that add up the same numbers in another order then differ by a float32 rounding step, ten
+    thousand times what their comparison in float64 allows.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Run ``func`` with float64 in place of every narrower dtype among its arguments."""
+        # A cast of another tensor's dtype (`type_as`, `to(other)`) finds float64 there already.
+        if func is Tensor.type:
+            args = tuple(_BY_NAME.get(v, v) if isinstance(v, str) else v for v in args)
+        return _CASTS.get(func, func)(
+            *(_widened(value) for value in args),
+            **{name: _widened(value) for name, value in (kwargs or {}).items()},
+        )
+
+
+def _widened(value: Any) -> Any:
+    return torch.float64 if isinstance(value, torch.dtype) and value in _NARROW else value

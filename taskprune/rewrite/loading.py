@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -74,11 +74,7 @@ class Loading(TorchFunctionMode):
                 tensor.data = self._held[id(tensor)]
 
     def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         """Make the parameters among the arguments before they are used."""
         self._load(list(_tensors((args, tuple((kwargs or {}).values())))))

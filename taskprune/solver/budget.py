@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from numbers import Real
 
+from taskprune.cost import ActivationMemory, Cost, CostModel
 from taskprune.cost.names import COST_NAMES, cost_label, kind_of, modality_cost
+from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError
 
 FIELDS = {
@@ -17,6 +19,16 @@ FIELDS = {
     "activation_memory": "activation_memory",
 }
 """The fields of a budget, and the cost that each bounds."""
+
+COUNTED: Mapping[str, Callable[[CouplingGroups], Cost]] = {
+    "params": CostModel.of_params,
+    "macs": CostModel.of_macs,
+    "activation_memory": ActivationMemory,
+}
+"""What counts a cost of given groups; others have to be measured first."""
+
+ALWAYS = ("params", "macs")
+"""Costs that every plan tells, whatever is bounded."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from taskprune.cost import ActivationMemory, Cost, CostModel, modality_costs
+from taskprune.cost import Cost, modality_costs
 from taskprune.cost.names import kind_of
 from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import InfeasibleBudgetError, InputError
@@ -20,10 +20,9 @@ from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.plan.rationale import make_rationale
 from taskprune.solver.account import Account
 from taskprune.solver.blocks import FloatArray, in_multiples, order_keys
-from taskprune.solver.budget import Budget
-from taskprune.solver.exchange import exchange
+from taskprune.solver.budget import ALWAYS, COUNTED, Budget
 from taskprune.solver.infeasible import check_ahead, infeasible
-from taskprune.solver.landing import MISS, fill, put_back, remove, step_together
+from taskprune.solver.landing import MISS, exchange, fill, put_back, remove, step_together
 from taskprune.solver.loss_budget import affordable, allowed_loss, predicted_loss
 from taskprune.solver.multipliers import balanced
 from taskprune.solver.removable import bound_limits, removable
@@ -67,13 +66,10 @@ def solve(
             what holds most.
     """
     models: dict[str, Cost] = {
-        "params": CostModel.of_params(groups),
-        "macs": CostModel.of_macs(groups),
+        **{name: COUNTED[name](groups) for name in COUNTED if name in (*ALWAYS, *budget.bounds)},
         **modality_costs(groups, budget.bounds),
         **(costs or {}),
     }
-    if "activation_memory" in budget.bounds:
-        models.setdefault("activation_memory", ActivationMemory(groups))
     unknown = sorted(set(budget.bounds) - set(models))
     if unknown:
         raise InputError(

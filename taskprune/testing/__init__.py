@@ -10,6 +10,7 @@ For tests of your own channel rules, criteria and models::
 
 For an importance criterion, :func:`assert_importance_conforms` brings the nets;
 for a channel rule, :func:`assert_rule_is_exact` builds the nets as well.
+:func:`unchanged` asserts that nothing of a model changes.
 
 All of them raise ``AssertionError`` (or what the stage itself raises) and change nothing.
 """
@@ -20,6 +21,7 @@ from taskprune.testing.importance import (
     importance_cases,
     sensor_cases,
 )
+from taskprune.testing.leaving_alone import unchanged, visible
 from taskprune.testing.oracles import (
     assert_cost_is_exact,
     assert_identity_plan,
@@ -48,4 +50,6 @@ __all__ = [
     "random_drop",
     "randomise_",
     "sensor_cases",
+    "unchanged",
+    "visible",
 ]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,8 +17,12 @@ from taskprune.coupling.groups import CouplingGroups
 from taskprune.graph import trace
 from taskprune.importance import ChannelScores, Evidence, Importance, output_owners, score
 from taskprune.rewrite.permutation import channel_order, permuted_copy
+from taskprune.testing.leaving_alone import unchanged
 
 _SEED = 0
+
+INSIDE = ("identities", "writes")
+"""What a criterion may touch as long as it gives it back: tensors and their memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +191,8 @@ def assert_importance_conforms(
     for case in cases:
         groups = case_groups(case)
         assert len(groups), f"{type(case.model).__name__} has no group to score."
-        before = _Snapshot.of(case.model)
-        first = _scored(criterion, case, groups)
-        _assert_unchanged(before, case.model)
+        with unchanged(case.model, but=INSIDE):
+            first = _scored(criterion, case, groups)
         _assert_complete(first, groups)
         # Only the seeds of the criterion may matter, not the state of anybody's generator.
         torch.rand(1, device="cpu")
@@ -222,17 +223,10 @@ def _watched(criterion: Importance) -> Importance:
     """Look at the model around the call alone: `score` undoes most of what a criterion does."""
 
     def watched(model: nn.Module, groups: CouplingGroups, evidence: Evidence) -> Any:
-        before = _Snapshot.of(model)
-        found = criterion(model, groups, evidence)
-        _assert_unchanged(before, model)
-        return found
+        with unchanged(model, but=INSIDE):
+            return criterion(model, groups, evidence)
 
     return watched
-
-
-def _assert_unchanged(before: _Snapshot, model: nn.Module) -> None:
-    changed = before.differences(_Snapshot.of(model))
-    assert not changed, f"Scoring changed {', '.join(changed)} of {type(model).__name__}."
 
 
 def _assert_complete(scores: ChannelScores, groups: CouplingGroups) -> None:
@@ -272,60 +266,3 @@ def _assert_equal(one: ChannelScores, other: ChannelScores, what: str, *, rtol: 
                 f"{what} changed `{key}` of group `{name}` by {error:.3g}; its scores go up to "
                 f"{float(own.abs().max()):.3g}."
             )
-
-
-@dataclass(frozen=True, eq=False)
-class _Snapshot:
-    """All that scoring must leave alone."""
-
-    state: dict[str, Tensor]
-    gradients: dict[str, Tensor | None]
-    flags: dict[str, Any]
-    generators: tuple[Any, ...]
-
-    @classmethod
-    def of(cls, model: nn.Module) -> _Snapshot:
-        numpy_state: Any = np.random.get_state(legacy=False)  # noqa: NPY002 - the one users have
-        return cls(
-            state={name: tensor.clone() for name, tensor in model.state_dict().items()},
-            gradients={
-                name: None if p.grad is None else p.grad.clone()
-                for name, p in model.named_parameters()
-            },
-            flags={
-                "training flags": [module.training for module in model.modules()],
-                "requires_grad": [p.requires_grad for p in model.parameters()],
-                "hooks": [
-                    len(hooks)
-                    for module in model.modules()
-                    for name, hooks in vars(module).items()
-                    if name.endswith("hooks")
-                ],
-                "attributes": [sorted(vars(module)) for module in model.modules()],
-            },
-            generators=(
-                torch.get_rng_state().tolist(),
-                random.getstate(),
-                numpy_state["state"]["key"].tolist(),
-                numpy_state["state"]["pos"],
-            ),
-        )
-
-    def differences(self, other: _Snapshot) -> list[str]:
-        """Name what differs."""
-        different = [key for key, value in self.flags.items() if other.flags[key] != value]
-        if list(self.state) != list(other.state) or not all(
-            torch.equal(value, other.state[name]) for name, value in self.state.items()
-        ):
-            different.append("parameters or buffers")
-        if not all(_same(grad, other.gradients[name]) for name, grad in self.gradients.items()):
-            different.append("gradients")
-        if self.generators != other.generators:
-            different.append("the random generators")
-        return different
-
-
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return torch.equal(one, other)

@@ -28,7 +28,7 @@ from taskprune.errors import (
 from taskprune.graph import trace
 from taskprune.plan.plan import build_plan
 from taskprune.restore.modes import modes_given_back
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite import apply_and_verify, apply_plan
 from taskprune.rewrite.surgery import duplicate
 from taskprune.rewrite.verification import check_permutation

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -121,45 +117,6 @@ def two_tasks() -> dict[str, Task]:
     return {"kind": Task(kind_loss, outputs="kind"), "map": Task(map_loss, outputs="map")}
 
 
-def everything(model: nn.Module) -> dict[str, Any]:
-    """All that a user can see of a model and of the random generators, ready to be compared."""
-    seen: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": [str(part) for part in np.random.get_state()],  # noqa: NPY002
-        "torch": torch.get_rng_state().tolist(),
-        "threads": torch.get_num_threads(),
-        "grad mode": torch.is_grad_enabled(),
-        "default dtype": torch.get_default_dtype(),
-        "fast path": torch.backends.mha.get_fastpath_enabled(),
-    }
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        gradient = None if tensor.grad is None else tensor.grad.tolist()
-        seen[f"tensor {name}"] = (
-            id(tensor),
-            tensor.data_ptr(),
-            tensor._version,
-            tensor.dtype,
-            tensor.tolist(),
-            tensor.requires_grad,
-            id(tensor.grad),
-            gradient,
-        )
-    for path, module in model.named_modules():
-        state = {
-            name: dict(value) if isinstance(value, dict) else value
-            for name, value in vars(module).items()
-        }
-        seen[f"module {path}"] = (id(module), type(module), module.training, list(state))
-        seen[f"state {path}"] = {name: _shown(value) for name, value in state.items()}
-    return seen
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _shown(item) for key, item in value.items()}
-    return id(value) if isinstance(value, Tensor | nn.Module) else repr(value)
-
-
 def worn(model: nn.Module) -> nn.Module:
     """Put a model in a state that is easy to spoil: mixed modes, gradients, hooks, attributes."""
     for number, (_, module) in enumerate(model.named_modules()):
@@ -176,19 +133,6 @@ def worn(model: nn.Module) -> nn.Module:
 
 def _hook(module: nn.Module, inputs: Any, output: Any) -> None:
     """Does nothing, and must still be there."""
-
-
-@contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Assert that nothing visible changes inside, also when it ends in an exception."""
-    before = everything(model)
-    try:
-        yield
-    finally:
-        after = everything(model)
-        assert after.keys() == before.keys()
-        changed = [name for name, value in before.items() if after[name] != value]
-        assert changed == []
 
 
 def same_weights(first: nn.Module, second: nn.Module) -> bool:

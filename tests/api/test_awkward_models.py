@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from front_nets import images, unchanged
+from front_nets import images
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointFunction, checkpoint
 
@@ -18,7 +18,7 @@ import taskprune
 from taskprune import DistillSettings, Task
 from taskprune.errors import InputError
 from taskprune.rewrite.surgery import duplicate
-from taskprune.testing import randomise_
+from taskprune.testing import randomise_, unchanged
 
 TASKS = {"t": Task(loss=lambda outputs, _: outputs.square().mean())}
 

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from front_nets import Batch, TwoTaskNet, batches, everything, two_task_net, two_tasks
+from front_nets import Batch, TwoTaskNet, batches, two_task_net, two_tasks
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import taskprune
 from taskprune import DistillSettings, Task
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.front.compression import CompressionPoint
+from taskprune.testing import visible
 
 
 class Accuracy:
@@ -73,9 +74,9 @@ def n_parameters(model: torch.nn.Module) -> int:
 
 def test_each_step_removes_the_same_part_until_the_target() -> None:
     model = two_task_net()
-    before = everything(model)
+    before = visible(model)
     result = go(model, watched())
-    assert everything(model) == before
+    assert visible(model) == before
     assert result.stopped is None
     sizes = [point.params for point in result.points]
     assert sizes == [n_parameters(point.model) for point in result.points]

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from front_nets import batches, mean_losses, two_task_net, two_tasks, unchanged
+from front_nets import batches, mean_losses, two_task_net, two_tasks
 
 import taskprune
 from taskprune import DistillSettings
 from taskprune.errors import InputError, TaskPruneError
+from taskprune.testing import unchanged
 
 
 def pruned() -> tuple[torch.nn.Module, taskprune.PruneResult]:

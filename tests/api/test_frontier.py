@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from front_nets import Batch, TwoTaskNet, batches, everything, same_weights, two_task_net, two_tasks
+from front_nets import Batch, TwoTaskNet, batches, same_weights, two_task_net, two_tasks
 from test_compress import Accuracy
 
 import taskprune
@@ -16,6 +16,7 @@ from taskprune import Budget, Frontier, PruneSettings, Task
 from taskprune.errors import CheckpointError, InfeasibleBudgetError, InputError, ToleranceError
 from taskprune.files import only_user_of
 from taskprune.promise import PerSample
+from taskprune.testing import visible
 
 BUDGETS = [Budget(macs=part) for part in (0.9, 0.6, 0.3)]
 
@@ -76,9 +77,9 @@ class Counting:
 
 def test_a_frontier_measures_every_budget_with_one_scoring_and_leaves_the_model() -> None:
     model, criterion = net(), Counting()
-    before = everything(model)
+    before = visible(model)
     found = go(model, importance=criterion, settings=PruneSettings())
-    assert everything(model) == before
+    assert visible(model) == before
     assert criterion.calls == [1]
     assert found.size == "macs"
     assert found.missing == {}
@@ -232,9 +233,9 @@ def test_an_interrupt_keeps_the_points_that_are_finished(tmp_path: Path) -> None
     tasks = watched()
     tasks["map"] = replace(tasks["map"], metric=Interrupting())
     model = net()
-    before = everything(model)
+    before = visible(model)
     found = go(model, tasks=tasks, directory=tmp_path)
-    assert everything(model) == before
+    assert visible(model) == before
     assert [point.budget for point in found.points] == [str(BUDGETS[0])]
     assert list(found.missing.values()) == ["Interrupted."] * 2
     assert "Not measured: 60 % of the multiply-adds. Interrupted." in str(found)

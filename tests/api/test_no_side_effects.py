@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from front_nets import TwoTaskNet, batches, everything, two_task_net, two_tasks, worn
+from front_nets import TwoTaskNet, batches, two_task_net, two_tasks, worn
 from torch import Tensor, nn
 
 import taskprune
@@ -19,6 +19,7 @@ import taskprune.importance.scoring
 import taskprune.rewrite.apply
 import taskprune.rewrite.verification
 from taskprune import DistillSettings
+from taskprune.testing import unchanged, visible
 
 
 class Restless(TwoTaskNet):
@@ -73,18 +74,10 @@ def process_unchanged() -> Iterator[None]:
 def left_alone(net: nn.Module) -> Iterator[None]:
     """Assert that nothing changes but how often the forward wrote to a buffer."""
 
-    def visible() -> dict[str, Any]:
-        seen = everything(net)
-        seen["tensor steps"] = seen["tensor steps"][:2] + seen["tensor steps"][3:]
-        return seen
-
-    before = visible()
-    try:
+    writes = visible(net)["writes"]
+    with unchanged(net, but=("writes",)):
         yield
-    finally:
-        after = visible()
-        assert after.keys() == before.keys()
-        assert [name for name, value in before.items() if after[name] != value] == []
+    assert visible(net)["writes"] | {"steps": writes["steps"]} == writes
 
 
 def restless() -> Restless:
@@ -142,7 +135,7 @@ def test_a_distillation_that_fails_at_its_start_leaves_both_models() -> None:
         raise InjectedError
 
     # Gradients of the student are cleared: they belong to another training.
-    before = {k: v for k, v in everything(teacher).items() if k.startswith(("tensor", "module"))}
+    before = visible(teacher)
     weights = {name: value.clone() for name, value in student.state_dict().items()}
     modes = [module.training for module in student.modules()]
     with process_unchanged(), pytest.raises((InjectedError, taskprune.TaskPruneError)) as caught:
@@ -157,7 +150,7 @@ def test_a_distillation_that_fails_at_its_start_leaves_both_models() -> None:
     assert isinstance(caught.value, InjectedError) or isinstance(
         caught.value.__cause__, InjectedError
     )
-    after = everything(teacher)
-    assert [name for name, value in before.items() if after[name] != value] == []
+    process: dict[str, Any] = {"the random generators": {}, "the process": {}}
+    assert visible(teacher) | process == before | process
     assert all(torch.equal(weights[name], value) for name, value in student.state_dict().items())
     assert modes == [module.training for module in student.modules()]

@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from front_nets import TwoTaskNet, batches, images, two_task_net, two_tasks, unchanged
+from front_nets import TwoTaskNet, batches, images, two_task_net, two_tasks
 from torch import Tensor, nn
 
 import taskprune
 from taskprune import Budget, DistillSettings, PruneSettings
 from taskprune.compensation.lockstep import Stoppable
+from taskprune.testing import unchanged
 
 
 def state_of_process() -> dict[str, Any]:

@@ -17,7 +17,6 @@ from front_nets import (
     images,
     two_task_net,
     two_tasks,
-    unchanged,
     worn,
 )
 from torch import Tensor, nn
@@ -27,7 +26,7 @@ import taskprune
 from taskprune import PruneSettings, Task
 from taskprune.cost import measure_macs
 from taskprune.importance import TorchPruningImportance
-from taskprune.testing import randomise_
+from taskprune.testing import randomise_, unchanged
 
 # -- without tasks, without data -------------------------------------------------------------------
 

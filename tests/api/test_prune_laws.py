@@ -22,7 +22,6 @@ from front_nets import (
     same_weights,
     two_task_net,
     two_tasks,
-    unchanged,
     worn,
 )
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ from taskprune import Budget, PruneSettings, Safety, Task
 from taskprune.allocation import find_free
 from taskprune.importance import TorchPruningImportance
 from taskprune.plan.composition import compose
-from taskprune.testing import randomise_
+from taskprune.testing import randomise_, unchanged
 
 # -- the user's model stays as it was --------------------------------------------------------------
 

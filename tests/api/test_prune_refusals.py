@@ -20,7 +20,6 @@ from front_nets import (
     settled,
     two_task_net,
     two_tasks,
-    unchanged,
     worn,
 )
 from torch import Tensor, nn
@@ -38,6 +37,7 @@ from taskprune.errors import (
     VerificationError,
 )
 from taskprune.importance import TaskTaylorImportance
+from taskprune.testing import unchanged
 
 NAN = float("nan")
 

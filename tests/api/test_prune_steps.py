@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from front_nets import Batch, batches, everything, same_weights, settled, two_task_net, two_tasks
+from front_nets import Batch, batches, same_weights, settled, two_task_net, two_tasks
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -18,7 +18,7 @@ from taskprune import Budget, PruneResult, PruningPlan, Safety, Task
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.solver.loss_budget import predicted_loss
 from taskprune.solver.step_context import StepContext
-from taskprune.testing import assert_masked_equals_pruned
+from taskprune.testing import assert_masked_equals_pruned, visible
 
 
 class Given:
@@ -77,9 +77,9 @@ def test_one_step_is_what_pruning_was_before() -> None:
 def test_steps_end_in_one_plan_that_is_verified_against_the_original(budget: Budget) -> None:
     model = two_task_net().double().eval()
     data = [tuple(t.double() if t.is_floating_point() else t for t in b) for b in batches()]
-    before = everything(model)
+    before = visible(model)
     result = pruned(model, data=data, budget=budget, steps=3, compensate=False)
-    assert everything(model) == before
+    assert visible(model) == before
     assert result.report.verification is not None
     assert_masked_equals_pruned(model, result.plan, data[0][0], groups=result.groups)
     again = taskprune.apply_plan(model, result.plan, example_inputs=data[0][0])
@@ -91,9 +91,9 @@ def test_steps_end_in_one_plan_that_is_verified_against_the_original(budget: Bud
 def test_every_step_is_compensated_and_verified_against_what_it_re_weighted() -> None:
     model = two_task_net().double().eval()
     data = [tuple(t.double() if t.is_floating_point() else t for t in b) for b in batches()]
-    before = everything(model)
+    before = visible(model)
     result = pruned(model, data=data, steps=3)
-    assert everything(model) == before
+    assert visible(model) == before
     assert result.report.verification is not None
     assert result.report.verification.max_relative_error < 1e-12
     sliced = taskprune.apply_plan(model, result.plan)

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from front_nets import TwoTaskNet, batches, images, two_task_net, two_tasks, unchanged
+from front_nets import TwoTaskNet, batches, images, two_task_net, two_tasks
 from torch import Tensor, nn
 
 import taskprune
 from taskprune import Budget, PruneSettings
 from taskprune.cost import measure_latency
+from taskprune.testing import unchanged
 
 
 def autocast() -> torch.autocast:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import report
+import quality_tables
 from modality import ACROSS, PENALISED, criteria, duels, rows
 from modality_plot import draw
 
@@ -63,15 +63,15 @@ def test_equal_criteria_are_scored_once() -> None:
 
 
 def test_tables_and_plot_show_every_row(tmp_path: Path) -> None:
-    table = report.modality_table(content(cells()))
+    table = quality_tables.modality_table(content(cells()))
     assert table.count("\n") == 2 + 6
     assert "| 50 % | AlterMOMA | 40 % | camera 50, lidar 70 | 37.0 ± 5.7 |" in table
-    assert "| +2.0 ± 1.4 |" in report.modality_duels(content(cells()))
+    assert "| +2.0 ± 1.4 |" in quality_tables.modality_duels(content(cells()))
     draw(content(cells()), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
 
 
 def test_what_was_not_fine_tuned_is_left_open(tmp_path: Path) -> None:
     found = content([cell for cell in cells() if not cell["steps"]])
-    assert "| – | – |" in report.modality_table(found)
+    assert "| – | – |" in quality_tables.modality_table(found)
     draw(found, tmp_path / "plot.png")

@@ -9,7 +9,7 @@ from typing import Any
 from typer.testing import CliRunner
 
 from taskprune.commands.app import app
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 
 N_COLUMNS = 80
 

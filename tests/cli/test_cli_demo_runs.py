@@ -18,7 +18,7 @@ from taskprune.driving.bundled import bundled_file
 from taskprune.driving.data import RoadScenes, write_bdd100k
 from taskprune.driving.nets import build_net
 from taskprune.driving.teacher import load_teacher
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 
 N_COLUMNS = 80
 FILES = {"predictions.png", "report.html", "report.json", "student.safetensors"}

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 from taskprune.distillation import StepRecord
 from taskprune.distillation.batches import Position
-from taskprune.distillation.best_weights import BestWeights, Standing
-from taskprune.distillation.kept_weights import WeightAverage
+from taskprune.distillation.kept_weights import BestWeights, Standing, WeightAverage
 from taskprune.distillation.run_checkpoint import FORMAT, RunParts, load_run, save_run
 from taskprune.errors import CheckpointError, InputError
 from taskprune.files import read_sealed, write_sealed

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from distill_toys import TwoTaskNet, make_net, n_hooks
+from distill_toys import TwoTaskNet, make_net
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from taskprune.calling.task import Task
 from taskprune.distillation import Tap, default_taps
 from taskprune.errors import InputError
+from taskprune.testing import unchanged
 
 IMAGES = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -29,17 +30,9 @@ def test_default_taps_leave_the_model_as_it_was() -> None:
     net = make_net(0, norm=True, dropout=0.5)
     net.requires_grad_(False)
     net.stage[1].eval()
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    flags = [module.training for module in net.modules()]
-    random_state = torch.get_rng_state()
-    with torch.no_grad():
+    with torch.no_grad(), unchanged(net):
         taps = default_taps(net, IMAGES)
     assert taps == (Tap("stem"), Tap("stage"))
-    assert all(torch.equal(before[name], t) for name, t in net.state_dict().items())
-    assert [module.training for module in net.modules()] == flags
-    assert not any(p.requires_grad or p.grad is not None for p in net.parameters())
-    assert n_hooks(net) == 0
-    assert torch.equal(torch.get_rng_state(), random_state)
 
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")

@@ -21,7 +21,7 @@ from distill_toys import (
 
 import taskprune
 from taskprune.distillation import DistillSettings, Validation
-from taskprune.distillation.settings_check import RULES
+from taskprune.distillation.settings import RULES
 from taskprune.errors import (
     InputError,
     MissingDependencyError,

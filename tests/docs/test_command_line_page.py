@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import taskprune
 from taskprune.commands import entering
 from taskprune.commands.app import app
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 
 PAGE = Path(__file__).parents[2] / "docs" / "command-line.md"
 LEFT_OUT = "…"

@@ -15,7 +15,7 @@ import taskprune
 from taskprune.cost import CachedTimer, LatencyReport, OperatorCall, measure_macs
 from taskprune.cost.operator_call import TensorSpec
 from taskprune.deployment import latency
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,11 +18,9 @@ from torch.utils.data import Dataset
 
 from taskprune.driving.data import (
     BDD100K,
-    ROAD_USER_CLASSES,
     DrivingSample,
     RoadScenes,
     collate,
-    hold_out,
     write_bdd100k,
 )
 from taskprune.driving.data.pixels import shrink_area, shrink_lines
@@ -156,7 +154,7 @@ def test_only_chosen_categories_become_boxes(root: Path) -> None:
     sample = BDD100K(root, "train", size=SIZE)[0]
     # The second corner names the last pixel inside: 80 x 48 pixels.
     assert boxes_of(sample).tolist() == [[0.25, 0.25, 0.5, 0.5]]
-    both = BDD100K(root, "train", size=SIZE, classes=ROAD_USER_CLASSES)[0]
+    both = BDD100K(root, "train", size=SIZE, classes={"truck": 0, "rider": 1})[0]
     assert both.labels is not None
     assert both.labels.tolist() == [0, 1]
 
@@ -318,7 +316,7 @@ def test_the_writer_refuses_to_mix(root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="class 1"):
         write_bdd100k(unnamed, tmp_path, "unnamed")
     write_bdd100k(unnamed, tmp_path, "named", class_names=("car", "person"))
-    data = BDD100K(tmp_path, "named", size=SIZE, classes=ROAD_USER_CLASSES)
+    data = BDD100K(tmp_path, "named", size=SIZE, classes={"car": 0, "person": 1})
     assert data[0].labels is not None
     assert data[0].labels.tolist() == [1]
 
@@ -333,10 +331,8 @@ def real() -> Path:
 
 def test_real_labelled_images_read(real: Path) -> None:
     data = BDD100K(real / "camvid3task", "train", size=(320, 192))
-    rest, held = hold_out(data, share=0.15, blocks=3, gap=2)
     assert len(data) == 367
-    assert 290 < len(rest) < 315
-    samples = [data[i] for i in (0, 100, int(held.indices[0]), 366)]
+    samples = [data[i] for i in (0, 100, 350, 366)]
     batch = collate(samples)
     assert batch.drivable is not None
     assert batch.lane is not None

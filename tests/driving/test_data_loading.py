@@ -15,7 +15,6 @@ from taskprune.driving.data import (
     DrivingSample,
     RoadScenes,
     collate,
-    hold_out,
     loader,
     standard_augment,
 )
@@ -199,24 +198,3 @@ def test_a_cache_makes_each_sample_once() -> None:
     assert [int(cached[i].image[0, 0, 0]) for i in (2, 1, 2, 1, 2)] == [2, 1, 2, 1, 2]
     assert source.made == [2, 1]
     assert len(cached) == 4
-
-
-@pytest.mark.parametrize(("blocks", "gap"), [(1, 0), (1, 3), (4, 0), (4, 2)])
-def test_held_out_samples_are_contiguous_and_apart(blocks: int, gap: int) -> None:
-    rest, held = hold_out(Numbered(103), share=0.2, blocks=blocks, gap=gap)
-    kept, taken = set(rest.indices), sorted(held.indices)
-    assert not kept & set(taken)
-    assert list(rest.indices) == sorted(kept)
-    assert np.count_nonzero(np.diff(taken) > 1) == blocks - 1
-    assert all(abs(i - j) > gap for i in kept for j in taken)
-    assert len(taken) == pytest.approx(0.2 * 103, abs=blocks)
-    assert len(kept) + len(taken) >= 103 - 2 * gap * blocks
-
-
-def test_splits_that_leave_nothing_are_refused() -> None:
-    with pytest.raises(InputError, match="`share`"):
-        hold_out(Numbered(10), share=1.0)
-    with pytest.raises(InputError, match="`blocks`"):
-        hold_out(Numbered(10), share=0.5, blocks=0)
-    with pytest.raises(InputError, match="would leave"):
-        hold_out(Numbered(10), share=0.01)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.losses import drivable_loss, lane_loss
-from taskprune.driving.losses.pixelwise import focal_loss, tversky_loss
+from taskprune.driving.losses.masks import focal_loss, tversky_loss
 from taskprune.errors import InputError
 
 LOSSES = {"drivable": drivable_loss, "lane": lane_loss}

@@ -11,7 +11,7 @@ from torch import nn
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.driving.batch import DrivingBatch
 from taskprune.driving.losses import detection_loss, drivable_loss, lane_loss
-from taskprune.driving.nets import PanopticDrivingNet, merge_branches
+from taskprune.driving.nets import PanopticDrivingNet
 from taskprune.graph import trace
 from taskprune.plan.plan import build_plan
 from taskprune.rewrite import apply_plan
@@ -73,7 +73,7 @@ def test_pruning_equals_masking(groups: CouplingGroups, ratio: float) -> None:
     assert report.max_relative_error < 1e-9
 
 
-def test_a_pruned_net_trains_and_merges(groups: CouplingGroups) -> None:
+def test_a_pruned_net_trains(groups: CouplingGroups) -> None:
     plan = build_plan(groups, random_drop(groups, 0.5, seed=4))
     small = apply_plan(randomise_(tiny_net(), 0), plan)
     assert isinstance(small, PanopticDrivingNet)
@@ -83,8 +83,3 @@ def test_a_pruned_net_trains_and_merges(groups: CouplingGroups) -> None:
     total = torch.stack([loss for loss in losses if loss is not None]).sum()
     total.backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is not None for p in small.parameters())
-    small.eval()
-    merged = merge_branches(small)
-    torch.testing.assert_close(
-        merged(batch.images)["lane"], small(batch.images)["lane"], rtol=0, atol=1e-4
-    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.graph import trace
-from taskprune.graph.input_reach import InputReach, follow_inputs
+from taskprune.graph.reach import InputReach, follow_inputs
 
 
 def rows(width: int = 4) -> Tensor:

@@ -29,35 +29,7 @@ from taskprune.importance import score
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import for_each_batch
 from taskprune.importance.scores import Evidence
-
-
-def snapshot(net: nn.Module) -> dict[str, Any]:
-    return {
-        "training": [m.training for m in net.modules()],
-        "requires_grad": [p.requires_grad for p in net.parameters()],
-        "grad": [None if p.grad is None else p.grad.clone() for p in net.parameters()],
-        "state": {k: v.clone() for k, v in net.state_dict().items()},
-        "hooks": [len(m._forward_hooks) for m in net.modules()],
-        "attributes": [sorted(vars(m)) for m in net.modules()],
-        "torch rng": torch.get_rng_state(),
-        "python rng": random.getstate(),
-        "numpy rng": np.random.get_state(legacy=False)["state"]["key"].tolist(),  # noqa: NPY002
-    }
-
-
-def assert_same(one: Any, other: Any) -> None:
-    assert type(one) is type(other)
-    if isinstance(one, Tensor):
-        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
-    elif isinstance(one, dict):
-        assert_same(list(one), list(other))
-        assert_same(list(one.values()), list(other.values()))
-    elif isinstance(one, list | tuple):
-        assert len(one) == len(other)
-        for a, b in zip(one, other, strict=True):
-            assert_same(a, b)
-    else:
-        assert one == other
+from taskprune.testing import unchanged
 
 
 def prepared() -> nn.Module:
@@ -80,7 +52,6 @@ CRITERIA = ("task_change", "task_taylor", "taylor", "cosprune", "magnitude", "ra
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_scoring_leaves_no_trace_in_the_model(criterion: str) -> None:
     net = prepared()
-    before = snapshot(net)
 
     def noisy(model: nn.Module, batch: Batch) -> Any:
         random.random()
@@ -88,18 +59,18 @@ def test_scoring_leaves_no_trace_in_the_model(criterion: str) -> None:
         torch.rand(1)
         return model(batch[0])
 
-    score(net, two_task_groups(net), two_tasks(), batches(), importance=criterion, forward=noisy)
-    assert_same(snapshot(net), before)
+    with unchanged(net):
+        score(
+            net, two_task_groups(net), two_tasks(), batches(), importance=criterion, forward=noisy
+        )
 
 
 @pytest.mark.parametrize("criterion", ["task_change", "task_taylor", "taylor", "cosprune"])
 def test_a_failing_loss_leaves_no_trace_in_the_model(criterion: str) -> None:
     net = prepared()
-    before = snapshot(net)
     tasks = two_tasks() | {"second": Task(failing)}
-    with pytest.raises(LossError):
+    with unchanged(net), pytest.raises(LossError):
         score(net, two_task_groups(net), tasks, batches(), importance=criterion)
-    assert_same(snapshot(net), before)
 
 
 def test_frozen_parameters_are_scored_as_well() -> None:
@@ -108,7 +79,7 @@ def test_frozen_parameters_are_scored_as_well() -> None:
         parameter.requires_grad_(False)
     groups = two_task_groups(net)
     one, other = (score(n, groups, two_tasks(), batches()) for n in (net, frozen))
-    assert_same(totals(one), totals(other))
+    torch.testing.assert_close(totals(one), totals(other), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -118,7 +89,7 @@ def test_a_surrounding_no_grad_does_not_matter(context: Callable[[], Any]) -> No
     expected = score(net, groups, two_tasks(), data)
     with context():
         found = score(net, groups, two_tasks(), data)
-    assert_same(totals(found), totals(expected))
+    torch.testing.assert_close(totals(found), totals(expected), rtol=0, atol=0)
 
 
 def test_a_forward_that_caches_tensors_is_scored_on_every_batch() -> None:

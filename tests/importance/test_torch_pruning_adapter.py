@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from taskprune.errors import InputError
 from taskprune.importance import TorchPruningImportance, score
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 
 CRITERIA: dict[str, Callable[[], Any]] = {
     "magnitude": tp.importance.GroupMagnitudeImportance,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from taskprune.coupling import couple
 from taskprune.graph import trace
 from taskprune.importance import TorchPruningImportance, output_owners, score
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 
 
 def test_traced_groups_score_as_hand_made_ones() -> None:

@@ -16,9 +16,8 @@ from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.importance.scores import ChannelScores, GroupScores
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget
-from taskprune.solver.multiples import DEVICE_MULTIPLES
 from taskprune.solver.removable import BoundLimit, bound_limits, removable
-from taskprune.solver.safety import Safety
+from taskprune.solver.safety import DEVICE_MULTIPLES, Safety
 
 TASKS = [["a", "b"], ["a", "b"], ["a"], ["b"]]
 

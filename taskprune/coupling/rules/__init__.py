@@ -1,37 +1,7 @@
 """Rules of ATen operators, one file a family; importing this package registers them all."""
 
-from taskprune.coupling.rules import (
-    attention,
-    convolution,
-    elementwise,
-    factory,
-    indexing,
-    layout,
-    matmul,
-    normalization,
-    pooling,
-    quantization,
-    recurrence,
-    reduction,
-    reshape,
-    slicing,
-    spectrum,
-)
+from importlib import import_module
+from pkgutil import iter_modules
 
-__all__ = [
-    "attention",
-    "convolution",
-    "elementwise",
-    "factory",
-    "indexing",
-    "layout",
-    "matmul",
-    "normalization",
-    "pooling",
-    "quantization",
-    "recurrence",
-    "reduction",
-    "reshape",
-    "slicing",
-    "spectrum",
-]
+for _family in iter_modules(__path__):
+    import_module(f"{__name__}.{_family.name}")

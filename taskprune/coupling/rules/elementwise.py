@@ -8,8 +8,7 @@ import torch
 
 from taskprune.coupling.axes import Axis, axis_size, is_tracked
 from taskprune.coupling.context import RuleContext, TensorState
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 
@@ -134,11 +133,9 @@ def leave_torch(ctx: RuleContext) -> None:
 def pointwise(ctx: RuleContext, *, zero: bool) -> None:
     """Tie all tensor arguments along the dims in which they are not broadcast."""
     operands = ctx.tensors()
-    for index, number in enumerate(ctx.operation.outputs):
-        if number is not None:
-            shape = ctx.output_shape(index)
-            axes = [shared_axis(ctx, operands, len(shape) - d, n) for d, n in enumerate(shape)]
-            ctx.produce(axes, index=index, zero=zero)
+    for index, shape in ctx.results():
+        axes = [shared_axis(ctx, operands, len(shape) - d, n) for d, n in enumerate(shape)]
+        ctx.produce(axes, index=index, zero=zero)
 
 
 def shared_axis(ctx: RuleContext, operands: Sequence[TensorState], back: int, size: int) -> Axis:

@@ -8,8 +8,7 @@ import torch
 
 from taskprune.coupling.axes import untracked
 from taskprune.coupling.context import RuleContext
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 

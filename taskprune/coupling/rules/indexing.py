@@ -6,9 +6,8 @@ import torch
 
 from taskprune.coupling.axes import Axis, axis_size, is_tracked, untracked
 from taskprune.coupling.context import RuleContext
-from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.registry import channel_rule, overloads
 from taskprune.coupling.rules.elementwise import shared_axis
-from taskprune.coupling.rules.overloads import overloads
 from taskprune.graph.records import Ref
 
 aten = torch.ops.aten
@@ -187,14 +186,12 @@ def _rank(ctx: RuleContext) -> None:
     ranked = range(len(state.axes)) if dim is None else [ctx.dim("dim", len(state.axes))]
     for d in ranked if state.axes else ():
         ctx.freeze(state.axes[d], "structure", "a ranking mixes the entries of this dim")
-    for index, number in enumerate(ctx.operation.outputs):
-        if number is not None:
-            shape = ctx.output_shape(index)
-            if len(shape) == len(state.axes):
-                axes = [untracked(n) if d in ranked else state.axes[d] for d, n in enumerate(shape)]
-            else:
-                axes = [a for d, a in enumerate(state.axes) if d not in ranked]
-            ctx.produce(axes, index=index)
+    for index, shape in ctx.results():
+        if len(shape) == len(state.axes):
+            axes = [untracked(n) if d in ranked else state.axes[d] for d, n in enumerate(shape)]
+        else:
+            axes = [a for d, a in enumerate(state.axes) if d not in ranked]
+        ctx.produce(axes, index=index)
 
 
 @channel_rule(*overloads("nonzero", "masked_select", "one_hot", "bincount", "searchsorted"))
@@ -214,6 +211,5 @@ def _scan(ctx: RuleContext) -> None:
             "structure",
             "a running total depends on the order of this dim",
         )
-    for index, number in enumerate(ctx.operation.outputs):
-        if number is not None:
-            ctx.produce(state.axes, index=index)
+    for index, _ in ctx.results():
+        ctx.produce(state.axes, index=index)

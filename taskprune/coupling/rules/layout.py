@@ -7,8 +7,7 @@ import torch
 
 from taskprune.coupling.axes import is_tracked, joined, untracked
 from taskprune.coupling.context import RuleContext
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 

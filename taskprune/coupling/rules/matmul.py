@@ -8,13 +8,12 @@ import torch
 
 from taskprune.coupling.axes import Axis, axis_size, is_tracked
 from taskprune.coupling.context import RuleContext, TensorState
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 
 
-@channel_rule(aten.mm.default)
+@channel_rule(aten.mm.default, aten.bmm.default)
 def _mm(ctx: RuleContext) -> None:
     _product(ctx, ctx.tensor("self"), ctx.tensor("mat2"))
 
@@ -22,11 +21,6 @@ def _mm(ctx: RuleContext) -> None:
 @channel_rule(aten.addmm.default, aten.addmm_.default)
 def _addmm(ctx: RuleContext) -> None:
     _product(ctx, ctx.tensor("mat1"), ctx.tensor("mat2"), ctx.tensor("self"))
-
-
-@channel_rule(aten.bmm.default)
-def _bmm(ctx: RuleContext) -> None:
-    _product(ctx, ctx.tensor("self"), ctx.tensor("mat2"))
 
 
 @channel_rule(aten.baddbmm.default)

@@ -9,8 +9,7 @@ from torch import nn
 
 from taskprune.coupling.axes import Axis, axis_size, untracked
 from taskprune.coupling.context import RuleContext
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 

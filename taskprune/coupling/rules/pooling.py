@@ -7,8 +7,7 @@ import torch
 
 from taskprune.coupling.axes import Axis, is_tracked, untracked
 from taskprune.coupling.context import RuleContext, spatial
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 
@@ -31,21 +30,6 @@ _THREE_DIMS = overloads(
 )  # fmt: skip
 
 
-@channel_rule(*_ONE_DIM)
-def _one_dim(ctx: RuleContext) -> None:
-    _over_space(ctx, 1)
-
-
-@channel_rule(*_TWO_DIMS)
-def _two_dims(ctx: RuleContext) -> None:
-    _over_space(ctx, 2)
-
-
-@channel_rule(*_THREE_DIMS)
-def _three_dims(ctx: RuleContext) -> None:
-    _over_space(ctx, 3)
-
-
 @channel_rule(*overloads("max_unpool2d", "max_unpool3d"))
 def _unpool(ctx: RuleContext) -> None:
     """Every channel goes back to the places that its own indices tell."""
@@ -64,11 +48,13 @@ def _over_space(ctx: RuleContext, rank: int) -> None:
     lead = len(state.axes) - rank
     for axis in state.axes[lead:]:
         ctx.freeze(axis, "structure", "is resampled as a dim of space")
-    for index, number in enumerate(ctx.operation.outputs):
-        if number is not None:
-            shape = ctx.output_shape(index)
-            axes = [*state.axes[:lead], *spatial(shape, lead)]
-            ctx.produce(axes, index=index, zero=state.zero)
+    for index, shape in ctx.results():
+        axes = [*state.axes[:lead], *spatial(shape, lead)]
+        ctx.produce(axes, index=index, zero=state.zero)
+
+
+for _rank, _operators in enumerate((_ONE_DIM, _TWO_DIMS, _THREE_DIMS), start=1):
+    channel_rule(*_operators)(lambda ctx, rank=_rank: _over_space(ctx, rank))  # type: ignore[misc]
 
 
 @channel_rule(*overloads("grid_sampler_2d", "grid_sampler_3d", "cudnn_grid_sampler"))

@@ -6,8 +6,7 @@ import torch
 
 from taskprune.coupling.axes import axis_size
 from taskprune.coupling.context import RuleContext
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 
@@ -23,7 +22,7 @@ def _observed(ctx: RuleContext) -> None:
     else:
         ctx.cross(*state.axes)
         ctx.weigh(state, *state.axes)
-    for index in range(len(ctx.operation.outputs)):
+    for index, _ in ctx.results():
         ctx.produce(state.axes, index=index, zero=state.zero)
 
 
@@ -34,7 +33,7 @@ def _observed(ctx: RuleContext) -> None:
 def _by_channel(ctx: RuleContext) -> None:
     _tie_ranges(ctx, int(ctx.argument("axis")))
     state = ctx.tensor("self")
-    for index in range(len(ctx.operation.outputs)):
+    for index, _ in ctx.results():
         ctx.produce(state.axes, index=index, zero=state.zero)
 
 
@@ -45,7 +44,7 @@ def _by_channel(ctx: RuleContext) -> None:
 )
 def _by_one_scale(ctx: RuleContext) -> None:
     state = ctx.tensor("self")
-    for index in range(len(ctx.operation.outputs)):
+    for index, _ in ctx.results():
         ctx.produce(state.axes, index=index, zero=state.zero)
 
 

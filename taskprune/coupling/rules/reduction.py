@@ -6,9 +6,8 @@ import torch
 
 from taskprune.coupling.axes import Axis, is_tracked, untracked
 from taskprune.coupling.context import RuleContext
-from taskprune.coupling.registry import channel_rule
+from taskprune.coupling.registry import channel_rule, overloads
 from taskprune.coupling.rules.elementwise import pointwise
-from taskprune.coupling.rules.overloads import overloads
 
 aten = torch.ops.aten
 
@@ -88,6 +87,5 @@ def _reduce(ctx: RuleContext, *, crosses: bool) -> None:
             if keep:
                 axes.append(())
     left = any(is_tracked(axis) for axis in axes)
-    for index, number in enumerate(ctx.operation.outputs):
-        if number is not None:
-            ctx.produce(axes, index=index, zero=state.zero and left)
+    for index, _ in ctx.results():
+        ctx.produce(axes, index=index, zero=state.zero and left)

@@ -12,8 +12,7 @@ import torch
 from taskprune.coupling.axes import Axis, axis_size, is_tracked, untracked
 from taskprune.coupling.context import LITERAL, RuleContext, TensorState
 from taskprune.coupling.groups import IntArray
-from taskprune.coupling.registry import channel_rule
-from taskprune.coupling.rules.overloads import overloads
+from taskprune.coupling.registry import channel_rule, overloads
 from taskprune.coupling.rules.reshape import OPAQUE_CALLS
 from taskprune.graph.records import Ref, Size, Slice
 from taskprune.graph.sizes import Computed, Constant, SizeExpr
@@ -215,7 +214,7 @@ def _unbind(ctx: RuleContext) -> None:
     dim = ctx.dim("dim", len(state.axes))
     ctx.freeze(state.axes[dim], "structure", "is taken apart into a fixed number of tensors")
     rest = [axis for d, axis in enumerate(state.axes) if d != dim]
-    for index in range(len(ctx.operation.outputs)):
+    for index, _ in ctx.results():
         ctx.produce(rest, index=index, zero=state.zero)
 
 

@@ -8,29 +8,24 @@ from taskprune.driving.data.augment import (
     SensorNoise,
     standard_augment,
 )
-from taskprune.driving.data.bdd100k import BDD100K, ROAD_USER_CLASSES, VEHICLE_CLASSES
+from taskprune.driving.data.bdd100k import BDD100K
 from taskprune.driving.data.bdd100k_writer import write_bdd100k
-from taskprune.driving.data.loading import Augment, EpochSampler, loader
+from taskprune.driving.data.loading import Augment, Cached, loader
 from taskprune.driving.data.sample import DrivingSample, collate
 from taskprune.driving.data.scenes import RoadScenes
-from taskprune.driving.data.selection import Cached, hold_out
 
 __all__ = [
     "BDD100K",
-    "ROAD_USER_CLASSES",
-    "VEHICLE_CLASSES",
     "Augment",
     "Cached",
     "Chain",
     "ColourJitter",
     "DrivingSample",
-    "EpochSampler",
     "Flip",
     "RoadScenes",
     "ScaleShift",
     "SensorNoise",
     "collate",
-    "hold_out",
     "loader",
     "standard_augment",
     "write_bdd100k",

@@ -20,18 +20,11 @@ from taskprune.driving.data.box_files import (
     read_image_labels,
 )
 from taskprune.driving.data.pixels import read_image, read_mask, shrink_area, shrink_lines
-from taskprune.driving.data.sample import DrivingSample
-from taskprune.driving.data.size import check_size
+from taskprune.driving.data.sample import DrivingSample, check_size
 from taskprune.errors import DataError
 
 VEHICLE_CLASSES: Mapping[str, int] = {"car": 0, "truck": 0, "bus": 0, "train": 0}
 """All motor vehicles with a body are one class, as usual for panoptic driving nets."""
-ROAD_USER_CLASSES: Mapping[str, int] = {
-    **VEHICLE_CLASSES,
-    **dict.fromkeys(("pedestrian", "person", "rider"), 1),
-    **dict.fromkeys(("bicycle", "bike", "motorcycle", "motor"), 1),
-}
-"""Vehicles (0) and vulnerable road users (1), by the names of both releases."""
 
 DIRECT, ALTERNATIVE, NOT_DRIVABLE = 0, 1, 2
 LANE_BACKGROUND_BIT = 8

@@ -5,7 +5,7 @@ from taskprune.driving.fusion.grid import BevGrid
 from taskprune.driving.fusion.kitti import KittiObjects
 from taskprune.driving.fusion.metrics import BoxMetric, GroundMetric
 from taskprune.driving.fusion.net import FusionConfig, FusionNet, build_fusion_net
-from taskprune.driving.fusion.netfile import load_fusion_net, save_fusion_net
+from taskprune.driving.fusion.netfile import load_fusion_net, load_fusion_teacher, save_fusion_net
 from taskprune.driving.fusion.recipe import (
     fusion_kind,
     judge,
@@ -16,7 +16,6 @@ from taskprune.driving.fusion.recipe import (
 from taskprune.driving.fusion.scenes import TwoSensorScenes
 from taskprune.driving.fusion.sensors import Degradation
 from taskprune.driving.fusion.tasks import fusion_forward, fusion_tasks
-from taskprune.driving.fusion.teacher import fusion_teacher_card, load_fusion_teacher
 
 __all__ = [
     "CLASSES",
@@ -35,7 +34,6 @@ __all__ = [
     "fusion_forward",
     "fusion_kind",
     "fusion_tasks",
-    "fusion_teacher_card",
     "judge",
     "load_fusion_net",
     "load_fusion_teacher",

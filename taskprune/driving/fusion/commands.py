@@ -17,6 +17,7 @@ from taskprune.driving.fusion.frame import FusionBatch, FusionFrame
 from taskprune.driving.fusion.grid import BevGrid
 from taskprune.driving.fusion.kitti import KittiObjects
 from taskprune.driving.fusion.net import FusionNet, build_fusion_net
+from taskprune.driving.fusion.netfile import load_fusion_teacher
 from taskprune.driving.fusion.recipe import (
     N_ENDLESS,
     RECIPE,
@@ -26,7 +27,6 @@ from taskprune.driving.fusion.recipe import (
 )
 from taskprune.driving.fusion.scenes import SIZE, TwoSensorScenes
 from taskprune.driving.fusion.sensors import Degradation
-from taskprune.driving.fusion.teacher import load_fusion_teacher
 from taskprune.driving.options import EMBEDDED, N_VALIDATION
 from taskprune.driving.training import train
 from taskprune.files import make_folder_of

@@ -12,8 +12,7 @@ from torch.utils.data import Dataset
 
 from taskprune.driving.data.pixels import decoded, image_library
 from taskprune.driving.fusion.calibration import Calibration, FloatArray
-from taskprune.driving.fusion.difficulty import difficulty
-from taskprune.driving.fusion.frame import CLASSES, FusionFrame
+from taskprune.driving.fusion.frame import CLASSES, FusionFrame, difficulty
 from taskprune.driving.fusion.plain_text import LIMIT, numbers_in, read_lines
 from taskprune.errors import DataError, InputError
 

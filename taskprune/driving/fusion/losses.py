@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from taskprune.driving.fusion.boxes import encode
-from taskprune.driving.fusion.difficulty import BEYOND
-from taskprune.driving.fusion.frame import CLASSES, FusionBatch
+from taskprune.driving.fusion.frame import BEYOND, CLASSES, FusionBatch
 from taskprune.driving.fusion.grid import BevGrid
-from taskprune.driving.losses.pixelwise import tversky_loss
+from taskprune.driving.losses.masks import tversky_loss
 
 BOX_WEIGHT = 2.0
 DRIVABLE_WEIGHT = 2.0

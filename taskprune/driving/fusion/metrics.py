@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from taskprune.driving.fusion.boxes import decode, overlaps
-from taskprune.driving.fusion.difficulty import LEVELS
-from taskprune.driving.fusion.frame import CLASSES, FusionBatch
+from taskprune.driving.fusion.frame import CLASSES, LEVELS, FusionBatch
 from taskprune.driving.fusion.grid import BevGrid
 
 MIN_IOU = {"Car": 0.7, "Pedestrian": 0.5}

@@ -1,10 +1,11 @@
-"""Safetensors files of fusion nets, which say which net they hold."""
+"""Safetensors files of fusion nets, which say which net they hold; the bundled one is one."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
 
+from taskprune.driving.bundled import load_or_bundled
 from taskprune.driving.fusion.net import FusionConfig, FusionNet
 from taskprune.driving.netfile import load_weights, read_config, read_weights, write_weights
 
@@ -30,3 +31,17 @@ def load_fusion_net(path: Path) -> FusionNet:
     net = FusionNet(read_config(FusionConfig, config, source=path))
     load_weights(net, tensors, source=path)
     return net.eval()
+
+
+def load_fusion_teacher(weights: Path | str | None = None) -> FusionNet:
+    """Return a trained net in eval mode.
+
+    Args:
+        weights: File that ``taskprune-driving fusion train`` or `save_fusion_net` wrote. Default:
+            the bundled scale-``n`` net, which is what :func:`train_fusion_net` returns.
+
+    Raises:
+        CheckpointError: The file is missing, damaged, or holds something else.
+        MissingDependencyError: The bundled net is asked for, and was not installed.
+    """
+    return load_or_bundled(load_fusion_net, weights, "fusion_n.safetensors")

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from taskprune.driving.fusion.calibration import Calibration
-from taskprune.driving.fusion.difficulty import difficulty
-from taskprune.driving.fusion.frame import FusionFrame
+from taskprune.driving.fusion.frame import FusionFrame, difficulty
 from taskprune.driving.fusion.grid import BevGrid
 from taskprune.driving.fusion.sensors import (
     KITTI_SIZE,

@@ -1,7 +1,6 @@
 """The panoptic driving net in three scales, re-implemented from the published description."""
 
 from taskprune.driving.nets.config import NetConfig, StageConfig
-from taskprune.driving.nets.merge import merge_branches
 from taskprune.driving.nets.net import FEATURE_MODULES, PanopticDrivingNet, build_net
 
 __all__ = [
@@ -10,5 +9,4 @@ __all__ = [
     "PanopticDrivingNet",
     "StageConfig",
     "build_net",
-    "merge_branches",
 ]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from taskprune.errors import InputError
-
-Scale = Literal["n", "s", "l"]
 
 STRIDES = (8, 16, 32)
 """Input pixels per cell of the three feature maps that the heads read."""

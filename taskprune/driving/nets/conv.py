@@ -70,7 +70,7 @@ class LightConv(nn.Module):
 class RepConv(nn.Module):
     """3x3 and 1x1 branches, each with its own norm, summed before the activation.
 
-    Equal to one 3x3 conv once the norms are fixed; `merge_branches` builds that.
+    Equal to one 3x3 conv once the norms are fixed.
 
     References:
         Ding et al., *RepVGG: Making VGG-style ConvNets Great Again*, CVPR 2021.

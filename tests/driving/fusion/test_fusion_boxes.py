@@ -11,7 +11,7 @@ import torch
 
 from taskprune.driving.fusion import BevGrid, BoxMetric, FusionBatch, GroundMetric
 from taskprune.driving.fusion.boxes import decode, encode, overlaps
-from taskprune.driving.fusion.difficulty import BEYOND
+from taskprune.driving.fusion.frame import BEYOND
 from taskprune.driving.fusion.losses import detection_loss
 
 GRID = BevGrid(cell=1.0)

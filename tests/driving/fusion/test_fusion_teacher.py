@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from PIL import Image
 
+from taskprune.driving.bundled import bundled_file
 from taskprune.driving.fusion import (
-    fusion_teacher_card,
     judge,
     load_fusion_teacher,
     scene_batches,
@@ -26,7 +27,7 @@ def test_the_bundled_net_sees_unknown_scenes() -> None:
 
 
 def test_the_card_tells_of_the_recipe() -> None:
-    card = fusion_teacher_card()
+    card = json.loads(bundled_file("fusion_n.json").read_text())
     assert card["recipe"] == vars(RECIPE)
     assert card["params"] == sum(p.numel() for p in load_fusion_teacher().parameters())
 

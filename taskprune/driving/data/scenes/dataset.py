@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
-from taskprune.driving.data.sample import DrivingSample
+from taskprune.driving.data.sample import DrivingSample, check_size
 from taskprune.driving.data.scenes.canvas import SCENERY, Canvas
 from taskprune.driving.data.scenes.geometry import Camera, Course, View
 from taskprune.driving.data.scenes.ground import paint_ground
@@ -24,7 +24,6 @@ from taskprune.driving.data.scenes.sensor import (
 from taskprune.driving.data.scenes.vehicle_paint import paint_lamp_glow, paint_vehicle
 from taskprune.driving.data.scenes.vehicles import draw_vehicles
 from taskprune.driving.data.scenes.walls import paint_walls
-from taskprune.driving.data.size import check_size
 from taskprune.errors import InputError
 
 MIN_BOX_SIDE = 8.0

@@ -1,0 +1,90 @@
+"""What people see in a terminal: what is going on, tables, and what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from taskprune.errors import TaskPruneError
+
+
+@contextmanager
+def stages(title: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner with the current stage on a terminal's standard error.
+
+    Yields:
+        ``stage(text)``: announce the next stage. Does nothing where there is no terminal.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status(f"{title} …") as status:
+        yield lambda text: status.update(f"{title}: {text} …")
+
+
+def text_table(
+    title: str,
+    headings: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    words: Collection[str] | None = None,
+    caption: str | None = None,
+) -> Table:
+    """Return a table that keeps words on the left and numbers on the right of their columns.
+
+    Args:
+        title: What stands above it.
+        headings: One a column.
+        rows: A cell a column each.
+        words: Headings of the columns that hold words; the first one alone by default.
+        caption: What stands below it.
+    """
+    on_the_left = headings[:1] if words is None else words
+    table = Table(title=title, title_justify="left", caption=caption)
+    for heading in headings:
+        table.add_column(
+            heading,
+            justify="left" if heading in on_the_left else "right",
+            overflow="fold",  # names are worth nothing cut short
+        )
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def plain_text(content: RenderableType, *, width: int = 100) -> str:
+    """Return what rich would print as plain text of at most `width` columns."""
+    console = Console(width=width, color_system=None, highlight=False, emoji=False, markup=False)
+    with console.capture() as capture:
+        console.print(content)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).rstrip()
+
+
+@contextmanager
+def plain_errors(*, debug: bool = False) -> Iterator[None]:
+    """Turn the project's errors into one paragraph on standard error and exit code 2.
+
+    All other exceptions pass through: they are bugs, and their traceback helps.
+
+    Args:
+        debug: Let all exceptions through.
+
+    Raises:
+        typer.Exit: With code 2, in place of any :class:`~taskprune.errors.TaskPruneError`.
+    """
+    try:
+        yield
+    except TaskPruneError as error:
+        if debug:
+            raise
+        from typer import Exit  # the library is imported without its command line
+
+        # As text, not markup: shapes in square brackets are no style names.
+        line = Text.assemble(("Error: ", "bold red"), str(error))
+        Console(stderr=True, soft_wrap=True).print(line)
+        raise Exit(2) from error
