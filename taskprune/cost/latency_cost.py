@@ -28,6 +28,16 @@ from taskprune.errors import InputError
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Widths at which operators are timed, as fractions of the full ones."""
 
+BLOCK = 8
+"""Kernels work on blocks of so many channels, and times step there: widths are timed at multiples
+where there are any, so that what lies between two of them is not taken for what lies at one."""
+
+FLAT = 0.1
+"""Groups that save less than this part of what they would, if times went with sizes, buy nothing.
+
+That little is the noise of the clock, or what a launch takes whatever it works on.
+"""
+
 FloatArray: TypeAlias = NDArray[np.float64]
 Measured: TypeAlias = tuple[Mapping[str, int] | None, int]
 """Kept counts, or ``None`` for all channels, and nanoseconds."""
@@ -83,7 +93,8 @@ class LatencyCost:
     A table is flat where an operator takes no less time with fewer channels, and steep elsewhere.
     So that nothing stops at a step, :meth:`marginals` is the larger of what one more channel saves
     and of the mean saving per channel down to the smallest width that was measured; values
-    are exactly those of the tables.
+    are exactly those of the tables. Groups that buy nothing (:data:`FLAT`) count as whole whatever
+    they keep, so that no bound on the latency takes a channel of theirs for the noise of a clock.
 
     Args:
         groups: The model's coupling groups.
@@ -93,6 +104,7 @@ class LatencyCost:
 
     Attributes:
         measured: What it was calibrated with.
+        flat: Names of the groups whose channels buy no time.
     """
 
     def __init__(
@@ -125,15 +137,25 @@ class LatencyCost:
         self.pair_site: IntArray = np.array([s for s, _ in slopes], dtype=np.int64)
         self.pair_group: IntArray = np.array([g for _, g in slopes], dtype=np.int64)
         self.pair_slopes: IntArray = np.array(list(slopes.values()), dtype=np.int64).reshape(-1, 2)
+        is_flat = self._flat()
+        self.flat = tuple(name for name, flat in zip(self.names, is_flat, strict=True) if flat)
+        whole = is_flat[self.pair_group]
+        np.add.at(
+            self.constants,
+            self.pair_site[whole],
+            self.pair_slopes[whole] * self.full[self.pair_group[whole], None],
+        )
+        self.pair_slopes[whole] = 0
 
     def calibrated(self, measured: Sequence[Measured]) -> LatencyCost:
         """Return this cost with scale and offset so that it agrees with measurements.
 
         Args:
             measured: Kept counts and measured nanoseconds. The first is of the whole model (counts
-                ``None``) and is met exactly. The others say by least squares what grows with the
-                sum of the operators and what is spent anyway; they count by how far from the whole
-                model they are. Alone, or where that came out negative, all is taken to grow.
+                ``None``), the last is what matters most, and both are met exactly: of many widths
+                a budget lands on one, and there the prediction has to hold. Where that would make
+                the smallest model take no time at all, or more than the whole one, the others
+                decide with it by least squares, and if need be all is taken to grow.
 
         Raises:
             InputError: The first measurement is missing.
@@ -142,17 +164,36 @@ class LatencyCost:
             raise InputError("Expected a measurement of the whole model first. Found none.")
         plain = LatencyCost(self.groups, self.tables)
         whole, first = plain.value(), measured[0][1]
+        smallest = plain.value(np.zeros_like(self.full))
         less = np.array([(whole - plain.value(k), first - ns) for k, ns in measured], dtype=float)
-        squares = float(less[:, 0] @ less[:, 0])
-        slope = float(less[:, 0] @ less[:, 1]) / squares if squares else 0.0
-        scale = first / max(1, whole)
-        # A negative offset can come from caches that fit the smaller model, for one.
-        scale = slope if 0 < slope < scale else scale
+        slopes = [last[1] / last[0] for last in less[-1:] if last[0] > 0]
+        if squares := float(less[:, 0] @ less[:, 0]):
+            slopes.append(float(less[:, 0] @ less[:, 1]) / squares)
+        # An offset below zero comes from caches that fit the smaller model, for one.
+        possible = [s for s in slopes if s > 0 and first - s * (whole - smallest) > 0]
+        scale = possible[0] if possible else first / max(1, whole)
         scaled = LatencyCost(self.groups, self.tables, scale=scale)
         offset = first - scaled.value()
         made = LatencyCost(self.groups, self.tables, scale=scale, offset=offset)
         made.measured = tuple(measured)
         return made
+
+    def _flat(self) -> NDArray[np.bool_]:
+        """Return which groups buy nothing, be the others whole or as narrow as was measured."""
+        gained = np.zeros((2, len(self.names)))
+        expected = np.zeros((2, len(self.names)))
+        slopes, sites = self.pair_slopes, self.pair_site
+        least = np.maximum(1, np.rint(FRACTIONS[0] * self.full)).astype(np.int64)
+        step = slopes * (self.full - least)[self.pair_group, None]
+        for others, counts in enumerate((self.full, least)):
+            wide = self.sizes(counts)[sites] + (step if others else 0)
+            narrow = wide - step
+            before = self.interpolated(sites, wide)
+            share = (np.maximum(narrow, 1) / np.maximum(wide, 1)).prod(axis=1)
+            np.add.at(gained[others], self.pair_group, before - self.interpolated(sites, narrow))
+            np.add.at(expected[others], self.pair_group, before * (1 - share))
+        flat: NDArray[np.bool_] = (gained <= FLAT * expected).all(axis=0)
+        return flat
 
     def sizes(self, counts: IntArray) -> IntArray:
         """Return the two lengths of every operator call. Shape ``[n_calls, 2]``."""
@@ -263,9 +304,16 @@ def _widths(groups: CouplingGroups, forms: Sequence[LinearForm]) -> list[dict[st
     """Return kept counts of all groups in these sizes, for every fraction."""
     names = sorted({name for form in forms for name in form.coefficients})
     return [
-        {name: max(1, round(fraction * groups[name].n_channels)) for name in names}
+        {name: _width(fraction, groups[name].n_channels) for name in names}
         for fraction in FRACTIONS
     ]
+
+
+def _width(fraction: float, n_channels: int) -> int:
+    """Return about this fraction of the channels, in whole blocks where that is possible."""
+    width = max(1, round(fraction * n_channels))
+    blocks = round(width / BLOCK) * BLOCK
+    return blocks if 0 < blocks < n_channels else width
 
 
 def _sum(forms: Sequence[LinearForm]) -> LinearForm:

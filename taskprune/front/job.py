@@ -51,6 +51,12 @@ Batches: TypeAlias = Iterable[Any] | Mapping[str, Iterable[Any]]
 Say: TypeAlias = Callable[[str], None]
 """Announces the next stage to whoever looks."""
 
+TIMED_CHOICES = 3
+"""How many choices of channels are timed at most until prediction and measurement agree."""
+
+AGREED = 0.01
+"""How far the measured share of the original's latency may be from the predicted one."""
+
 
 def chosen_importance(
     importance: str | Importance | None, tasks: Mapping[str, Task] | None
@@ -235,14 +241,25 @@ def choose(
             context=context,
         )
 
-    if budget.latency_ms is not None:
-        example, call = found.inputs.example, found.inputs.on_example
-        first = costs["latency_ns"] = latency or timed(found, say)
+    if budget.latency_ms is None:
+        return solved()
+    example, call = found.inputs.example, found.inputs.on_example
+    cost = latency or timed(found, say)
+    for number in range(TIMED_CHOICES):
+        costs["latency_ns"] = cost
         plan = solved()
-        say("timing a first choice of channels")
-        costs["latency_ns"] = recalibrated(first, found.model, plan, example, forward=call)
+        say(f"timing a choice of channels, {number + 1} of at most {TIMED_CHOICES}")
+        cost = recalibrated(cost, found.model, plan, example, forward=call)
+        if abs(cost.value(plan.kept) / cost.value() - _share(plan)) <= AGREED:
+            return plan
         say("choosing channels")
+    costs["latency_ns"] = cost
     return solved()
+
+
+def _share(plan: PruningPlan) -> float:
+    before, after = plan.costs["latency_ns"]
+    return after / before
 
 
 def _survey(
