@@ -4,11 +4,11 @@ Each operator call is timed at a few widths of what it reads and of what it make
 linearly in both between them. The sum over a forward pass, times a scale and plus an offset, is the
 prediction,
 
-.. math:: V(k) = a + b \sum_t T_t(x_t(k), y_t(k)),
+.. math:: V(k) = f\Big(\sum_t T_t(x_t(k), y_t(k))\Big),
 
-where the scale and the offset come from measurements of whole models: what runs between operators
-takes time as well, and operators in a row find other things in the caches than one repeated does.
-The formulation is ours.
+where :math:`f` rises in straight lines through measurements of whole models: what runs between
+operators takes time as well, operators in a row find other things in the caches than one repeated
+does, and another runtime has kernels of its own. The formulation is ours.
 """
 
 from __future__ import annotations
@@ -99,10 +99,12 @@ class LatencyCost:
     Args:
         groups: The model's coupling groups.
         tables: From :func:`measure_tables`.
-        offset: Nanoseconds that are spent whatever is kept.
-        scale: What the sum of the operators is multiplied by.
+        curve: Sums of operators and what a whole model takes, both ascending, in nanoseconds; the
+            first sum is 0, the last that of the whole model. Default: the sum itself.
 
     Attributes:
+        offset: Nanoseconds that are spent whatever is kept.
+        scale: What each nanosecond of an operator counts on average.
         measured: What it was calibrated with.
         flat: Names of the groups whose channels buy no time.
     """
@@ -112,19 +114,20 @@ class LatencyCost:
         groups: CouplingGroups,
         tables: tuple[SiteTable, ...],
         *,
-        offset: float = 0.0,
-        scale: float = 1.0,
+        curve: Sequence[tuple[float, float]] = (),
     ) -> None:
         self.groups = groups
         self.tables = tables
-        self.offset, self.scale = round(offset), scale
+        self.curve = tuple(curve)
+        (_, start), (end, most) = (self.curve[0], self.curve[-1]) if curve else ((0, 0), (1, 1))
+        self.offset, self.scale = start, (most - start) / max(1.0, end)
         self.measured: tuple[Measured, ...] = ()
         self.names = tuple(group.name for group in groups)
         self.full: IntArray = np.array([g.n_channels for g in groups], dtype=np.int64)
         n = len(FRACTIONS)
         self.grid: FloatArray = np.array([t.grid for t in tables]).reshape(-1, 2, n)
         times: FloatArray = np.array([t.times for t in tables]).reshape(-1, n, n)
-        self.times = times * scale
+        self.times = times
         self.constants: IntArray = np.array(
             [[form.constant for form in t.sizes] for t in tables], dtype=np.int64
         ).reshape(-1, 2)
@@ -148,14 +151,13 @@ class LatencyCost:
         self.pair_slopes[whole] = 0
 
     def calibrated(self, measured: Sequence[Measured]) -> LatencyCost:
-        """Return this cost with scale and offset so that it agrees with measurements.
+        """Return this cost with a curve that agrees with measurements.
 
         Args:
             measured: Kept counts and measured nanoseconds. The first is of the whole model (counts
-                ``None``), the last is what matters most, and both are met exactly: of many widths
-                a budget lands on one, and there the prediction has to hold. Where that would make
-                the smallest model take no time at all, or more than the whole one, the others
-                decide with it by least squares, and if need be all is taken to grow.
+                ``None``) and the last are met exactly: of many widths a budget lands on one, and
+                there the prediction has to hold. So are those between, the newest first, where they
+                fit in with the others: that fewer operators take no longer.
 
         Raises:
             InputError: The first measurement is missing.
@@ -163,18 +165,18 @@ class LatencyCost:
         if not measured or measured[0][0] is not None:
             raise InputError("Expected a measurement of the whole model first. Found none.")
         plain = LatencyCost(self.groups, self.tables)
-        whole, first = plain.value(), measured[0][1]
-        smallest = plain.value(np.zeros_like(self.full))
-        less = np.array([(whole - plain.value(k), first - ns) for k, ns in measured], dtype=float)
-        slopes = [last[1] / last[0] for last in less[-1:] if last[0] > 0]
-        if squares := float(less[:, 0] @ less[:, 0]):
-            slopes.append(float(less[:, 0] @ less[:, 1]) / squares)
-        # An offset below zero comes from caches that fit the smaller model, for one.
-        possible = [s for s in slopes if s > 0 and first - s * (whole - smallest) > 0]
-        scale = possible[0] if possible else first / max(1, whole)
-        scaled = LatencyCost(self.groups, self.tables, scale=scale)
-        offset = first - scaled.value()
-        made = LatencyCost(self.groups, self.tables, scale=scale, offset=offset)
+        whole = (float(plain.value()), float(measured[0][1]))
+        points = [whole]
+        for kept, ns in reversed(measured[1:]):
+            own = (float(plain.value(kept)), float(ns))
+            if all((own[0] - x) * (own[1] - y) > 0 for x, y in points):
+                points.append(own)
+        points.sort()
+        # Below the smallest that was measured it goes on as from the whole one to there.
+        (x, y), start = points[0], 0.0
+        if x < whole[0]:
+            start = max(0.0, whole[1] - whole[0] * (whole[1] - y) / (whole[0] - x))
+        made = LatencyCost(self.groups, self.tables, curve=[(0.0, min(start, y)), *points])
         made.measured = tuple(measured)
         return made
 
@@ -192,8 +194,8 @@ class LatencyCost:
             share = (np.maximum(narrow, 1) / np.maximum(wide, 1)).prod(axis=1)
             np.add.at(gained[others], self.pair_group, before - self.interpolated(sites, narrow))
             np.add.at(expected[others], self.pair_group, before * (1 - share))
-        flat: NDArray[np.bool_] = (gained <= FLAT * expected).all(axis=0)
-        return flat
+        buys = np.any(gained > FLAT * expected, axis=0)
+        return np.asarray(~buys, dtype=np.bool_)
 
     def sizes(self, counts: IntArray) -> IntArray:
         """Return the two lengths of every operator call. Shape ``[n_calls, 2]``."""
@@ -232,7 +234,11 @@ class LatencyCost:
     def value(self, kept: Mapping[str, int] | IntArray | None = None) -> int:
         """Return the predicted time in nanoseconds."""
         sizes = self.sizes(self.counts(kept))
-        return self.offset + int(self.interpolated(np.arange(len(sizes)), sizes).sum())
+        total = int(self.interpolated(np.arange(len(sizes)), sizes).sum())
+        if not self.curve:
+            return total
+        sums, times = np.array(self.curve).T
+        return round(float(np.interp(total, sums, times)))
 
     def marginals(self, kept: Mapping[str, int] | IntArray | None = None) -> IntArray:
         """Return what one more channel of each group is worth, see the class."""
@@ -246,11 +252,13 @@ class LatencyCost:
         mean = (now - self.interpolated(sites, sizes - slopes * steps[:, None])) // steps
         marginals: IntArray = np.zeros(len(self.names), dtype=np.int64)
         np.add.at(marginals, self.pair_group, np.maximum(one, mean))
-        return marginals
+        # The average scale: where the curve is flat, a step further it need not be.
+        scaled: IntArray = np.rint(marginals * self.scale).astype(np.int64)
+        return scaled
 
 
 def _table(groups: CouplingGroups, site: OperatorSite, timer: OperatorTimer) -> SiteTable:
-    """Time one call at all widths; what cannot be run alone is left to scale and offset."""
+    """Time one call at all widths; what cannot be run alone is left to the curve."""
     n = len(FRACTIONS)
     clusters = _clusters(site)
     widths = [_widths(groups, forms) for forms in clusters]

@@ -137,6 +137,7 @@ def test_groups_that_buy_no_time_keep_their_channels_under_a_latency_budget() ->
     scores = score(model, groups, {}, (), importance=worthless_tail)
     plan = solve(groups, scores, Budget(latency_ms=0.8), costs={"latency_ns": cost})
     assert plan.kept["5"] == 8
+    assert "held by `saves no time`" in str(plan.explain("5"))
     assert plan.kept["0"] < 16
     smaller = solve(groups, scores, Budget(params=0.9), costs={"latency_ns": cost})
     assert smaller.kept["5"] < 8  # of what they do buy
