@@ -21,10 +21,9 @@ from architectures.torchvision_import import import_torchvision
 from protocol import record, show
 from torch import Tensor, nn
 
-from taskprune import latency_cost
 from taskprune.cost import LatencyCost, measure_latency
 from taskprune.coupling import CouplingGroups, couple
-from taskprune.deployment.latency import recalibrated
+from taskprune.deployment.latency import ModelTimer, landed, measured_cost
 from taskprune.driving.nets import build_net
 from taskprune.errors import InfeasibleBudgetError
 from taskprune.graph import trace
@@ -42,25 +41,25 @@ def plans_for(net: nn.Module, image: Tensor, budgets: list[Budget]) -> dict[str,
     """Solve each budget that can be met, as `prune` does: once, and again with what that taught."""
     groups = couple(trace(net, (image,)))
     scores = score(net, groups, {}, (), importance=importance_by_name("magnitude"))
-    cost = latency_cost(net, groups, (image,))
-    found = {str(b): solved(net, image, groups, scores, b, cost) for b in budgets}
+    timer = ModelTimer((image,))
+    cost = measured_cost(net, groups, timer)
+    found = {str(b): solved(net, timer, groups, scores, b, cost) for b in budgets}
     return {name: plan for name, plan in found.items() if plan is not None}
 
 
 def solved(
     net: nn.Module,
-    image: Tensor,
+    timer: ModelTimer,
     groups: CouplingGroups,
     scores: ChannelScores,
     budget: Budget,
     cost: LatencyCost,
 ) -> PruningPlan | None:
+    def plan(cost: LatencyCost) -> PruningPlan:
+        return solve(groups, scores, budget, costs={"latency_ns": cost})
+
     try:
-        plan = solve(groups, scores, budget, costs={"latency_ns": cost})
-        if budget.latency_ms is None:
-            return plan
-        again = recalibrated(cost, net, plan, (image,))
-        return solve(groups, scores, budget, costs={"latency_ns": again})
+        return plan(cost) if budget.latency_ms is None else landed(cost, net, timer, plan)
     except InfeasibleBudgetError as error:
         print(f"{budget}: {error}")
         return None
@@ -102,14 +101,20 @@ def predictions(name: str, net: nn.Module, args: argparse.Namespace) -> list[dic
     models = models_of(net, plans)
     rounds = [measure_latency(models, (image,), repeats=args.repeats) for _ in range(args.rounds)]
     found: list[dict[str, Any]] = []
-    for model in models:
+    before, _ = next(iter(plans.values())).costs["latency_ns"]
+    whole = statistics.median(one["original"].median_ms for one in rounds)
+    for model, plan in plans.items():
+        share = plan.costs["latency_ns"][1] / plan.costs["latency_ns"][0]
         times = [one[model].median_ms for one in rounds]
-        before, _ = next(iter(plans.values())).costs["latency_ns"]
-        predicted = (plans[model].costs["latency_ns"][1] if model in plans else before) / 1e6
+        # Of the original in the same rounds: minutes later a machine is some percent slower or
+        # faster, which no prediction made before can know.
+        predicted = share * whole
         found.append(
             {
                 "net": name,
                 "budget": model,
+                "original ms": whole,
+                "original ms, when predicted": before / 1e6,
                 "predicted ms": predicted,
                 "measured ms": statistics.median(times),
                 "lowest": min(times),

@@ -4,11 +4,11 @@ Each operator call is timed at a few widths of what it reads and of what it make
 linearly in both between them. The sum over a forward pass, times a scale and plus an offset, is the
 prediction,
 
-.. math:: V(k) = a + b \sum_t T_t(x_t(k), y_t(k)),
+.. math:: V(k) = f\Big(\sum_t T_t(x_t(k), y_t(k))\Big),
 
-where the scale and the offset come from measurements of whole models: what runs between operators
-takes time as well, and operators in a row find other things in the caches than one repeated does.
-The formulation is ours.
+where :math:`f` rises in straight lines through measurements of whole models: what runs between
+operators takes time as well, operators in a row find other things in the caches than one repeated
+does, and another runtime has kernels of its own. The formulation is ours.
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ from taskprune.errors import InputError
 
 FRACTIONS = (0.125, 0.25, 0.5, 0.75, 1.0)
 """Widths at which operators are timed, as fractions of the full ones."""
+
+BLOCK = 8
+"""Kernels work on blocks of so many channels, and times step there: widths are timed at multiples
+where there are any, so that what lies between two of them is not taken for what lies at one."""
+
+FLAT = 0.1
+"""Groups that save less than this part of what they would, if times went with sizes, buy nothing.
+
+That little is the noise of the clock, or what a launch takes whatever it works on.
+"""
 
 FloatArray: TypeAlias = NDArray[np.float64]
 Measured: TypeAlias = tuple[Mapping[str, int] | None, int]
@@ -83,16 +93,20 @@ class LatencyCost:
     A table is flat where an operator takes no less time with fewer channels, and steep elsewhere.
     So that nothing stops at a step, :meth:`marginals` is the larger of what one more channel saves
     and of the mean saving per channel down to the smallest width that was measured; values
-    are exactly those of the tables.
+    are exactly those of the tables. Groups that buy nothing (:data:`FLAT`) count as whole whatever
+    they keep, so that no bound on the latency takes a channel of theirs for the noise of a clock.
 
     Args:
         groups: The model's coupling groups.
         tables: From :func:`measure_tables`.
-        offset: Nanoseconds that are spent whatever is kept.
-        scale: What the sum of the operators is multiplied by.
+        curve: Sums of operators and what a whole model takes, both ascending, in nanoseconds; the
+            first sum is 0, the last that of the whole model. Default: the sum itself.
 
     Attributes:
+        offset: Nanoseconds that are spent whatever is kept.
+        scale: What each nanosecond of an operator counts on average.
         measured: What it was calibrated with.
+        flat: Names of the groups whose channels buy no time.
     """
 
     def __init__(
@@ -100,19 +114,20 @@ class LatencyCost:
         groups: CouplingGroups,
         tables: tuple[SiteTable, ...],
         *,
-        offset: float = 0.0,
-        scale: float = 1.0,
+        curve: Sequence[tuple[float, float]] = (),
     ) -> None:
         self.groups = groups
         self.tables = tables
-        self.offset, self.scale = round(offset), scale
+        self.curve = tuple(curve)
+        (_, start), (end, most) = (self.curve[0], self.curve[-1]) if curve else ((0, 0), (1, 1))
+        self.offset, self.scale = start, (most - start) / max(1.0, end)
         self.measured: tuple[Measured, ...] = ()
         self.names = tuple(group.name for group in groups)
         self.full: IntArray = np.array([g.n_channels for g in groups], dtype=np.int64)
         n = len(FRACTIONS)
         self.grid: FloatArray = np.array([t.grid for t in tables]).reshape(-1, 2, n)
         times: FloatArray = np.array([t.times for t in tables]).reshape(-1, n, n)
-        self.times = times * scale
+        self.times = times
         self.constants: IntArray = np.array(
             [[form.constant for form in t.sizes] for t in tables], dtype=np.int64
         ).reshape(-1, 2)
@@ -125,15 +140,24 @@ class LatencyCost:
         self.pair_site: IntArray = np.array([s for s, _ in slopes], dtype=np.int64)
         self.pair_group: IntArray = np.array([g for _, g in slopes], dtype=np.int64)
         self.pair_slopes: IntArray = np.array(list(slopes.values()), dtype=np.int64).reshape(-1, 2)
+        is_flat = self._flat()
+        self.flat = tuple(name for name, flat in zip(self.names, is_flat, strict=True) if flat)
+        whole = is_flat[self.pair_group]
+        np.add.at(
+            self.constants,
+            self.pair_site[whole],
+            self.pair_slopes[whole] * self.full[self.pair_group[whole], None],
+        )
+        self.pair_slopes[whole] = 0
 
     def calibrated(self, measured: Sequence[Measured]) -> LatencyCost:
-        """Return this cost with scale and offset so that it agrees with measurements.
+        """Return this cost with a curve that agrees with measurements.
 
         Args:
             measured: Kept counts and measured nanoseconds. The first is of the whole model (counts
-                ``None``) and is met exactly. The others say by least squares what grows with the
-                sum of the operators and what is spent anyway; they count by how far from the whole
-                model they are. Alone, or where that came out negative, all is taken to grow.
+                ``None``) and the last are met exactly: of many widths a budget lands on one, and
+                there the prediction has to hold. So are those between, the newest first, where they
+                fit in with the others: that fewer operators take no longer.
 
         Raises:
             InputError: The first measurement is missing.
@@ -141,18 +165,37 @@ class LatencyCost:
         if not measured or measured[0][0] is not None:
             raise InputError("Expected a measurement of the whole model first. Found none.")
         plain = LatencyCost(self.groups, self.tables)
-        whole, first = plain.value(), measured[0][1]
-        less = np.array([(whole - plain.value(k), first - ns) for k, ns in measured], dtype=float)
-        squares = float(less[:, 0] @ less[:, 0])
-        slope = float(less[:, 0] @ less[:, 1]) / squares if squares else 0.0
-        scale = first / max(1, whole)
-        # A negative offset can come from caches that fit the smaller model, for one.
-        scale = slope if 0 < slope < scale else scale
-        scaled = LatencyCost(self.groups, self.tables, scale=scale)
-        offset = first - scaled.value()
-        made = LatencyCost(self.groups, self.tables, scale=scale, offset=offset)
+        whole = (float(plain.value()), float(measured[0][1]))
+        points = [whole]
+        for kept, ns in reversed(measured[1:]):
+            own = (float(plain.value(kept)), float(ns))
+            if all((own[0] - x) * (own[1] - y) > 0 for x, y in points):
+                points.append(own)
+        points.sort()
+        # Below the smallest that was measured it goes on as from the whole one to there.
+        (x, y), start = points[0], 0.0
+        if x < whole[0]:
+            start = max(0.0, whole[1] - whole[0] * (whole[1] - y) / (whole[0] - x))
+        made = LatencyCost(self.groups, self.tables, curve=[(0.0, min(start, y)), *points])
         made.measured = tuple(measured)
         return made
+
+    def _flat(self) -> NDArray[np.bool_]:
+        """Return which groups buy nothing, be the others whole or as narrow as was measured."""
+        gained = np.zeros((2, len(self.names)))
+        expected = np.zeros((2, len(self.names)))
+        slopes, sites = self.pair_slopes, self.pair_site
+        least = np.maximum(1, np.rint(FRACTIONS[0] * self.full)).astype(np.int64)
+        step = slopes * (self.full - least)[self.pair_group, None]
+        for others, counts in enumerate((self.full, least)):
+            wide = self.sizes(counts)[sites] + (step if others else 0)
+            narrow = wide - step
+            before = self.interpolated(sites, wide)
+            share = (np.maximum(narrow, 1) / np.maximum(wide, 1)).prod(axis=1)
+            np.add.at(gained[others], self.pair_group, before - self.interpolated(sites, narrow))
+            np.add.at(expected[others], self.pair_group, before * (1 - share))
+        buys = np.any(gained > FLAT * expected, axis=0)
+        return np.asarray(~buys, dtype=np.bool_)
 
     def sizes(self, counts: IntArray) -> IntArray:
         """Return the two lengths of every operator call. Shape ``[n_calls, 2]``."""
@@ -191,7 +234,11 @@ class LatencyCost:
     def value(self, kept: Mapping[str, int] | IntArray | None = None) -> int:
         """Return the predicted time in nanoseconds."""
         sizes = self.sizes(self.counts(kept))
-        return self.offset + int(self.interpolated(np.arange(len(sizes)), sizes).sum())
+        total = int(self.interpolated(np.arange(len(sizes)), sizes).sum())
+        if not self.curve:
+            return total
+        sums, times = np.array(self.curve).T
+        return round(float(np.interp(total, sums, times)))
 
     def marginals(self, kept: Mapping[str, int] | IntArray | None = None) -> IntArray:
         """Return what one more channel of each group is worth, see the class."""
@@ -205,11 +252,13 @@ class LatencyCost:
         mean = (now - self.interpolated(sites, sizes - slopes * steps[:, None])) // steps
         marginals: IntArray = np.zeros(len(self.names), dtype=np.int64)
         np.add.at(marginals, self.pair_group, np.maximum(one, mean))
-        return marginals
+        # The average scale: where the curve is flat, a step further it need not be.
+        scaled: IntArray = np.rint(marginals * self.scale).astype(np.int64)
+        return scaled
 
 
 def _table(groups: CouplingGroups, site: OperatorSite, timer: OperatorTimer) -> SiteTable:
-    """Time one call at all widths; what cannot be run alone is left to scale and offset."""
+    """Time one call at all widths; what cannot be run alone is left to the curve."""
     n = len(FRACTIONS)
     clusters = _clusters(site)
     widths = [_widths(groups, forms) for forms in clusters]
@@ -263,9 +312,16 @@ def _widths(groups: CouplingGroups, forms: Sequence[LinearForm]) -> list[dict[st
     """Return kept counts of all groups in these sizes, for every fraction."""
     names = sorted({name for form in forms for name in form.coefficients})
     return [
-        {name: max(1, round(fraction * groups[name].n_channels)) for name in names}
+        {name: _width(fraction, groups[name].n_channels) for name in names}
         for fraction in FRACTIONS
     ]
+
+
+def _width(fraction: float, n_channels: int) -> int:
+    """Return about this fraction of the channels, in whole blocks where that is possible."""
+    width = max(1, round(fraction * n_channels))
+    blocks = round(width / BLOCK) * BLOCK
+    return blocks if 0 < blocks < n_channels else width
 
 
 def _sum(forms: Sequence[LinearForm]) -> LinearForm:

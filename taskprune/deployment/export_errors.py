@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import os
 import re
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 from torch import nn
@@ -17,6 +20,10 @@ _ADVICE = {
         "A model that is exported takes and returns tensors, in tuples, lists or dicts, and has "
         "`torch.where` or `torch.cond` where others branch on the values of a tensor (`if`, "
         "`.item()`)"
+    ),
+    "compiled": (
+        "`torch.compile` takes a C++ compiler on the CPU and Triton on a GPU; `runtime='eager'` "
+        "and 'onnx' take neither"
     ),
     "translated to ONNX": "A `.pt2` file takes any operator",
     "run by ONNX Runtime": (
@@ -63,3 +70,16 @@ def _place(text: str) -> str:
     places = re.findall(r'File "([^"]+)", line (\d+)', text)
     own = [p for p in places if f"{os.sep}torch{os.sep}" not in p[0]]
     return f" ({Path(own[-1][0]).name}:{own[-1][1]})" if own else ""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep back what the exporters say of their own insides; what they raise says it as well."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(before)

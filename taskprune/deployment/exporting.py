@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import io
-import logging
 import os
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import redirect_stderr
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,7 +19,8 @@ from taskprune.calling.meta import without_values
 from taskprune.calling.outputs import flatten_outputs
 from taskprune.calling.wrappers import bare
 from taskprune.cost import LatencyReport, measure_latency
-from taskprune.deployment.export_errors import failing
+from taskprune.deployment.captured_call import Call, captured, has_dims, run
+from taskprune.deployment.export_errors import failing, undisturbed
 from taskprune.deployment.export_record import ExportResult, Quantization
 from taskprune.deployment.onnx_files import (
     BATCH,
@@ -31,9 +29,8 @@ from taskprune.deployment.onnx_files import (
     quantize_onnx,
     write_onnx,
 )
-from taskprune.errors import ExportError, InputError, TaskPruneError
+from taskprune.errors import ExportError, InputError
 from taskprune.files import make_folder_of, replacing, writing
-from taskprune.restore.lending import lent
 from taskprune.restore.process import preserved_rng
 from taskprune.rewrite import OutputError
 from taskprune.rewrite.comparison import output_errors
@@ -46,33 +43,6 @@ TOLERANCE = 1e-3
 The runtime adds up the same numbers in another order and joins layers, which moves an output of a
 deep network by some 1e3 rounding steps of 1e-7; an operator that means something else by a percent.
 """
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Call:
-    """The arguments of one call of a model."""
-
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-    @property
-    def n_samples(self) -> int | None:
-        """The size of dim 0 of the first tensor, if there is one."""
-        tensors = [t for t in pytree.tree_leaves((self.args, self.kwargs)) if _has_dims(t)]
-        return len(tensors[0]) if tensors else None
-
-    def with_samples(self, positions: list[int]) -> _Call:
-        """Return the same with these samples, of all tensors that have them along dim 0."""
-        n = self.n_samples
-
-        def chosen(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor):
-                return leaf
-            # Each tensor its own, as the exporter knows them by identity.
-            return leaf[positions] if _has_dims(leaf) and len(leaf) == n else leaf.clone()
-
-        args, kwargs = pytree.tree_map(chosen, (self.args, dict(self.kwargs)))
-        return _Call(args, kwargs)
 
 
 def export(
@@ -122,10 +92,10 @@ def export(
     if name := without_values(model):
         raise InputError(f"Expected a model with values. `{name}` is on the meta device.")
     one = one_forward(forward)
-    with preserved_rng(), stages("Exporting") as say, _undisturbed():
+    with preserved_rng(), stages("Exporting") as say, undisturbed():
         own = skeleton(model).eval()
         own = own.cpu() if path.suffix == ".onnx" else own
-        call = _captured(own, one or call_inputs, example)
+        call = captured(own, one or call_inputs, example)
         n = call.n_samples
         if dynamic_batch and n is None:
             raise InputError(
@@ -159,21 +129,21 @@ class _Job:
 
     model: nn.Module
     path: Path
-    call: _Call
+    call: Call
     sizes: tuple[int, ...]
     dynamic_batch: bool
     tolerance: float
     say: Callable[[str], None]
 
     def written(
-        self, temporary: Path, batches: Iterable[_Call] | None, *, timed: bool
+        self, temporary: Path, batches: Iterable[Call] | None, *, timed: bool
     ) -> ExportResult:
         """Write the file and compare it."""
         self.say("capturing the model")
         program = self._program()
         calls = [self._of_size(n) for n in self.sizes]
         wanted = [_outputs(self.model, call) for call in calls]
-        like = _run(self.model, self.call)
+        like = run(self.model, self.call)
         opset, quantization = None, None
         if self.path.suffix == ".onnx":
             self.say("translating to ONNX")
@@ -224,7 +194,7 @@ class _Job:
         if self.dynamic_batch:
             batch = torch.export.Dim(BATCH, min=1)
             for leaf in pytree.tree_leaves((call.args, call.kwargs)):
-                if _has_dims(leaf) and len(leaf) == call.n_samples:
+                if has_dims(leaf) and len(leaf) == call.n_samples:
                     shapes[leaf] = {0: batch}
         # It prints the whole graph before it raises.
         with failing("captured", self.model), torch.no_grad(), redirect_stderr(io.StringIO()):
@@ -236,12 +206,12 @@ class _Job:
                 strict=False,
             )
 
-    def _of_size(self, n: int) -> _Call:
+    def _of_size(self, n: int) -> Call:
         available = self.call.n_samples
         return self.call.with_samples([i % available for i in range(n)]) if available else self.call
 
     def _compared(
-        self, found: nn.Module, calls: list[_Call], wanted: list[dict[str, Tensor]]
+        self, found: nn.Module, calls: list[Call], wanted: list[dict[str, Tensor]]
     ) -> tuple[OutputError, ...]:
         """Return of each output its largest error."""
         worst: dict[str, OutputError] = {}
@@ -256,7 +226,7 @@ class _Job:
         self.say("timing")
         name = "ONNX Runtime" if isinstance(found, OnnxModel) else "torch.export"
         models = {"PyTorch": self.model, name: found}
-        return measure_latency(models, self.call, forward=_run)
+        return measure_latency(models, self.call, forward=run)
 
 
 class ProgramModel(nn.Module):
@@ -279,18 +249,9 @@ class ProgramModel(nn.Module):
         return self.program[0](*args, **kwargs)
 
 
-def _has_dims(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.ndim > 0
-
-
-def _run(model: nn.Module, call: _Call) -> Any:
-    with torch.no_grad(), lent((call.args, dict(call.kwargs))):
-        return model(*call.args, **call.kwargs)
-
-
-def _outputs(model: nn.Module, call: _Call) -> dict[str, Tensor]:
+def _outputs(model: nn.Module, call: Call) -> dict[str, Tensor]:
     """Return the tensors among what a model returns, by path."""
-    return {path: t.detach().clone() for path, t in flatten_outputs(_run(model, call)).items()}
+    return {path: t.detach().clone() for path, t in flatten_outputs(run(model, call)).items()}
 
 
 def _names(like: Any) -> list[str] | None:
@@ -300,39 +261,8 @@ def _names(like: Any) -> list[str] | None:
     return paths if len(paths) == n_leaves else None
 
 
-def _captured(model: nn.Module, forward: Forward, batch: Any) -> _Call:
-    """Return what the model itself is called with where `forward` is called with a batch."""
-    calls: list[_Call] = []
-    device = next((t.device for t in (*model.parameters(), *model.buffers())), None)
-
-    def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        moved = partial(pytree.tree_map_only, Tensor, lambda t: t.detach().clone())
-        calls.append(_Call(moved(args), moved(kwargs)))
-
-    batch = pytree.tree_map_only(Tensor, lambda t: t.to(device), batch)
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        with torch.no_grad(), lent(batch):
-            forward(model, batch)
-    except TaskPruneError:
-        raise
-    except Exception as error:
-        raise InputError(
-            f"`{type(model).__name__}` rejects the example: {type(error).__name__}: {error}. Pass "
-            "what it takes, or `forward=lambda model, example: ...`."
-        ) from error
-    finally:
-        handle.remove()
-    if not calls:
-        raise InputError(
-            "Expected a `forward` that calls the model itself, as that is what is exported. Found "
-            "one that only calls parts of it: export a module whose forward does the same."
-        )
-    return calls[0]
-
-
-def _calls(model: nn.Module, forward: Forward, batches: Iterable[Any]) -> Iterator[_Call]:
-    return (_captured(model, forward, batch) for batch in batches)
+def _calls(model: nn.Module, forward: Forward, batches: Iterable[Any]) -> Iterator[Call]:
+    return (captured(model, forward, batch) for batch in batches)
 
 
 def _shapes(program: torch.export.ExportedProgram) -> dict[str, tuple[int | str, ...]]:
@@ -344,16 +274,3 @@ def _shapes(program: torch.export.ExportedProgram) -> dict[str, tuple[int | str,
         for name, value in values.items()
         if name in wanted and isinstance(value, Tensor)
     }
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keep back what the exporters say of their own insides; what they raise says it as well."""
-    before = logging.root.manager.disable
-    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.WARNING)
-        try:
-            yield
-        finally:
-            logging.disable(before)

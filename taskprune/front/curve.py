@@ -15,8 +15,7 @@ from torch.utils import _pytree as pytree
 from taskprune.calling.forward import Forwards, call_batch, one_forward
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare
-from taskprune.cost import LatencyCost, count_macs, count_params, measure_latency
-from taskprune.deployment.latency import REPEATS
+from taskprune.cost import LatencyCost, count_macs, count_params
 from taskprune.errors import InfeasibleBudgetError, InputError
 from taskprune.files import make_folder, only_user_of
 from taskprune.front.frontier_record import Frontier, FrontierPoint, Size
@@ -253,10 +252,8 @@ class _Curve:
         if not self.times:
             return None
         say("measuring the latency")
-        models = {"before": self.model, "after": smaller}
-        inputs = found.inputs
-        times = measure_latency(models, inputs.example, forward=inputs.on_example, repeats=REPEATS)
-        return times["before"].median_ms, times["after"].median_ms
+        times = found.timer({"before": self.model, "after": smaller})
+        return times["before"], times["after"]
 
 
 def _tell(say: Say, where: str, what: str) -> None:

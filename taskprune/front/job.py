@@ -24,10 +24,11 @@ from taskprune.calling.outputs import matching_paths, resolve_paths
 from taskprune.calling.task import Task
 from taskprune.compensation import Survey
 from taskprune.compensation.survey import BATCHES_KEPT, dims_read
-from taskprune.cost import Cost, LatencyCost
+from taskprune.cost import LatencyCost
 from taskprune.coupling import couple, labelled
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.deployment.latency import device_of, latency_cost, recalibrated
+from taskprune.deployment.latency import ModelTimer, device_of, landed, measured_cost
+from taskprune.deployment.runtimes import checked_runtime
 from taskprune.errors import InputError
 from taskprune.front.prune_settings import PruneSettings
 from taskprune.graph import ModelGraph, trace
@@ -110,7 +111,7 @@ class Job:
                 f"{'no data' if self.data is None else 'data'}."
             )
         if self.budget.latency_ms is not None:
-            device_of(model, self.example_inputs)
+            checked_runtime(self.settings.runtime, device_of(model, self.example_inputs))
         skeleton(model)  # a copy is needed later on; this one holds no weights
 
 
@@ -127,6 +128,7 @@ class Examined:
         survey: What the forwards and backwards showed of its readers, to compensate with; ``None``
             where nobody asked.
         free: Channels that cost nothing, found on the way; their scores are the lowest.
+        timer: Times models on the example as the job says.
     """
 
     model: nn.Module
@@ -135,6 +137,7 @@ class Examined:
     groups: CouplingGroups
     scores: ChannelScores
     survey: Survey | None
+    timer: ModelTimer
     free: FreeChannels = field(default_factory=FreeChannels)
 
 
@@ -188,13 +191,13 @@ def examine(job: Job, model: nn.Module, say: Say, *, surveys: bool = False) -> E
         say("looking at what channels say")  # which this criterion did not have to
         survey.look(model, _kept(batches), replacements=groups.replacements)
     free = FreeChannels() if survey is None else free_among(model, groups, survey, read)
-    return Examined(model, inputs, graph, groups, free.first(scores), survey, free)
+    timer = ModelTimer(inputs.example, inputs.on_example, settings.runtime)
+    return Examined(model, inputs, graph, groups, free.first(scores), survey, timer, free)
 
 
 def timed(found: Examined, say: Say) -> LatencyCost:
     """Measure what a budget of latency needs of an examined model, whatever its bound."""
-    example, call = found.inputs.example, found.inputs.on_example
-    return latency_cost(found.model, found.groups, example, forward=call, progress=say)
+    return measured_cost(found.model, found.groups, found.timer, progress=say)
 
 
 def choose(
@@ -217,30 +220,25 @@ def choose(
     Raises:
         InfeasibleBudgetError: The budget cannot be met; says what can.
     """
-    say("choosing channels")
-    costs: dict[str, Cost] = {}
     budget = job.budget
     if job.only_free:
         budget = only_free(found.groups, found.scores, job.safety)
 
-    def solved() -> PruningPlan:
+    def solved(cost: LatencyCost | None = None) -> PruningPlan:
+        say("choosing channels")
         return solve(
             found.groups,
             found.scores,
             budget,
             safety=job.safety,
-            costs=costs,
+            costs=None if cost is None else {"latency_ns": cost},
             context=context,
         )
 
-    if budget.latency_ms is not None:
-        example, call = found.inputs.example, found.inputs.on_example
-        first = costs["latency_ns"] = latency or timed(found, say)
-        plan = solved()
-        say("timing a first choice of channels")
-        costs["latency_ns"] = recalibrated(first, found.model, plan, example, forward=call)
-        say("choosing channels")
-    return solved()
+    if budget.latency_ms is None:
+        return solved()
+    cost = latency or timed(found, say)
+    return landed(cost, found.model, found.timer, solved, say)
 
 
 def _survey(

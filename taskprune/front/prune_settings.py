@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from taskprune.calling.modality import Modality
+from taskprune.deployment.runtimes import Runtime, checked_runtime
 from taskprune.errors import InputError
 from taskprune.plan.plan import PruningPlan
 
@@ -38,6 +39,9 @@ class PruneSettings:
             and for the report: declared, or ``"inputs"`` for those found from the model's inputs.
             ``None``: none, unless the budget has bounds by modality, which then has the names of
             inputs.
+        runtime: What will run the model where it is deployed, and so what latencies are of:
+            ``"eager"``, ``"compiled"`` (``torch.compile``, which takes minutes a measurement) or
+            ``"onnx"`` (ONNX Runtime on the CPU, the extra ``onnx``).
         strict: Raise on the first operator without a channel rule in place of freezing it, on
             parameters that no traced forward reads, and where the verification tells nothing.
         verify: Compare the rewritten model with the masked original, and raise on a difference.
@@ -50,6 +54,7 @@ class PruneSettings:
     n_batches: int | None = None
     calibrate: Literal["all", "auto"] = "all"
     modalities: Sequence[Modality] | Literal["inputs"] | None = None
+    runtime: Runtime = "eager"
     strict: bool = False
     verify: bool = True
 
@@ -62,6 +67,7 @@ class PruneSettings:
                 f"in place. Found {type(self.between_steps).__name__}."
             )
         _check_modalities(self.modalities)
+        checked_runtime(self.runtime)
         object.__setattr__(self, "protect", _checked_protect(self.protect))
 
 

@@ -185,8 +185,7 @@ class _Done:
             latency = None
             if "latency_ns" in plan.costs:
                 say("measuring the latency")
-                example, call = found.inputs.example, found.inputs.on_example
-                latency = compare_latency(self.model, smaller, plan, example, forward=call)
+                latency = compare_latency(self.model, smaller, plan, found.timer)
         notes = (*self.notes, *found.graph.notes, *unowned_outputs(found.graph))
         notes += unreadable_files(smaller, plan)
         if note := unread(found.groups, job.safety):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -20,11 +20,14 @@ from taskprune.solver.step_context import ALONE, StepContext
 Limit: TypeAlias = str
 """What holds a group back: a field of :class:`Safety` (``"round_to"`` where single channels could
 still go, but no step of so many), ``"protected"`` for the quantile, ``"step"`` where an operator
-takes no width in between, :data:`UNREAD`, and
+takes no width in between, :data:`UNREAD`, :data:`SAVES_NO_TIME`, and
 ``"max_loss_increase of lane"`` with the task that can afford no more."""
 
 UNREAD: Limit = "unread parameters"
 """Code that no trace has seen could read the group, see :attr:`Safety.unused`."""
+
+SAVES_NO_TIME: Limit = "saves no time"
+"""Only the latency is bounded, and what the group's channels take is not measurable."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -87,6 +90,18 @@ def removable(
     return tuple(
         _removable(group, scores, safety, context, protected[group.name], len(groups.tasks))
         for group in groups
+    )
+
+
+def without(
+    parts: Sequence[Removable], names: Collection[str], limit: Limit
+) -> tuple[Removable, ...]:
+    """Return the same with nothing to remove from the groups of these names."""
+    return tuple(
+        replace(part, order=part.order[:0], scores=part.scores[:0], held_by=limit)
+        if part.group.name in names
+        else part
+        for part in parts
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from taskprune.cost import Cost, modality_costs
+from taskprune.cost import Cost, LatencyCost, modality_costs
 from taskprune.cost.names import kind_of
 from taskprune.coupling.groups import CouplingGroups, IntArray
 from taskprune.errors import InfeasibleBudgetError, InputError
@@ -25,7 +25,7 @@ from taskprune.solver.infeasible import check_ahead, infeasible
 from taskprune.solver.landing import MISS, exchange, fill, put_back, remove, step_together
 from taskprune.solver.loss_budget import affordable, allowed_loss, predicted_loss
 from taskprune.solver.multipliers import balanced
-from taskprune.solver.removable import bound_limits, removable
+from taskprune.solver.removable import SAVES_NO_TIME, bound_limits, removable, without
 from taskprune.solver.safety import Safety
 from taskprune.solver.step_context import ALONE, StepContext
 
@@ -77,6 +77,9 @@ def solve(
         )
     check_ahead(groups, scores, models, budget, safety, context)
     parts = removable(groups, scores, safety, context)
+    timed = models.get("latency_ns")
+    if isinstance(timed, LatencyCost) and set(budget.bounds) == {"latency_ns"}:
+        parts = without(parts, timed.flat, SAVES_NO_TIME)
     allowed = allowed_loss(safety, scores, context)
     originals = {name: model.value() for name, model in models.items()}
     limits = context.limits(budget, originals, batch_size=groups.batch_size)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from latency_nets import INPUTS, NETS, multiply_adds
-from torch import nn
+from torch import Tensor, nn
 
 from taskprune.cost import (
     CachedTimer,
@@ -21,7 +21,7 @@ from taskprune.cost import (
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.errors import InputError
 from taskprune.graph import trace
-from taskprune.importance import importance_by_name, score
+from taskprune.importance import Evidence, importance_by_name, score
 from taskprune.plan.plan import build_plan
 from taskprune.rewrite import apply_plan
 from taskprune.solver import solve
@@ -116,6 +116,48 @@ def test_a_bound_on_latency_is_met_and_not_by_much(fraction: float) -> None:
     before, after = plan.costs["latency_ns"]
     assert after == cost.value(plan.kept)
     assert (fraction - 0.1) * before <= after <= fraction * before
+
+
+def test_groups_that_buy_no_time_keep_their_channels_under_a_latency_budget() -> None:
+    """However little they are worth to the tasks, and whatever the clock's noise says of them."""
+    model, groups = made("chain")
+    rng = np.random.default_rng(0)
+
+    def launch_bound(call: OperatorCall) -> int:
+        is_tail = call.operator in ("aten.addmm.default", "aten.gelu.default")
+        return int(50_000 * rng.uniform(0.97, 1.03)) if is_tail else multiply_adds(call)
+
+    cost = LatencyCost(groups, measure_tables(groups, launch_bound))
+    assert cost.flat == ("5",)
+
+    def worthless_tail(_: nn.Module, found: CouplingGroups, __: Evidence) -> dict[str, Tensor]:
+        worth = {"5": 1e-6}
+        return {g.name: torch.full((g.n_channels,), worth.get(g.name, 1.0)) for g in found}
+
+    scores = score(model, groups, {}, (), importance=worthless_tail)
+    plan = solve(groups, scores, Budget(latency_ms=0.8), costs={"latency_ns": cost})
+    assert plan.kept["5"] == 8
+    assert "held by `saves no time`" in str(plan.explain("5"))
+    assert plan.kept["0"] < 16
+    smaller = solve(groups, scores, Budget(params=0.9), costs={"latency_ns": cost})
+    assert smaller.kept["5"] < 8  # of what they do buy
+
+
+def test_the_last_measurement_is_met_where_a_budget_landed() -> None:
+    """Half of everything says little of what a budget takes from single layers."""
+    _, groups = made("merged")
+    plain = LatencyCost(groups, measure_tables(groups, multiply_adds))
+    half, little = (
+        build_plan(groups, random_drop(groups, ratio, seed=0)).kept for ratio in (0.5, 0.1)
+    )
+    whole = 2 * plain.value()
+    measured = [(None, whole), (half, whole // 2), (little, round(0.97 * whole))]
+    cost = plain.calibrated(measured)
+    assert cost.value() == whole
+    assert cost.value(little) == pytest.approx(0.97 * whole, rel=1e-3)
+    # More than nothing is left of the smallest model, or the line is another.
+    steep = plain.calibrated([(None, whole), (half, whole // 2), (little, whole // 10)])
+    assert 0 < steep.value(np.zeros_like(steep.full)) < steep.value(half)
 
 
 def test_an_unmeasured_latency_is_refused() -> None:
