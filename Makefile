@@ -37,7 +37,7 @@ newest: VERSIONS := --upgrade --upgrade-strategy eager
 lowest newest:  ## test a part with the oldest versions allowed, or the newest there are
 	$(PYTHON) -m venv $(VENV)-$@
 	$(VENV)-$@/bin/python -m pip --disable-pip-version-check install --quiet $(VERSIONS) \
-		--editable ".[driving,distill,lightning,onnx,transformers,ultralytics]" pytest hypothesis
+		--editable ".[driving,distill,lightning,onnx,openvino,transformers,ultralytics]" pytest hypothesis
 	$(VENV)-$@/bin/python -m pytest -W default -p no:cacheprovider $(PART)
 
 env: $(VENV)/.dev  ## only create the environment

@@ -55,7 +55,8 @@ def export(  # noqa: PLR0913 - one argument an option
         typer.Option(
             "--out",
             "-o",
-            help="The file: .onnx, or .pt2 for torch.export.",
+            help="The file: .onnx, .pt2 (torch.export), .xml (OpenVINO), .pte (ExecuTorch) or "
+            ".tflite (LiteRT).",
             show_default="model.onnx, in the folder of the run",
         ),
     ] = None,
@@ -94,7 +95,7 @@ def export(  # noqa: PLR0913 - one argument an option
             example,
             forward=forward,
             quantize=source.needed("data", "`--int8`") if int8 else None,
-            dynamic_batch=not fixed_batch,
+            dynamic_batch=False if fixed_batch else None,
             tolerance=tolerance,
             timed=timed,
         )

@@ -91,23 +91,22 @@ def _found(path: Path, source: Any, original: Any) -> tuple[Any, str]:
 
     from taskprune.commands.run_folder import pruned_model, size_of
     from taskprune.deployment.export_record import in_bytes
-    from taskprune.deployment.exporting import ProgramModel
-    from taskprune.deployment.onnx_files import OnnxModel
+    from taskprune.deployment.file_formats import KINDS
     from taskprune.errors import InputError
     from taskprune.restore import evaluating
 
-    if path.suffix not in (".onnx", ".pt2"):
+    if path.suffix not in KINDS:
         model = pruned_model(path, source)
         return model, size_of(model)
     if not path.is_file():
         raise InputError(f"Expected a file at `{path}`. There is none.")
     size = in_bytes(path.stat().st_size)
-    if path.suffix == ".pt2":
-        return ProgramModel(path), size
+    kind = KINDS[path.suffix]
+    kind.check_installed()
     example, forward = source.inputs()
     with evaluating(original), torch.no_grad():
         like = forward(original, example)
-    return OnnxModel(path, like), size
+    return kind.model(path, like), size
 
 
 def verify(

@@ -25,8 +25,8 @@ _ADVICE = {
         "`torch.compile` takes a C++ compiler on the CPU and Triton on a GPU; `runtime='eager'` "
         "and 'onnx' take neither"
     ),
-    "translated to ONNX": "A `.pt2` file takes any operator",
-    "run by ONNX Runtime": (
+    "translated to": "A `.pt2` file takes any operator",
+    "run by": (
         "It has all operators for float32 and one sample or many: export `model.float()`, and look "
         "for code that takes one number of samples for granted"
     ),
@@ -34,8 +34,14 @@ _ADVICE = {
 
 
 @contextmanager
-def failing(what: str, model: nn.Module) -> Iterator[None]:
-    """Name what failed, where in the user's code, and what to do about it."""
+def failing(what: str, model: nn.Module, other: str = "") -> Iterator[None]:
+    """Name what failed, where in the user's code, and what to do about it.
+
+    Args:
+        what: What the model could not be: ``"captured"``, ``"translated to"`` or ``"run by"``.
+        model: The user's.
+        other: To or by what.
+    """
     try:
         yield
     except TaskPruneError:
@@ -50,7 +56,8 @@ def failing(what: str, model: nn.Module) -> Iterator[None]:
                 "for the size of the example with `dynamic_batch=False`."
             ) from error
         raise ExportError(
-            f"`{name}` could not be {what}: {_first_cause(text)}{_place(text)}. {_ADVICE[what]}."
+            f"`{name}` could not be {f'{what} {other}'.strip()}: {_first_cause(text)}"
+            f"{_place(text)}. {_ADVICE[what]}."
         ) from error
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from taskprune.cost import LatencyReport
 from taskprune.rewrite import OutputError
 
-FileFormat: TypeAlias = Literal["onnx", "torch.export"]
+FileFormat: TypeAlias = Literal["ONNX", "torch.export", "OpenVINO", "ExecuTorch", "LiteRT"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class ExportResult:
     Attributes:
         path: The file.
         file_format: What it holds.
-        n_bytes: Its size.
-        opset: Version of the ONNX operators; ``None`` for ``torch.export``.
+        n_bytes: Its size, with that of a second file of weights, as OpenVINO has one.
+        opset: Version of the ONNX operators; ``None`` for other files.
         inputs: Shape of each input by name, ``"batch"`` where any number goes.
         batch_sizes: How many samples the file and the model were compared on, each in turn.
         outputs: Of each output the largest error over these, before any quantisation.
@@ -89,7 +89,7 @@ class ExportResult:
         }
 
     def __str__(self) -> str:
-        kind = "torch.export" if self.opset is None else f"ONNX, opset {self.opset}"
+        kind = self.file_format if self.opset is None else f"ONNX, opset {self.opset}"
         shapes = (f"{name} [{', '.join(map(str, s))}]" for name, s in self.inputs.items())
         sizes = ", ".join(map(str, self.batch_sizes))
         lines = [

@@ -1,14 +1,14 @@
-"""A model as one file that runs without its code: ONNX, or an exported program of PyTorch's."""
+"""A model as one file that runs without its code."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import redirect_stderr
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +22,9 @@ from taskprune.cost import LatencyReport, measure_latency
 from taskprune.deployment.captured_call import Call, captured, has_dims, run
 from taskprune.deployment.export_errors import failing, undisturbed
 from taskprune.deployment.export_record import ExportResult, Quantization
-from taskprune.deployment.onnx_files import (
-    BATCH,
-    OnnxModel,
-    check_onnx_installed,
-    quantize_onnx,
-    write_onnx,
-)
+from taskprune.deployment.file_formats import Kind, kind_of
+from taskprune.deployment.file_models import BATCH, program_inputs
+from taskprune.deployment.onnx_files import OnnxModel, quantize_onnx
 from taskprune.errors import ExportError, InputError
 from taskprune.files import make_folder_of, replacing, writing
 from taskprune.restore.process import preserved_rng
@@ -52,21 +48,23 @@ def export(
     *,
     forward: Forwards | None = None,
     quantize: Iterable[Any] | None = None,
-    dynamic_batch: bool = True,
+    dynamic_batch: bool | None = None,
     tolerance: float = TOLERANCE,
     timed: bool = False,
 ) -> ExportResult:
     """Write a model to one file that runs without its code, and check what the file computes.
 
     By the suffix of `path`: ``.onnx`` for ONNX Runtime and what else reads ONNX, by PyTorch's
-    exporter; ``.pt2`` for ``torch.export.load``. The file is run on the example, on one sample and
-    on one more than the example has, and compared with the model, before it takes the place of
+    exporter; ``.pt2`` for ``torch.export.load``; ``.xml`` for OpenVINO, with the weights in a
+    ``.bin`` beside it; ``.pte`` for ExecuTorch, with XNNPACK for what that can run; ``.tflite`` for
+    LiteRT. The file is run on the example, and where it takes any number of samples on one and on
+    one more than the example has, and compared with the model, before it takes the place of
     another. Model and example are left as they were; the file computes what the model does in eval
     mode.
 
     Args:
-        model: Any module; taken out of ``torch.compile`` and data-parallel wrappers. ONNX files are
-            written and run on the CPU.
+        model: Any module; taken out of ``torch.compile`` and data-parallel wrappers. All but
+            ``.pt2`` files are written and run on the CPU.
         path: The file, in a folder that is made if it is missing.
         example: A tensor, a tuple of arguments or a dict of keywords; or what `forward` takes.
             Dim 0 of the first tensor is the batch, and so is that of all tensors as long.
@@ -76,17 +74,20 @@ def export(
             file become 8-bit integers, by ONNX Runtime's static quantisation. How far that moves
             the outputs is recorded, and not limited by `tolerance`.
         dynamic_batch: Whether the file takes any number of samples, or as many as the example.
+            Default: any number, but where memory is laid out ahead, as in ``.pte`` and ``.tflite``.
         tolerance: Largest difference of an output relative to its largest entry.
         timed: Time file and model in turn, on the example.
 
     Raises:
         InputError: An argument does not fit.
-        MissingDependencyError: ONNX files take the ``onnx`` extra.
+        MissingDependencyError: All but ``.pt2`` files take an extra: ``onnx``, ``openvino``,
+            ``executorch`` or ``litert``.
         ExportError: The model cannot be exported, or the file computes something else.
         CheckpointError: The file cannot be written.
     """
     path = Path(path)
-    _check(path, quantize, tolerance)
+    kind = _checked(path, quantize, dynamic_batch, tolerance)
+    any_batch = kind.any_batch if dynamic_batch is None else dynamic_batch
     make_folder_of(path, option="`path`")
     model = bare(model)
     if name := without_values(model):
@@ -94,33 +95,46 @@ def export(
     one = one_forward(forward)
     with preserved_rng(), stages("Exporting") as say, undisturbed():
         own = skeleton(model).eval()
-        own = own.cpu() if path.suffix == ".onnx" else own
+        own = own if path.suffix == ".pt2" else own.cpu()
         call = captured(own, one or call_inputs, example)
         n = call.n_samples
-        if dynamic_batch and n is None:
+        if any_batch and n is None:
             raise InputError(
                 "Expected an example with a tensor whose dim 0 is the batch. Found none: pass "
                 "`dynamic_batch=False`."
             )
-        sizes = sorted({1, n, n + 1}) if dynamic_batch and n else [n or 0]
-        job = _Job(own, path, call, tuple(sizes), dynamic_batch, tolerance, say)
+        sizes = sorted({1, n, n + 1}) if any_batch and n else [n or 0]
+        job = _Job(own, path, kind, call, tuple(sizes), any_batch, tolerance, say)
         batches = None if quantize is None else _calls(own, one or call_batch, quantize)
-        with writing(path), replacing(path) as temporary:
+        with writing(path), replacing(path) as temporary, _beside(kind, path, temporary):
             return job.written(temporary, batches, timed=timed)
 
 
-def _check(path: Path, quantize: object, tolerance: float) -> None:
-    if path.suffix not in (".onnx", ".pt2"):
-        raise InputError(
-            "Expected a file name that ends in `.onnx` or, for `torch.export`, in `.pt2`. Found "
-            f"`{path.name}`."
-        )
-    if path.suffix == ".onnx":
-        check_onnx_installed()
-    elif quantize is not None:
+@contextmanager
+def _beside(kind: Kind, path: Path, temporary: Path) -> Iterator[None]:
+    """Let a second file take its place with the first."""
+    try:
+        yield
+        if kind.beside:
+            temporary.with_suffix(kind.beside).replace(path.with_suffix(kind.beside))
+    finally:
+        if kind.beside:
+            temporary.with_suffix(kind.beside).unlink(missing_ok=True)
+
+
+def _checked(path: Path, quantize: object, dynamic_batch: bool | None, tolerance: float) -> Kind:
+    kind = kind_of(path)
+    if quantize is not None and path.suffix != ".onnx":
         raise InputError("Only ONNX files are quantised. Choose a name that ends in `.onnx`.")
+    if dynamic_batch and not kind.any_batch:
+        raise InputError(
+            f"{kind.runtime} lays out memory for one number of samples, that of the example. Leave "
+            "`dynamic_batch` away."
+        )
     if not tolerance > 0:
         raise InputError(f"`tolerance` must be positive. Found {tolerance!r}.")
+    kind.check_installed()
+    return kind
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -129,6 +143,7 @@ class _Job:
 
     model: nn.Module
     path: Path
+    kind: Kind
     call: Call
     sizes: tuple[int, ...]
     dynamic_batch: bool
@@ -144,23 +159,13 @@ class _Job:
         calls = [self._of_size(n) for n in self.sizes]
         wanted = [_outputs(self.model, call) for call in calls]
         like = run(self.model, self.call)
-        opset, quantization = None, None
-        if self.path.suffix == ".onnx":
-            self.say("translating to ONNX")
-            with failing("translated to ONNX", self.model):
-                opset = write_onnx(program, temporary, outputs=_names(like))
-            with failing("run by ONNX Runtime", self.model):
-                in_onnx = OnnxModel(temporary, like)
-            found, shapes = cast(nn.Module, in_onnx), in_onnx.shapes
-        else:
-            self.say("writing")
-            program.example_inputs = None  # the user's data has no place in the file
-            with temporary.open("wb") as file:
-                torch.export.save(program, file)
-            found = ProgramModel(temporary)
-            shapes = _shapes(program)
+        shapes = program_inputs(program)
+        self.say(f"writing for {self.kind.runtime}")
+        with failing("translated to", self.model, self.kind.file_format):
+            opset = self.kind.write(program, temporary, outputs=_names(like))
         self.say("comparing with PyTorch")
-        with failing("run by ONNX Runtime", self.model):
+        with failing("run by", self.model, self.kind.runtime):
+            found = self.kind.model(temporary, like)
             errors = self._compared(found, calls, wanted)
         if wrong := [error for error in errors if error.exceeds(self.tolerance)]:
             raise ExportError(
@@ -168,6 +173,7 @@ class _Job:
                 f"{wrong[0]}, where {self.tolerance:g} is let through. No file was written. "
                 "Look at how that output is computed; `tolerance=` allows for more."
             )
+        quantization = None
         if batches is not None and isinstance(found, OnnxModel):
             self.say("quantising")
             before = temporary.stat().st_size
@@ -176,8 +182,8 @@ class _Job:
             quantization = Quantization(n, before, self._compared(found, calls, wanted))
         return ExportResult(
             self.path,
-            "torch.export" if opset is None else "onnx",
-            temporary.stat().st_size,
+            self.kind.file_format,
+            self._n_bytes(temporary),
             opset,
             shapes,
             self.sizes,
@@ -186,6 +192,10 @@ class _Job:
             quantization,
             self._latency(found) if timed else {},
         )
+
+    def _n_bytes(self, temporary: Path) -> int:
+        suffixes = {temporary.suffix, self.kind.beside or temporary.suffix}
+        return sum(temporary.with_suffix(suffix).stat().st_size for suffix in suffixes)
 
     def _program(self) -> torch.export.ExportedProgram:
         # A size of 1 would be taken for one that broadcasts.
@@ -224,29 +234,8 @@ class _Job:
 
     def _latency(self, found: nn.Module) -> dict[str, LatencyReport]:
         self.say("timing")
-        name = "ONNX Runtime" if isinstance(found, OnnxModel) else "torch.export"
-        models = {"PyTorch": self.model, name: found}
+        models = {"PyTorch": self.model, self.kind.runtime: found}
         return measure_latency(models, self.call, forward=run)
-
-
-class ProgramModel(nn.Module):
-    """A file of ``torch.export`` that is called as the model that it was made of.
-
-    Args:
-        path: The file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        with path.open("rb") as file:
-            # No part of this one: captured graphs refuse to be put in eval mode, which they are in.
-            self.program = (torch.export.load(file).module(),)
-        device = next((t.device for t in self.program[0].parameters()), torch.device("cpu"))
-        self.place = nn.Parameter(torch.empty(0, device=device))  # where batches are moved to
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the program."""
-        return self.program[0](*args, **kwargs)
 
 
 def _outputs(model: nn.Module, call: Call) -> dict[str, Tensor]:
@@ -263,14 +252,3 @@ def _names(like: Any) -> list[str] | None:
 
 def _calls(model: nn.Module, forward: Forward, batches: Iterable[Any]) -> Iterator[Call]:
     return (captured(model, forward, batch) for batch in batches)
-
-
-def _shapes(program: torch.export.ExportedProgram) -> dict[str, tuple[int | str, ...]]:
-    """Return the shape of each input of a program by its name."""
-    wanted = set(program.graph_signature.user_inputs)
-    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
-    return {
-        name: tuple(size if isinstance(size, int) else BATCH for size in value.shape)
-        for name, value in values.items()
-        if name in wanted and isinstance(value, Tensor)
-    }

@@ -4,36 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from taskprune.errors import ExportError, InputError, MissingDependencyError
-
-BATCH = "batch"
-"""What the file calls the dim of samples."""
+from taskprune.deployment.file_models import BATCH, FileModel
+from taskprune.errors import ExportError, InputError
 
 LARGEST = 2**31 - 2**24
 """Bytes of weights up to which one file holds a model, as protocol buffers go no further."""
-
-
-def check_onnx_installed() -> None:
-    """Check that all it takes to write, check and quantise an ONNX file is there.
-
-    Raises:
-        MissingDependencyError: Something is not.
-    """
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
-    if missing:
-        raise MissingDependencyError(
-            f"Writing and checking ONNX files takes {', '.join(missing)}, which "
-            f"{'is' if len(missing) == 1 else 'are'} not installed. Run "
-            '`pip install "taskprune[onnx]"`, or export to a `.pt2` file, which takes nothing else.'
-        )
 
 
 def write_onnx(
@@ -69,10 +50,8 @@ def write_onnx(
     return int(written.model.opset_imports[""])
 
 
-class OnnxModel(nn.Module):
-    """An ONNX file that is called as the model that it was made of.
-
-    Runs in ONNX Runtime on the CPU, on as many threads as PyTorch.
+class OnnxModel(FileModel):
+    """An ONNX file, run by ONNX Runtime.
 
     Args:
         path: The file.
@@ -83,8 +62,7 @@ class OnnxModel(nn.Module):
     """
 
     def __init__(self, path: Path, like: Any) -> None:
-        super().__init__()
-        check_onnx_installed()
+        super().__init__(like)
         runtime = import_module("onnxruntime")
         settings = runtime.SessionOptions()
         settings.intra_op_num_threads = torch.get_num_threads()
@@ -92,46 +70,15 @@ class OnnxModel(nn.Module):
         self.session = runtime.InferenceSession(
             str(path), settings, providers=["CPUExecutionProvider"]
         )
-        self.like, self.structure = pytree.tree_flatten(like)
-        self.place = nn.Parameter(torch.empty(0, device="cpu"))  # where batches are moved to
-        n_tensors = sum(isinstance(leaf, Tensor) for leaf in self.like)
-        if n_tensors != len(returned := self.session.get_outputs()):
-            raise InputError(
-                f"Expected a model that returns tensors, as a file can return nothing else. Found "
-                f"{n_tensors} of them, and the file has {len(returned)} outputs. Leave out numbers."
-            )
+        self.check_returned(len(self.session.get_outputs()))
 
     @property
-    def shapes(self) -> dict[str, tuple[int | str, ...]]:
-        """The shape of each input by its name, with :data:`BATCH` where any number goes."""
-        return {
-            given.name: tuple(n if isinstance(n, int) else BATCH for n in given.shape)
-            for given in self.session.get_inputs()
-        }
+    def names(self) -> Sequence[str]:
+        return [known.name for known in self.session.get_inputs()]
 
-    def named(self, args: Any, kwargs: Any) -> dict[str, Any]:
-        """Return the arrays of a call by the names of the file's inputs.
-
-        Raises:
-            InputError: They are not as many as the file takes.
-        """
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        names = [known.name for known in self.session.get_inputs()]
-        if len(given) != len(names):
-            raise InputError(
-                f"Expected as many tensors as the file takes: {', '.join(names)}. Found "
-                f"{len(given)}."
-            )
-        return {n: t.detach().cpu().numpy() for n, t in zip(names, given, strict=True)}
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the file on what the model takes, and return what the model returns."""
-        found = iter(self.session.run(None, self.named(args, kwargs)))
-        leaves = [
-            torch.from_numpy(next(found)) if isinstance(leaf, Tensor) else leaf
-            for leaf in self.like
-        ]
-        return pytree.tree_unflatten(leaves, self.structure)
+    def run(self, tensors: dict[str, Tensor]) -> Sequence[Tensor]:
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        return [torch.from_numpy(found) for found in self.session.run(None, arrays)]
 
 
 def quantize_onnx(path: Path, calls: Iterable[tuple[Any, Any]], model: OnnxModel) -> int:
@@ -179,5 +126,6 @@ class _Reader:
     def get_next(self) -> dict[str, Any] | None:
         for args, kwargs in self._calls:
             self.n_batches += 1
-            return self._model.named(args, kwargs)
+            tensors = self._model.named(args, kwargs)
+            return {name: tensor.numpy() for name, tensor in tensors.items()}
         return None

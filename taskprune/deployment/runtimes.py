@@ -14,9 +14,10 @@ from torch import nn
 from taskprune.calling.forward import Forward
 from taskprune.deployment.captured_call import captured, run
 from taskprune.deployment.export_errors import failing, undisturbed
-from taskprune.deployment.onnx_files import OnnxModel, check_onnx_installed, write_onnx
+from taskprune.deployment.file_formats import KINDS
+from taskprune.deployment.onnx_files import OnnxModel, write_onnx
 from taskprune.errors import InputError
-from taskprune.restore.rng import preserved_rng
+from taskprune.restore.process import preserved_rng
 from taskprune.rewrite.surgery import skeleton
 
 Runtime: TypeAlias = Literal["eager", "compiled", "onnx"]
@@ -44,7 +45,7 @@ def checked_runtime(runtime: Any, device: torch.device | None = None) -> Runtime
             f"{runtime!r}."
         )
     if runtime == "onnx":
-        check_onnx_installed()
+        KINDS[".onnx"].check_installed()
         if device is not None and device.type != "cpu":
             raise InputError(
                 "Latency in ONNX Runtime is measured on the CPU. Found a model on "
@@ -78,9 +79,9 @@ def in_runtime(model: nn.Module, example: Any, forward: Forward, runtime: Runtim
             program = torch.export.export(own, call.args, dict(call.kwargs), strict=False)
         with TemporaryDirectory() as folder:
             path = Path(folder) / "model.onnx"
-            with failing("translated to ONNX", model):
+            with failing("translated to", model, "ONNX"):
                 write_onnx(program, path, outputs=None)
-            with failing("run by ONNX Runtime", model):
+            with failing("run by", model, "ONNX Runtime"):
                 return OnnxModel(path, run(own, call))
 
 
@@ -95,6 +96,6 @@ def running(runtime: Runtime, model: nn.Module) -> Iterator[None]:
         yield
         return
     most = {"recompile_limit": MOST_COMPILED, "accumulated_recompile_limit": MOST_COMPILED}
-    what = "compiled" if runtime == "compiled" else "run by ONNX Runtime"
-    with preserved_rng(), failing(what, model), torch._dynamo.config.patch(most):
+    what = ("compiled", "") if runtime == "compiled" else ("run by", "ONNX Runtime")
+    with preserved_rng(), failing(what[0], model, what[1]), torch._dynamo.config.patch(most):
         yield

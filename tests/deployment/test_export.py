@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import taskprune
-from taskprune.deployment import onnx_files
+from taskprune.deployment import file_formats
+from taskprune.deployment.file_formats import KINDS
 from taskprune.errors import ExportError, InputError, MissingDependencyError
 
 
@@ -140,6 +141,43 @@ def test_an_exported_program_computes_what_the_model_does(
     assert (done.opset, done.inputs) == (None, {"images": ("batch", 3, 8, 8)})
 
 
+@pytest.mark.filterwarnings("ignore")  # those of libraries that are not ours
+@pytest.mark.parametrize("suffix", [".xml", ".pte", ".tflite"])
+def test_files_of_other_runtimes_compute_what_the_model_does(
+    suffix: str, smaller: nn.Module, tmp_path: Path
+) -> None:
+    kind = KINDS[suffix]
+    for package in kind.packages:
+        pytest.importorskip(package)
+    example = {"scale": torch.rand(3), "images": torch.rand(3, 3, 8, 8)}
+    path = tmp_path / f"net{suffix}"
+    done = taskprune.export(smaller, path, example, timed=True)
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, f"net{kind.beside or suffix}"}
+    assert done.n_bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
+    assert done.latency.keys() == {"PyTorch", kind.runtime}
+    n: int | str = "batch" if kind.any_batch else 3
+    assert done.inputs == {"scale": (n,), "images": (n, 3, 8, 8)}
+
+    n_samples = 5 if kind.any_batch else 3
+    images, scale = torch.rand(n_samples, 3, 8, 8), torch.rand(n_samples)
+    with torch.no_grad():
+        expected = smaller.eval()(images, scale)
+        found = kind.model(path, expected)(scale=scale, images=images)
+    same(found["depth"], expected["depth"])
+    same(found["label"][0], expected["label"][0])
+    same(found["label"][1], expected["label"][1])
+
+
+def test_files_whose_memory_is_laid_out_ahead_take_no_other_number_of_samples(
+    tmp_path: Path,
+) -> None:
+    for suffix in (".pte", ".tflite"):
+        with pytest.raises(InputError, match="memory for one number of samples"):
+            taskprune.export(
+                OneLayer(), tmp_path / f"net{suffix}", torch.rand(2, 4), dynamic_batch=True
+            )
+
+
 def test_quantised_files_say_what_that_changed(smaller: nn.Module, tmp_path: Path) -> None:
     batches = [(torch.rand(4, 3, 8, 8), torch.zeros(4)) for _ in range(3)]
     path = tmp_path / "net.onnx"
@@ -178,12 +216,18 @@ def test_a_file_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "package", "extra"),
+    [(".onnx", "onnxscript", "onnx"), (".xml", "openvino", "openvino")],
+)
+def test_missing_packages_are_named(
+    suffix: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(
-        onnx_files, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name)
+        file_formats, "find_spec", lambda name: None if name == package else find_spec(name)
     )
-    with pytest.raises(MissingDependencyError, match=r'onnxscript.*"taskprune\[onnx\]"'):
-        taskprune.export(OneLayer(), tmp_path / "net.onnx", torch.rand(2, 4))
+    with pytest.raises(MissingDependencyError, match=rf'{package}.*"taskprune\[{extra}\]"'):
+        taskprune.export(OneLayer(), tmp_path / f"net{suffix}", torch.rand(2, 4))
 
 
 @pytest.mark.parametrize(
