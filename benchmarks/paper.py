@@ -40,7 +40,7 @@ from cells import Cell, Cells
 from protocol import record, show
 from rich.progress import track
 from students import Student, Way, healed, kept, lessons_of, pruned, recipe
-from subjects import Subject, driving_n, driving_n_on, large
+from subjects import Subject, driving_n, driving_n_on, of_scale
 from torch import nn
 
 from taskprune import Budget
@@ -112,9 +112,11 @@ ROWS = _rows()
 
 def subjects(args: argparse.Namespace) -> list[Subject]:
     """Return the networks with their images."""
-    if args.scale != "n":
-        return [large(args.scale, args.data, args)]
-    return [driving_n(), *([driving_n_on(args.data)] if args.data else [])]
+    if args.scale is None:
+        return [driving_n(), *([driving_n_on(args.data)] if args.data else [])]
+    if args.data is None:
+        raise SystemExit("A network of a scale is trained on images: `--scale` needs `--data`.")
+    return [of_scale(args.scale, args.data, args)]
 
 
 def identity(subject: Subject, row: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -250,13 +252,14 @@ def _mean_and_spread(values: Sequence[float]) -> list[float | None]:
     return [statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None]
 
 
-def main() -> None:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scale", default="n", choices=["n", "s", "l"])
+    parser.add_argument("--scale", choices=["n", "s", "l"], help="default: the bundled network")
     parser.add_argument("--data", type=Path, default=os.environ.get("TASKPRUNE_DATA"))
     parser.add_argument("--teacher", type=Path, help="file of a trained network of that scale")
     parser.add_argument("--teacher-steps", type=int, default=100_000, help="to train one")
-    parser.add_argument("--size", type=_size, default=(640, 640), help="of images, for s and l")
+    parser.add_argument("--size", type=_size, default=(640, 640), help="of images, with `--scale`")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=150, help="of distillation")
@@ -265,7 +268,11 @@ def main() -> None:
     parser.add_argument("--latency", action="store_true", help="time students, compute no cells")
     parser.add_argument("--repeats", type=int, default=60, help="of timing, batch 1, one thread")
     parser.add_argument("--finished", action="store_true", help="tabulate, compute nothing")
-    args = parser.parse_args()
+    return parser.parse_args(given)
+
+
+def main() -> None:
+    args = arguments()
     torch.set_num_threads(1)
     if args.latency:
         time_students(args)

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from quality_tables import paper_table, time_table
 from robustness_tables import (
     fuzzing_kinds,
     fuzzing_lost,
@@ -27,6 +28,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FRONTIER_PICTURE = ROOT / "docs" / "images" / "frontier.png"
+TIME_PICTURE = ROOT / "docs" / "images" / "time_to_quality.png"
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
 HEADLINES = {"detection": ("map50", "recall"), "drivable": ("miou",), "lane": ("iou", "accuracy")}
@@ -388,6 +390,12 @@ def frontier_picture(content: dict[str, Any]) -> str:
     return f"![Change of each task, in points, over multiply-adds left, by {names}]({place})"
 
 
+def time_picture(_content: dict[str, Any]) -> str:
+    """Return the picture of losses over time; :func:`draw` draws it."""
+    place = TIME_PICTURE.relative_to(ROOT / "docs")
+    return f"![Change of the worst task, in points, over processor seconds]({place})"
+
+
 def promise_table(content: dict[str, Any]) -> str:
     """Return how often promises were wrong, and how many safe models were promised."""
     rows = []
@@ -440,11 +448,14 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "latency.predictions": latency_predictions,
     "modality": modality_table,
     "modality.duels": modality_duels,
+    "paper": partial(paper_table, markdown=markdown),
     "promise": promise_table,
     "promise.bootstrap": promise_bootstrap,
     "distillation.plots": distillation_plots,
     "distillation_overhead": overhead_table,
     "scoring": scoring_table,
+    "time_to_quality": partial(time_table, markdown=markdown),
+    "time_to_quality.picture": time_picture,
     "fuzzing": fuzzing_summary,
     "fuzzing.stages": partial(fuzzing_stages, markdown=markdown),
     "fuzzing.kinds": partial(fuzzing_kinds, markdown=markdown),
@@ -472,7 +483,11 @@ def rendered(text: str) -> str:
 
 def draw() -> None:
     """Draw the pictures of the pages."""
-    for name, draw_of in (("distillation", _draw_distillation), ("frontier", _draw_frontier)):
+    for name, draw_of in (
+        ("distillation", _draw_distillation),
+        ("frontier", _draw_frontier),
+        ("time_to_quality", _draw_time),
+    ):
         path = RESULTS / f"{name}.json"
         if path.exists():
             draw_of(json.loads(path.read_text(encoding="utf-8")))
@@ -489,6 +504,12 @@ def _draw_frontier(content: dict[str, Any]) -> None:
     from frontier_plot import draw as draw_curves
 
     draw_curves(content, FRONTIER_PICTURE)
+
+
+def _draw_time(content: dict[str, Any]) -> None:
+    from time_to_quality_plot import draw as draw_losses
+
+    draw_losses(content, TIME_PICTURE)
 
 
 def main() -> None:

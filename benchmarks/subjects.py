@@ -159,8 +159,8 @@ def driving_on(
     )
 
 
-def large(scale: str, data: Path, args: argparse.Namespace) -> Subject:
-    """A network of another scale; it is trained on the data set first, or read from a file."""
+def of_scale(scale: str, data: Path, args: argparse.Namespace) -> Subject:
+    """A network of a scale on a data set: trained on it first, or read from a file."""
     name = f"driving {scale}, {data.name}"
 
     def teacher(_seed: int) -> nn.Module:
