@@ -24,26 +24,26 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch_pruning as tp
 from cells import Cell, Cells
 from modality_frames import calibration as fusion_calibration
+from modality_frames import tuning as fusion_tuning
 from modality_frames import validation as fusion_validation
 from protocol import record, show
 from rich.progress import track
-from subjects import Subject, driving_n_on, subjects
+from students import Lessons, Student, Way, healed, kept, lessons_of, pruned, recipe
+from subjects import HELD_OUT_SEED, Subject, driving_n_on, subjects
 from torch import nn, no_grad
 
-import taskprune
-from taskprune import Budget, PruneSettings, Task
+from taskprune import Budget, Task
 from taskprune.allocation import MeasuredDamage
 from taskprune.calling import Forward
 from taskprune.driving.fusion import (
@@ -53,7 +53,7 @@ from taskprune.driving.fusion import (
     fusion_tasks,
     load_fusion_teacher,
 )
-from taskprune.importance import Importance, TaskChangeImportance, TorchPruningImportance
+from taskprune.importance import TaskChangeImportance, TorchPruningImportance
 from taskprune.restore import evaluating, flushed_denormals
 
 
@@ -68,6 +68,8 @@ class Network:
         calibration: ``(seed) -> batches``.
         judge: ``(model, images) -> {task: points}``.
         budgets: What to prune to, by the name of the row.
+        distilling: Steps of training by budget; ways that distil are left out of the others.
+        lessons: ``(seed, steps) -> what they are trained with``.
     """
 
     teacher: Callable[[int], nn.Module]
@@ -76,22 +78,17 @@ class Network:
     calibration: Callable[[int], Iterable[Any]]
     judge: Callable[[nn.Module, int], Mapping[str, float]]
     budgets: Mapping[str, Budget]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to prune: a row of the table."""
-
-    importance: str | Importance
-    compensate: bool
-    steps: int | Literal["auto"] = 1
-    labels: bool = True
+    distilling: Mapping[str, int]
+    lessons: Callable[[int, int], Lessons]
 
 
 WAYS: Mapping[str, Way] = {
     "sliced": Way("task_change", compensate=False),
     "compensated": Way("task_change", compensate=True),
     "compensated, in steps": Way("task_change", compensate=True, steps="auto"),
+    "compensated, in steps, distilled": Way(
+        "task_change", compensate=True, steps="auto", distilled=True
+    ),
     "floor 0.1, compensated, in steps": Way(
         TaskChangeImportance(floor=0.1), compensate=True, steps="auto"
     ),
@@ -103,6 +100,11 @@ WAYS: Mapping[str, Way] = {
     "task_taylor, compensated, in steps": Way("task_taylor", compensate=True, steps="auto"),
     "Torch-Pruning's score, sliced": Way(
         TorchPruningImportance(tp.importance.GroupTaylorImportance()), compensate=False
+    ),
+    "Torch-Pruning's score, sliced, distilled": Way(
+        TorchPruningImportance(tp.importance.GroupTaylorImportance()),
+        compensate=False,
+        distilled=True,
     ),
     "Taylor, sliced": Way("taylor", compensate=False),
     "Taylor, compensated": Way("taylor", compensate=True),
@@ -126,7 +128,7 @@ def networks() -> dict[str, Network]:
     real = [driving_n_on(Path(root)) for root in (os.environ.get("TASKPRUNE_DATA"),) if root]
     return {
         **{
-            subject.name: _of_subject(subject, {"−32.7 % parameters": Budget.from_ratio(0.327)})
+            subject.name: _of_subject(subject, {"−32.7 % parameters": Budget.from_ratio(0.327)}, {})
             for subject in real
         },
         "driving n": _of_subject(
@@ -135,11 +137,14 @@ def networks() -> dict[str, Network]:
                 "−32.7 % parameters": Budget.from_ratio(0.327),
                 "85 % of the MACs": Budget(macs=0.85),
                 "70 % of the MACs": Budget(macs=0.7),
+                "60 % of the MACs": Budget(macs=0.6),
             },
+            distilling={"60 % of the MACs": 150},
         ),
         "dense": _of_subject(
             found["dense"],
             {"50 % of the MACs": Budget(macs=0.5), "30 % of the MACs": Budget(macs=0.3)},
+            distilling={"50 % of the MACs": 100},
         ),
         "fusion": Network(
             teacher=lambda _seed: load_fusion_teacher(),
@@ -152,13 +157,33 @@ def networks() -> dict[str, Network]:
                 "−80 % parameters": Budget.from_ratio(0.8),
                 "−90 % parameters": Budget.from_ratio(0.9),
             },
+            distilling={"−80 % parameters": 40, "−90 % parameters": 40},
+            lessons=_fusion_lessons,
         ),
     }
 
 
-def _of_subject(subject: Subject, budgets: Mapping[str, Budget]) -> Network:
+def _of_subject(
+    subject: Subject, budgets: Mapping[str, Budget], distilling: Mapping[str, int]
+) -> Network:
     return Network(
-        subject.teacher, subject.tasks, subject.forward, subject.calibration, subject.judge, budgets
+        teacher=subject.teacher,
+        tasks=subject.tasks,
+        forward=subject.forward,
+        calibration=subject.calibration,
+        judge=subject.judge,
+        budgets=budgets,
+        distilling=distilling,
+        lessons=lambda seed, steps: lessons_of(subject, seed, steps),
+    )
+
+
+def _fusion_lessons(seed: int, steps: int) -> Lessons:
+    return Lessons(
+        fusion_tasks(load_fusion_teacher().config.grid),
+        fusion_forward,
+        fusion_tuning(seed, steps),
+        fusion_calibration(HELD_OUT_SEED, 8),
     )
 
 
@@ -175,32 +200,36 @@ def _judge_fusion(model: nn.Module, n_images: int) -> dict[str, float]:
 
 
 def cell(
-    network: Network, budget: Budget, way: Way, seed: int, n_images: int, device: str = "cpu"
+    name: str, network: Network, budget: str, way: Way, seed: int, n_images: int, device: str
 ) -> Cell:
-    """Prune in one way, on a device, and judge."""
+    """Prune in one way, on a device, train where the way says so, and judge."""
     teacher = network.teacher(seed)
     before = network.judge(teacher, n_images)
-    batches = [batch.to(device) for batch in network.calibration(seed)]
-    started = time.process_time()
-    with flushed_denormals():
-        result = taskprune.prune(
+    target = network.budgets[budget]
+
+    def make() -> Student:
+        return pruned(
+            way,
             teacher.to(device),
-            network.tasks() if way.labels else None,
-            data=batches,
+            network.tasks(),
+            data=[batch.to(device) for batch in network.calibration(seed)],
             forward=network.forward,
-            budget=budget,
-            importance=way.importance,
-            compensate=way.compensate,
-            settings=PruneSettings(steps=way.steps, verify=False),
+            budget=target,
         )
-    seconds = time.process_time() - started
-    after = network.judge(result.model.cpu(), n_images)
+
+    student = kept(name, way, target, seed, teacher, make) if way.distilled else make()
+    model = student.model
+    if way.distilled:
+        steps = network.distilling[budget]
+        lessons = network.lessons(seed, steps)
+        model = healed(student, teacher, lessons, recipe(way, steps, seed))
+    after = network.judge(model.cpu(), n_images)
     return {
-        "removed": {cost: result.report.removed(cost) for cost in ("params", "macs")},
+        "removed": {cost: student.removed(cost) for cost in ("params", "macs")},
         "before": dict(before),
         "lost": {task: after[task] - before[task] for task in before},
-        "steps": max(1, len(result.report.steps)),
-        "seconds": seconds,
+        "steps": student.steps,
+        "seconds": student.seconds,
         "device": device,
         "torch": torch.__version__,
     }
@@ -209,7 +238,7 @@ def cell(
 def named_cell(name: str, budget: str, way: str, seed: int, images: int, device: str) -> Cell:
     """Measure a cell by the names in its identity; one process, one thread."""
     network = networks()[name]
-    measured = cell(network, network.budgets[budget], WAYS[way], seed, images, device)
+    measured = cell(name, network, budget, WAYS[way], seed, images, device)
     return {**identity(name, budget, way, seed, images), **measured}
 
 
@@ -222,6 +251,7 @@ def compute(args: argparse.Namespace) -> None:
         for name in args.networks
         for budget in networks()[name].budgets
         for way in args.ways
+        if not WAYS[way].distilled or budget in networks()[name].distilling
         if not cells.has(identity(name, budget, way, seed, args.images))
     ]
     measure(cells, wanted, args.images, jobs=args.jobs, device=args.device)

@@ -16,6 +16,7 @@ from typing import Any
 import cost_tables
 import quality_tables
 import robustness_tables
+import training_tables
 from markdown_tables import View
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ VIEWS: dict[str, View] = {
     **quality_tables.VIEWS,
     **cost_tables.VIEWS,
     **robustness_tables.VIEWS,
+    **training_tables.VIEWS,
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
 
@@ -49,7 +51,11 @@ def rendered(text: str) -> str:
 
 def draw() -> None:
     """Draw the pictures of the pages."""
-    for name, draw_of in (("distillation", _draw_distillation), ("frontier", _draw_frontier)):
+    for name, draw_of in (
+        ("distillation", _draw_distillation),
+        ("frontier", _draw_frontier),
+        ("time_to_quality", _draw_time),
+    ):
         path = RESULTS / f"{name}.json"
         if path.exists():
             draw_of(json.loads(path.read_text(encoding="utf-8")))
@@ -66,6 +72,12 @@ def _draw_frontier(content: dict[str, Any]) -> None:
     from frontier_plot import draw as draw_curves
 
     draw_curves(content, quality_tables.FRONTIER_PICTURE)
+
+
+def _draw_time(content: dict[str, Any]) -> None:
+    from time_to_quality_plot import draw as draw_losses
+
+    draw_losses(content, training_tables.TIME_PICTURE)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -16,15 +17,18 @@ from torch.utils.data import Subset
 from taskprune import Task
 from taskprune.calling import Forward
 from taskprune.driving.batch import DrivingBatch
-from taskprune.driving.data import BDD100K, RoadScenes, loader, standard_augment
-from taskprune.driving.nets import FEATURE_MODULES
+from taskprune.driving.data import BDD100K, Cached, RoadScenes, loader, standard_augment
+from taskprune.driving.data.sample import DrivingSample
+from taskprune.driving.nets import FEATURE_MODULES, build_net
 from taskprune.driving.tasks import driving_tasks
 from taskprune.driving.tasks import forward as driving_forward
 from taskprune.driving.teacher import TEACHER_SIZE, fit_teacher, load_teacher
-from taskprune.restore import evaluating, flushed_denormals
+from taskprune.driving.training import TrainSettings, train
+from taskprune.restore import evaluating, flushed_denormals, preserved_rng
 
 CALIBRATION_IMAGES = 64
-VALIDATION_SEED = 3
+HELD_OUT_IMAGES = 128
+VALIDATION_SEED, HELD_OUT_SEED = 3, 4
 TEACHERS = Path(__file__).parents[1] / "runs" / "benchmarks"
 
 
@@ -45,6 +49,7 @@ class Subject:
         calibration: ``(seed) -> batches``.
         validation: ``(n images) -> batches``, never seen in training.
         training: ``(seed, steps) -> batches``.
+        held_out: ``(seed) -> batches`` to choose weights by: not trained on, not judged on.
         keep: Fractions of the multiply-adds to prune to: one that hurts, one that hurts much.
         steps: Of fine-tuning; as many as bring a random choice of channels back part of the way.
     """
@@ -57,6 +62,7 @@ class Subject:
     calibration: Callable[[int], Iterable[DrivingBatch]]
     validation: Callable[[int], Iterable[DrivingBatch]]
     training: Callable[[int, int], Iterable[DrivingBatch]]
+    held_out: Callable[[int], Iterable[DrivingBatch]]
     keep: tuple[float, ...]
     steps: int
 
@@ -96,6 +102,12 @@ def driving_n() -> Subject:
             seed=seed,
             augment=standard_augment(),
         ),
+        held_out=lambda _seed: loader(
+            Cached(RoadScenes(HELD_OUT_IMAGES, seed=HELD_OUT_SEED)),
+            batch_size=8,
+            shuffle=False,
+            seed=0,
+        ),
         keep=(0.85, 0.7),
         steps=40,
     )
@@ -104,25 +116,69 @@ def driving_n() -> Subject:
 def driving_n_on(data: Path) -> Subject:
     """The same network fine-tuned on a data set in BDD100K's layout; a seed draws calibration."""
 
-    def calibration(seed: int) -> Iterable[DrivingBatch]:
-        images = BDD100K(data, "train", size=TEACHER_SIZE)
-        drawn = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-        chosen = Subset(images, drawn[:CALIBRATION_IMAGES].tolist())
-        return loader(chosen, batch_size=8, shuffle=False, seed=seed)
+    def teacher(_seed: int) -> nn.Module:
+        return fit_teacher(data, out=TEACHERS / f"driving_n_{data.name}")
+
+    return driving_on(data, f"driving n, {data.name}", teacher, TEACHER_SIZE)
+
+
+def driving_on(
+    data: Path, name: str, teacher: Callable[[int], nn.Module], size: tuple[int, int]
+) -> Subject:
+    """A three-task network trained on a data set in BDD100K's layout.
+
+    A seed shuffles the training images: the first are for calibration, the next are held out, and
+    training goes through all that are not held out.
+    """
+
+    def parts(seed: int) -> tuple[Subset[DrivingSample], ...]:
+        images = BDD100K(data, "train", size=size)
+        n = len(images)
+        drawn = torch.randperm(n, generator=torch.Generator().manual_seed(seed)).tolist()
+        first = min(CALIBRATION_IMAGES, n // 3)
+        last = first + min(HELD_OUT_IMAGES, n // 3)
+        chosen = drawn[:first], drawn[first:last], drawn[:first] + drawn[last:]
+        return tuple(Subset(images, indices) for indices in chosen)
 
     def validation(n: int) -> Iterable[DrivingBatch]:
-        images = BDD100K(data, "val", size=TEACHER_SIZE)
+        images = BDD100K(data, "val", size=size)
         return loader(
             Subset(images, range(min(n, len(images)))), batch_size=8, shuffle=False, seed=0
         )
 
     return replace(
         driving_n(),
-        name=f"driving n, {data.name}",
-        teacher=lambda _seed: fit_teacher(data, out=TEACHERS / f"driving_n_{data.name}"),
-        calibration=calibration,
+        name=name,
+        teacher=teacher,
+        calibration=lambda seed: loader(parts(seed)[0], batch_size=8, shuffle=False, seed=seed),
+        held_out=lambda seed: loader(parts(seed)[1], batch_size=8, shuffle=False, seed=seed),
+        training=lambda seed, _steps: loader(
+            parts(seed)[2], batch_size=8, shuffle=True, seed=seed, augment=standard_augment()
+        ),
         validation=validation,
     )
+
+
+def of_scale(scale: str, data: Path, args: argparse.Namespace) -> Subject:
+    """A network of a scale on a data set: trained on it first, or read from a file."""
+    name = f"driving {scale}, {data.name}"
+
+    def teacher(_seed: int) -> nn.Module:
+        if args.teacher is not None:
+            return load_teacher(args.teacher)
+        with preserved_rng():
+            torch.manual_seed(0)
+            net = build_net(scale).to(args.device)
+        return train(
+            net,
+            BDD100K(data, "train", size=args.size),
+            settings=TrainSettings(steps=args.teacher_steps),
+            out=TEACHERS / f"driving_{scale}_{data.name}",
+            augment=standard_augment(),
+            resume=True,
+        )
+
+    return driving_on(data, name, teacher, args.size)
 
 
 def dense(data: Path | None = None) -> Subject:
@@ -148,6 +204,7 @@ def dense(data: Path | None = None) -> Subject:
         training=lambda seed, steps: batches(
             BATCH_SIZE * steps, 2000 + seed, "train", shuffle=True
         ),
+        held_out=lambda _seed: batches(HELD_OUT_IMAGES, HELD_OUT_SEED, "train"),
         keep=(0.7, 0.5),
         steps=100,
     )

@@ -1,0 +1,180 @@
+"""Pruned networks that more than one benchmark trains on, pruned once and kept under ``runs/``."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from subjects import Subject
+from torch import nn
+
+import taskprune
+from taskprune import Budget, DistillSettings, PruneSettings, PruningPlan, Task
+from taskprune.calling import Forward
+from taskprune.distillation import Validation
+from taskprune.importance import Importance
+from taskprune.restore import flushed_denormals
+from taskprune.rewrite.checkpoint import read_header
+
+STUDENTS = Path(__file__).parents[1] / "runs" / "benchmarks" / "students"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to get a smaller network: a row of a table.
+
+    Attributes:
+        importance: The criterion.
+        compensate: Whether what reads removed channels is re-weighted.
+        steps: In how many steps it is pruned.
+        labels: Whether the tasks are known, or the outputs alone.
+        distilled: Whether it is trained afterwards.
+    """
+
+    importance: str | Importance
+    compensate: bool
+    steps: int | Literal["auto"] = 1
+    labels: bool = True
+    distilled: bool = False
+
+
+@dataclass(frozen=True)
+class Student:
+    """A pruned network.
+
+    Attributes:
+        model: The network, nothing trained.
+        plan: What was removed.
+        seconds: Processor time that pruning took, of all threads.
+        steps: In how many steps it was pruned.
+    """
+
+    model: nn.Module
+    plan: PruningPlan
+    seconds: float
+    steps: int
+
+    def removed(self, cost: str) -> float:
+        """Return the part of a cost that went."""
+        before, after = self.plan.costs[cost]
+        return 1 - after / before
+
+
+def pruned(
+    way: Way,
+    teacher: nn.Module,
+    tasks: Mapping[str, Task],
+    *,
+    data: Iterable[Any],
+    forward: Forward,
+    budget: Budget,
+) -> Student:
+    """Prune through the front door, nothing trained."""
+    started = time.process_time()
+    with flushed_denormals():
+        result = taskprune.prune(
+            teacher,
+            tasks if way.labels else None,
+            data=data,
+            forward=forward,
+            budget=budget,
+            importance=way.importance,
+            compensate=way.compensate,
+            settings=PruneSettings(steps=way.steps, verify=False),
+        )
+    seconds = time.process_time() - started
+    return Student(result.model, result.plan, seconds, max(1, len(result.report.steps)))
+
+
+def kept(
+    network: str,
+    way: Way,
+    budget: Budget,
+    seed: int,
+    teacher: nn.Module,
+    make: Callable[[], Student],
+) -> Student:
+    """Return the student of a way from its file, made first where there is none."""
+    untrained = re.sub(r" at 0x\w+", "", repr(replace(way, distilled=False)))
+    text = json.dumps([network, untrained, repr(budget), seed])
+    path = STUDENTS / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
+    if not path.exists():
+        student = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"of": text, "seconds": student.seconds, "steps": student.steps}
+        taskprune.save_checkpoint(path, student.model, student.plan, metadata=facts)
+        return student
+    header = read_header(path)
+    model = taskprune.load_checkpoint(path, teacher)
+    return Student(model, header.plan, header.metadata["seconds"], header.metadata["steps"])
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """What a student is trained with.
+
+    Attributes:
+        tasks: Losses and metrics.
+        forward: ``(model, batch) -> outputs``.
+        training: Batches.
+        held_out: Batches to choose the best weights by.
+        taps: The modules whose features it follows; ``None``: those that all tasks share.
+    """
+
+    tasks: Mapping[str, Task]
+    forward: Forward
+    training: Iterable[Any]
+    held_out: Iterable[Any]
+    taps: Sequence[str] | None = None
+
+
+def lessons_of(subject: Subject, seed: int, steps: int) -> Lessons:
+    """Return what students of a subject are trained with."""
+    return Lessons(
+        subject.tasks(),
+        subject.forward,
+        subject.training(seed, steps),
+        subject.held_out(seed),
+        subject.taps,
+    )
+
+
+def healed(
+    student: Student, teacher: nn.Module, lessons: Lessons, settings: DistillSettings
+) -> nn.Module:
+    """Return a trained copy of the student: its best weights, those it began with included."""
+    validation = Validation(
+        lessons.tasks,
+        lessons.held_out,
+        every=max(1, settings.n_steps(()) // 3),
+        forward=lessons.forward,
+    )
+    with flushed_denormals():
+        return taskprune.distill(
+            copy.deepcopy(student.model),
+            teacher=teacher,
+            tasks=lessons.tasks,
+            data=lessons.training,
+            plan=student.plan,
+            taps=lessons.taps,
+            forward=lessons.forward,
+            settings=replace(settings, keep_best=validation),
+        )
+
+
+def recipe(way: Way, steps: int, seed: int) -> DistillSettings:
+    """Return how a student is trained.
+
+    Compensated ones as `taskprune demo` trains; sliced ones by the library's defaults, which were
+    found on such: statistics of batches bring back what slicing did to batch normalisation.
+    """
+    if way.compensate:
+        return DistillSettings(steps=steps, seed=seed, learning_rate=1e-4, frozen_batchnorm=True)
+    return DistillSettings(steps=steps, seed=seed)
