@@ -26,6 +26,7 @@ from robustness_tables import (
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+SPEED_PICTURE = ROOT / "docs" / "images" / "speed.png"
 FRONTIER_PICTURE = ROOT / "docs" / "images" / "frontier.png"
 MARKED = re.compile(r"(<!-- results: ([\w.-]+) -->\n).*?(\n?<!-- end -->)", re.DOTALL)
 
@@ -304,6 +305,7 @@ def latency_predictions(content: dict[str, Any]) -> str:
     rows = [
         [
             row["net"],
+            row["runtime"],
             row["budget"],
             f"{row['predicted ms']:.1f} ms",
             f"{row['measured ms']:.1f} ms ({row['lowest']:.1f} to {row['highest']:.1f})",
@@ -311,8 +313,78 @@ def latency_predictions(content: dict[str, Any]) -> str:
         ]
         for row in content["predictions"]
     ]
-    head = ["net", "budget", "predicted", "measured, median (rounds)", "measured / predicted"]
+    head = [
+        "net",
+        "runtime",
+        "budget",
+        "predicted",
+        "measured, median (rounds)",
+        "measured / predicted",
+    ]
     return markdown(head, rows)
+
+
+def speed_table(content: dict[str, Any]) -> str:
+    """Return times of one image on one thread: a row per network and student, by runtime."""
+    rows = [r for r in content["rows"] if (r["batch"], r["threads"]) == (1, 1)]
+    runtimes = list(dict.fromkeys(r["runtime"] for r in rows))
+    lines = []
+    for net, model in dict.fromkeys((r["net"], r["model"]) for r in rows):
+        own = {r["runtime"]: r for r in rows if (r["net"], r["model"]) == (net, model)}
+        first = next(iter(own.values()))
+        lines.append([net, model, f"{100 * first['MACs left']:.0f} %"])
+        lines[-1] += [
+            f"{own[r]['median ms']:.1f} ms, {own[r]['times faster']:.2f} ×" if r in own else "–"
+            for r in runtimes
+        ]
+    return markdown(["net", "model", "MACs left", *runtimes], lines)
+
+
+def speed_under_load(content: dict[str, Any]) -> str:
+    """Return how much faster students are with more images and threads, by runtime."""
+    rows = [r for r in content["rows"] if r["model"] != "original" and r["runtime"] != "compiled"]
+    cases = sorted({(r["batch"], r["threads"]) for r in rows})
+    lines = []
+    for net, model, runtime in dict.fromkeys((r["net"], r["model"], r["runtime"]) for r in rows):
+        own = {
+            (r["batch"], r["threads"]): r["times faster"]
+            for r in rows
+            if (r["net"], r["model"], r["runtime"]) == (net, model, runtime)
+        }
+        cells = [f"{own[case]:.2f} ×" if case in own else "–" for case in cases]
+        lines.append([net, model, runtime, *cells])
+    head = [f"{b} image{'s' * (b > 1)}, {t} thread{'s' * (t > 1)}" for b, t in cases]
+    return markdown(["net", "model", "runtime", *head], lines)
+
+
+def speed_stages(content: dict[str, Any]) -> str:
+    """Return multiply-adds and times that are left of each stage of the bundled net."""
+    lines = []
+    for cell in content["stages"]:
+        macs, ms = cell["macs"], cell["ms"]
+        for stage in macs["original"]:
+            line = [cell["net"], stage, f"{ms['original'][stage]:.1f} ms"]
+            for student in [m for m in macs if m != "original"]:
+                left = macs[student][stage] / macs["original"][stage]
+                time = ms[student][stage] / ms["original"][stage]
+                line.append(f"{100 * left:.0f} % / {100 * time:.0f} %")
+            lines.append(line)
+    students = [m for m in content["stages"][0]["macs"] if m != "original"]
+    return markdown(["net", "stage", "original", *students], lines)
+
+
+def speed_flat(content: dict[str, Any]) -> str:
+    """Return the groups that buy no time."""
+    lines = [
+        [
+            cell["net"],
+            str(cell["groups"]),
+            str(len(cell["flat"])),
+            ", ".join(f"`{name}`" for name in cell["flat"]) or "–",
+        ]
+        for cell in content["groups"]
+    ]
+    return markdown(["net", "groups", "buy no time", "which"], lines)
 
 
 def scoring_table(content: dict[str, Any]) -> str:
@@ -438,6 +510,10 @@ VIEWS: dict[str, Callable[[dict[str, Any]], str]] = {
     "guarantees": guarantees_table,
     "latency": latency_table,
     "latency.predictions": latency_predictions,
+    "speed": speed_table,
+    "speed.load": speed_under_load,
+    "speed.stages": speed_stages,
+    "speed.flat": speed_flat,
     "modality": modality_table,
     "modality.duels": modality_duels,
     "promise": promise_table,
@@ -472,7 +548,12 @@ def rendered(text: str) -> str:
 
 def draw() -> None:
     """Draw the pictures of the pages."""
-    for name, draw_of in (("distillation", _draw_distillation), ("frontier", _draw_frontier)):
+    pictures = {
+        "distillation": _draw_distillation,
+        "frontier": _draw_frontier,
+        "speed": _draw_speed,
+    }
+    for name, draw_of in pictures.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             draw_of(json.loads(path.read_text(encoding="utf-8")))
@@ -489,6 +570,12 @@ def _draw_frontier(content: dict[str, Any]) -> None:
     from frontier_plot import draw as draw_curves
 
     draw_curves(content, FRONTIER_PICTURE)
+
+
+def _draw_speed(content: dict[str, Any]) -> None:
+    from speed_plot import draw as draw_speed
+
+    draw_speed(content, SPEED_PICTURE)
 
 
 def main() -> None:
