@@ -130,7 +130,7 @@ def prepare(name: str) -> None:
     """Write ONNX files, and let compiled code be found in the compiler's cache."""
     torch.set_num_threads(1)
     inputs, models = images(name, 2), students(name)
-    for label, model in models.items():
+    for label, model in sorted(models.items(), key=lambda item: item[0] not in COMPILED):
         path, smaller = (onnx_file(name, label, quantized=q) for q in (False, True))
         if smaller.exists():
             continue
@@ -153,6 +153,9 @@ def prepare(name: str) -> None:
 def measure(name: str) -> None:
     """Time all cells that are not there yet."""
     cells, models = Cells("speed"), students(name)
+    torch.set_num_threads(1)
+    if name != "resnet18" and not cells.has({"kind": "stages", "net": name}):
+        cells.append({"kind": "stages", "net": name, **_by_stage(name, models)})
     for batch in BATCHES:
         for threads in THREADS:
             key = {"kind": "times", "net": name, "batch": batch, "threads": threads}
@@ -164,8 +167,6 @@ def measure(name: str) -> None:
     key = {"kind": "compiled", "net": name, "batch": 1, "threads": 1}
     if not cells.has(key):
         cells.append({**key, "device": "cpu", "ms": _compiled(name, models)})
-    if name != "resnet18" and not cells.has({"kind": "stages", "net": name}):
-        cells.append({"kind": "stages", "net": name, **_by_stage(name, models)})
 
 
 def _in_turn(name: str, models: Mapping[str, nn.Module], batch: int) -> dict[str, Any]:
@@ -177,7 +178,8 @@ def _in_turn(name: str, models: Mapping[str, nn.Module], batch: int) -> dict[str
             like = model(inputs)
         for runtime in ("onnx", "onnx int8"):
             path = onnx_file(name, label, quantized=runtime != "onnx")
-            running_as[f"{runtime}/{label}"] = OnnxModel(path, like)
+            if path.exists():
+                running_as[f"{runtime}/{label}"] = OnnxModel(path, like)
     return _reports(running_as, inputs, REPEATS[batch])
 
 
