@@ -369,6 +369,8 @@ def speed_stages(content: dict[str, Any]) -> str:
                 time = ms[student][stage] / ms["original"][stage]
                 line.append(f"{100 * left:.0f} % / {100 * time:.0f} %")
             lines.append(line)
+    if not lines:
+        return "*Not measured yet.*"
     students = [m for m in content["stages"][0]["macs"] if m != "original"]
     return markdown(["net", "stage", "original", *students], lines)
 
