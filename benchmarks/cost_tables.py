@@ -112,6 +112,7 @@ LATENCY = Columns(
 PREDICTED_LATENCY = Columns(
     (
         ("net", "{net}"),
+        ("runtime", "{runtime}"),
         ("budget", "{budget}"),
         ("predicted", "{predicted ms:.1f} ms"),
         ("measured, median (rounds)", "{measured ms:.1f} ms ({lowest:.1f} to {highest:.1f})"),

@@ -3,27 +3,33 @@
 The segmentation decoder of the bundled `l` net has 0.4 % of the parameters and almost half of the
 compute: a bound on the parameters alone need not touch it. Bounds on multiply-adds or on the
 latency do. Then the predicted latency of the `n` net and of torchvision's resnet18 beside the
-measured one, at several bounds. Weights are random, channels are ranked by magnitude.
+measured one, at several bounds and by what will run it. Weights are random, channels are ranked by
+magnitude. Rows of other nets and runtimes stay in the file, so a quiet machine is needed for a few
+minutes at a time only.
 
-    python benchmarks/latency.py [--macs 0.55 0.45] [--latency 0.6] [--height 128 --width 192]
+    python benchmarks/latency.py [--nets n resnet18 l] [--runtime eager] [--macs 0.55 0.45]
+                                 [--latency 0.6] [--height 128 --width 192]
                                  [--fractions 0.9 0.8 0.7] [--device cpu]
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from architectures.torchvision_import import import_torchvision
-from protocol import record, show
+from protocol import RESULTS, record, show
 from torch import Tensor, nn
 
+from taskprune.calling.forward import call_inputs
 from taskprune.cost import LatencyCost, measure_latency
 from taskprune.coupling import CouplingGroups, couple
 from taskprune.deployment.latency import ModelTimer, landed, measured_cost
+from taskprune.deployment.runtimes import Runtime, in_runtime, running
 from taskprune.driving.nets import build_net
 from taskprune.errors import InfeasibleBudgetError
 from taskprune.graph import trace
@@ -37,11 +43,13 @@ from taskprune.solver.safety import Safety
 PARAMS = 0.673
 
 
-def plans_for(net: nn.Module, image: Tensor, budgets: list[Budget]) -> dict[str, PruningPlan]:
+def plans_for(
+    net: nn.Module, image: Tensor, budgets: list[Budget], runtime: Runtime = "eager"
+) -> dict[str, PruningPlan]:
     """Solve each budget that can be met, as `prune` does: once, and again with what that taught."""
     groups = couple(trace(net, (image,)))
     scores = score(net, groups, {}, (), importance=importance_by_name("magnitude"))
-    timer = ModelTimer((image,))
+    timer = ModelTimer((image,), runtime=runtime)
     cost = measured_cost(net, groups, timer)
     found = {str(b): solved(net, timer, groups, scores, b, cost) for b in budgets}
     return {name: plan for name, plan in found.items() if plan is not None}
@@ -97,9 +105,16 @@ def predictions(name: str, net: nn.Module, args: argparse.Namespace) -> list[dic
     """Predict, then measure `args.rounds` times, each the median of `args.repeats` passes."""
     net = net.eval().to(args.device)
     image = torch.randn(1, 3, args.height, args.width, device=args.device)
-    plans = plans_for(net, image, [Budget(latency_ms=f) for f in args.fractions])
-    models = models_of(net, plans)
-    rounds = [measure_latency(models, (image,), repeats=args.repeats) for _ in range(args.rounds)]
+    budgets = [Budget(latency_ms=f) for f in args.fractions]
+    plans = plans_for(net, image, budgets, args.runtime)
+    models = {
+        model: in_runtime(own, (image,), call_inputs, args.runtime)
+        for model, own in models_of(net, plans).items()
+    }
+    with running(args.runtime, net):
+        rounds = [
+            measure_latency(models, (image,), repeats=args.repeats) for _ in range(args.rounds)
+        ]
     found: list[dict[str, Any]] = []
     before, _ = next(iter(plans.values())).costs["latency_ns"]
     whole = statistics.median(one["original"].median_ms for one in rounds)
@@ -112,6 +127,7 @@ def predictions(name: str, net: nn.Module, args: argparse.Namespace) -> list[dic
         found.append(
             {
                 "net": name,
+                "runtime": args.runtime,
                 "budget": model,
                 "original ms": whole,
                 "original ms, when predicted": before / 1e6,
@@ -136,6 +152,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--runtime", default="eager", choices=get_args(Runtime))
     parser.add_argument("--nets", nargs="*", default=["n", "resnet18", "l"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -150,7 +167,15 @@ def main() -> None:
     found = large_net(args) if "l" in args.nets else []
     if found:
         show("The l net", found)
+    path = RESULTS / "latency.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    fresh = {(row["net"], row["runtime"]) for row in predicted}
+    predicted += [
+        row for row in known.get("predictions", ()) if (row["net"], row["runtime"]) not in fresh
+    ]
+    predicted.sort(key=lambda row: (row["net"], row["runtime"], -row["predicted ms"]))
     settings = vars(args) | {"safety": str(Safety())}
+    found = found or known.get("rows", [])
     record("latency", {"settings": settings, "rows": found, "predictions": predicted})
 
 

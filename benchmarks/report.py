@@ -16,6 +16,7 @@ from typing import Any
 import cost_tables
 import quality_tables
 import robustness_tables
+import speed_tables
 import training_tables
 from markdown_tables import View
 
@@ -28,6 +29,7 @@ VIEWS: dict[str, View] = {
     **quality_tables.VIEWS,
     **cost_tables.VIEWS,
     **robustness_tables.VIEWS,
+    **speed_tables.VIEWS,
     **training_tables.VIEWS,
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
@@ -51,11 +53,14 @@ def rendered(text: str) -> str:
 
 def draw() -> None:
     """Draw the pictures of the pages."""
-    for name, draw_of in (
-        ("distillation", _draw_distillation),
-        ("frontier", _draw_frontier),
-        ("time_to_quality", _draw_time),
-    ):
+    pictures = {
+        "distillation": _draw_distillation,
+        "frontier": _draw_frontier,
+        "scaling": _draw_scaling,
+        "speed": _draw_speed,
+        "time_to_quality": _draw_time,
+    }
+    for name, draw_of in pictures.items():
         path = RESULTS / f"{name}.json"
         if path.exists():
             draw_of(json.loads(path.read_text(encoding="utf-8")))
@@ -78,6 +83,18 @@ def _draw_time(content: dict[str, Any]) -> None:
     from time_to_quality_plot import draw as draw_losses
 
     draw_losses(content, training_tables.TIME_PICTURE)
+
+
+def _draw_speed(content: dict[str, Any]) -> None:
+    from speed_plot import draw as draw_speed
+
+    draw_speed(content, speed_tables.SPEED_PICTURE)
+
+
+def _draw_scaling(content: dict[str, Any]) -> None:
+    from scaling_plot import draw as draw_times
+
+    draw_times(content, speed_tables.SCALING_PICTURE)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from taskprune.errors import InputError
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import apply_plan
 
-REPEATS = (15, 200)
+REPEATS = (11, 200)
 """Timed passes of each model, at least and at most."""
 
 TIMED_PLANS = 4
@@ -82,10 +82,11 @@ class ModelTimer:
             self._first = self._first or (model, made[name])
         times = partial(measure_latency, made, self.example_inputs, forward=self.forward)
         with running(self.runtime, next(iter(models.values()))):
-            slowest = max(report.median_ms for report in times(repeats=2).values())
+            slowest = max(r.median_ms for r in times(repeats=2, warmup=3).values())
             least, most = REPEATS
             repeats = round(min(most, max(least, TOTAL_MS / slowest)))
-            return {name: report.median_ms for name, report in times(repeats=repeats).items()}
+            found = times(repeats=repeats, warmup=0)
+        return {name: report.median_ms for name, report in found.items()}
 
 
 def latency_cost(
