@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 ATTRIBUTE = "taskprune_roles"
 
@@ -71,5 +71,5 @@ def modules_of_role(model: nn.Module, role: Role) -> tuple[str, ...]:
 def _malformed(model: nn.Module, found: object) -> InputError:
     return InputError(
         f"`{type(model).__name__}.{ATTRIBUTE}` must map role names to a tuple of module paths or "
-        f"patterns, such as `{{'backbone': ('layer3', 'layer4')}}`. Found {found!r}."
+        f"patterns, such as `{{'backbone': ('layer3', 'layer4')}}`. Found {short(found)}."
     )

@@ -24,8 +24,8 @@ from taskprune.distillation.batches import Position
 from taskprune.distillation.best_weights import BestWeights, Standing
 from taskprune.distillation.kept_weights import WeightAverage
 from taskprune.distillation.shards import part_for, whole
-from taskprune.errors import CheckpointError, InputError
-from taskprune.files import as_record, as_type, parse_json, read_sealed, short, write_sealed
+from taskprune.errors import CheckpointError, InputError, short
+from taskprune.files import as_record, as_type, parse_json, read_sealed, write_sealed
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "taskprune.distillation/2"

@@ -12,7 +12,7 @@ from torch import nn
 
 from taskprune.calling.wrappers import without_wrappers
 from taskprune.distillation.roles import Role, declared_roles, modules_of_role
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 Side: TypeAlias = Literal["student", "teacher"]
 
@@ -160,7 +160,7 @@ def _matches(model: nn.Module, selector: object, side: Side | None) -> list[Tap]
 def _no_selector(found: object) -> InputError:
     return InputError(
         "A tap is chosen by a module path, a pattern, a module type, a `Role` or a `Tap`. "
-        f"Found {found!r}."
+        f"Found {short(found)}."
     )
 
 

@@ -11,7 +11,7 @@ from taskprune.files.locking import locked, only_user_of
 from taskprune.files.places import make_folder, make_folder_of
 from taskprune.files.sealed_tensors import read_sealed, read_texts, write_sealed
 from taskprune.files.sealing import sealed, unsealed
-from taskprune.files.typed_records import as_record, as_type, short
+from taskprune.files.typed_records import as_record, as_type
 
 __all__ = [
     "JsonLines",
@@ -28,7 +28,6 @@ __all__ = [
     "read_texts",
     "replacing",
     "sealed",
-    "short",
     "unsealed",
     "write_sealed",
     "write_text",

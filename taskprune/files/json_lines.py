@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from taskprune.errors import CheckpointError, InputError
+from taskprune.errors import CheckpointError, InputError, short
 from taskprune.files.atomic import replacing, writing
 from taskprune.files.bounded_json import MAX_BYTES, parse_json
-from taskprune.files.typed_records import short
 
 
 class JsonLines:

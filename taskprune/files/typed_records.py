@@ -9,7 +9,7 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 Record = TypeVar("Record")
 
@@ -33,7 +33,9 @@ def as_record(kind: type[Record], content: Any, where: str, **given: Any) -> Rec
     if not isinstance(content, dict):
         raise InputError(f"Expected {where} to be an object. Found {short(content)}.")
     if odd := sorted(content.keys() - hints.keys()):
-        raise InputError(f"Expected {where} to have the fields {list(hints)}. Found {odd[0]!r}.")
+        raise InputError(
+            f"Expected {where} to have the fields {list(hints)}. Found {short(odd[0])}."
+        )
     values = dict(given)
     for name, value in content.items():
         if name not in given:
@@ -79,12 +81,6 @@ def as_type(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     name = str(kind) if inner or kind is NoneType else kind.__name__
     raise InputError(f"Expected {where} to be {name}. Found {short(value)}.")
-
-
-def short(value: Any) -> str:
-    """Show a value in a message, however long it is."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @cache

@@ -6,7 +6,7 @@ What is best on a device at hand is what runs fastest there: measure it.
 
 from __future__ import annotations
 
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 DEVICE_MULTIPLES = {
     # NVIDIA, "Matrix Multiplication Background User's Guide", section on tensor core requirements:
@@ -44,12 +44,12 @@ def multiple_for(round_to: int | str) -> int:
             known = ", ".join(f"'{name}' ({n})" for name, n in DEVICE_MULTIPLES.items())
             raise InputError(
                 f"`round_to` must be a whole number from 1 on, or one of {known}. Found "
-                f"{round_to!r}."
+                f"{short(round_to)}."
             )
         return DEVICE_MULTIPLES[round_to]
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise InputError(
             "`round_to` must be a whole number from 1 on, or the name of a device such as "
-            f"'tensor-core-fp16'. Found {round_to!r}."
+            f"'tensor-core-fp16'. Found {short(round_to)}."
         )
     return round_to

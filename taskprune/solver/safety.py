@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from taskprune.coupling.groups import CouplingGroup
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.solver.multiples import multiple_for
 
 
@@ -61,17 +61,21 @@ class Safety:
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise InputError(
                 "`unused` takes names or patterns of parameters and modules, such as 'aux.*'. "
-                f"Found {self.unused!r}."
+                f"Found {short(self.unused)}."
             )
         object.__setattr__(self, "unused", patterns)
         count = self.min_channels
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"`min_channels` must be a whole number from 1 on. Found {count!r}.")
+            raise InputError(
+                f"`min_channels` must be a whole number from 1 on. Found {short(count)}."
+            )
         multiple_for(self.round_to)
         for name in ("max_removed", "max_removed_private", "protected_quantile"):
             fraction = getattr(self, name)
             if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-                raise InputError(f"`{name}` must be a fraction from 0 to 1. Found {fraction!r}.")
+                raise InputError(
+                    f"`{name}` must be a fraction from 0 to 1. Found {short(fraction)}."
+                )
         limits = self.max_loss_increase
         if limits is None:
             return
@@ -80,7 +84,7 @@ class Safety:
             if not is_number or not 0 <= limit < math.inf:
                 raise InputError(
                     "`max_loss_increase` must be a fraction from 0 on, such as 0.05, or "
-                    f"{{task: fraction}}. Found {limit!r}."
+                    f"{{task: fraction}}. Found {short(limit)}."
                 )
 
     @property
