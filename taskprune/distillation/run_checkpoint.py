@@ -115,7 +115,7 @@ def load_run(path: Path, parts: RunParts, identity: Mapping[str, Any]) -> RunSta
     saved, texts = read_sealed(path, file_format=FORMAT)
     try:
         state = as_record(RunState, parse_json(texts.get("taskprune", "")), "the header")
-        _check_identity(path, state.identity, identity)
+        _check_identity(path, _extended(state, identity), identity)
         _check_state(state, parts, identity)
     except InputError as error:
         raise CheckpointError(
@@ -175,6 +175,14 @@ def _check_tensors(path: Path, parts: RunParts, saved: Mapping[str, Tensor]) -> 
 
 def _described(tensor: Tensor | None) -> str:
     return "no tensor" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def _extended(state: RunState, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a run was; one that is finished may get more steps."""
+    was, wanted = state.identity.get("n_steps"), identity["n_steps"]
+    if isinstance(was, int) and state.step == was < wanted:
+        return {**state.identity, "n_steps": wanted}
+    return state.identity
 
 
 def _check_identity(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
