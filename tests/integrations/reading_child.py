@@ -31,4 +31,4 @@ for folder in map(Path, sys.argv[1:]):
     torch.save(outputs, folder / "outputs.pt")
     if folder.name in DEPLOYED:
         example = {**inputs, "use_cache": False} if model.can_generate() else inputs
-        taskprune.export(model, folder / "model.onnx", example)
+        taskprune.export(model, folder / "model.onnx", example, dynamic_batch=False)
