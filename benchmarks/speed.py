@@ -44,8 +44,7 @@ from taskprune.files import replacing, writing
 from taskprune.graph import trace
 from taskprune.importance import importance_by_name, score
 from taskprune.plan.plan import PruningPlan
-from taskprune.restore import evaluating
-from taskprune.restore.denormals import flushed_denormals
+from taskprune.restore import evaluating, flushed_denormals
 from taskprune.rewrite import apply_plan
 from taskprune.solver import solve
 from taskprune.solver.budget import Budget

@@ -6,6 +6,9 @@ stem from a bad argument are also ``ValueError``, so that generic handlers keep 
 
 from __future__ import annotations
 
+import reprlib
+from typing import Any
+
 
 class TaskPruneError(Exception):
     """Base class of all errors raised by taskprune."""
@@ -69,3 +72,27 @@ class MissingDependencyError(TaskPruneError, ImportError):
 
 class AbsentValueError(TaskPruneError):
     """A model without one of its tasks needed a value that only that task computed."""
+
+
+class _Short(reprlib.Repr):
+    """Shows of tensors and modules what they are, not what they hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxother = self.maxstring = 80
+        self.maxlist = self.maxtuple = self.maxset = self.maxdict = 6
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if hasattr(x, "shape") and hasattr(x, "dtype"):
+            return f"{type(x).__name__} of shape {list(x.shape)}"
+        if hasattr(x, "named_modules"):
+            return f"a module {type(x).__name__}"
+        return super().repr_instance(x, level)
+
+
+_SHORT = _Short()
+
+
+def short(value: object) -> str:
+    """Show in a message what was found, however large it is."""
+    return _SHORT.repr(value)

@@ -22,7 +22,7 @@ from taskprune.allocation.silencing import Moments, silenced
 from taskprune.calling.inputs import Remembered, TaskBatch
 from taskprune.compensation.harm import Harm, runs
 from taskprune.coupling.groups import CouplingGroups, IntArray
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.importance.accumulation import accumulated
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.criteria_by_name import DEFAULT_CRITERION, checked_criterion
@@ -160,10 +160,10 @@ class MeasuredDamage:
         if not (self.widths and ascending and self.widths[0] > 0 and self.widths[-1] <= 1):
             raise InputError(
                 "`widths` must be ascending fractions of a group's channels, above 0 and at most "
-                f"1. Found {self.widths!r}."
+                f"1. Found {short(self.widths)}."
             )
         if self.n_batches < 1:
-            raise InputError(f"`n_batches` must be at least 1. Found {self.n_batches!r}.")
+            raise InputError(f"`n_batches` must be at least 1. Found {short(self.n_batches)}.")
 
     def __call__(
         self, model: nn.Module, groups: CouplingGroups, evidence: Evidence, /

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from taskprune.calling.forward import Forward, Forwards, call_batch, call_inputs, one_forward
 from taskprune.calling.task import Task
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -150,7 +150,9 @@ def model_inputs(
         call = forward or call_inputs
         return ModelInputs(example_inputs, None, 0, call, call)
     if n_batches is not None and not (isinstance(n_batches, int) and n_batches >= 1):
-        raise InputError(f"`n_batches` must be at least 1, or None for all. Found {n_batches!r}.")
+        raise InputError(
+            f"`n_batches` must be at least 1, or None for all. Found {short(n_batches)}."
+        )
     found = _of_data(data, tasks, forward or call_batch, n_batches)
     if example_inputs is None:
         return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 FUSION = "fusion"
 """Label of what belongs to no modality: what is computed from several of them, and heads."""
@@ -36,7 +36,7 @@ class Modality:
                 "A modality needs a name (not 'fusion') and either the path of its branch, "
                 "Modality('camera', module='camera_branch'), or the arguments of the model's "
                 "`forward` that carry it, Modality('camera', inputs='images'). Found "
-                f"{self.name!r}, module={self.module!r}, inputs={self.inputs!r}."
+                f"{short(self.name)}, module={short(self.module)}, inputs={short(self.inputs)}."
             )
 
     @property

@@ -11,7 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 
 @runtime_checkable
@@ -56,13 +56,15 @@ class Task:
                 f"Found {type(self.loss).__name__}."
             )
         if not (_is_number(self.weight) and math.isfinite(self.weight) and self.weight > 0):
-            raise InputError(f"`Task.weight` must be a positive number. Found {self.weight!r}.")
+            raise InputError(
+                f"`Task.weight` must be a positive number. Found {short(self.weight)}."
+            )
         if self.tolerance is not None and not (_is_number(self.tolerance) and self.tolerance >= 0):
-            raise InputError(f"`Task.tolerance` must be at least 0. Found {self.tolerance!r}.")
+            raise InputError(f"`Task.tolerance` must be at least 0. Found {short(self.tolerance)}.")
         if self.outputs is not None and not _are_paths(self.outputs):
             raise InputError(
                 "`Task.outputs` must be a path such as 'detection.boxes', a tuple of paths, or "
-                f"None to have them found from the loss. Found {self.outputs!r}."
+                f"None to have them found from the loss. Found {short(self.outputs)}."
             )
         if self.metric is not None and not isinstance(self.metric, Metric):
             raise InputError(
@@ -103,7 +105,8 @@ def check_tasks(tasks: Mapping[str, Task]) -> dict[str, Task]:
     for name, task in tasks.items():
         if not isinstance(name, str) or not isinstance(task, Task):
             raise InputError(
-                f"`tasks` must map names to `Task` objects. Found {name!r}: {type(task).__name__}."
+                "`tasks` must map names to `Task` objects. "
+                f"Found {short(name)}: {type(task).__name__}."
             )
     return dict(tasks)
 

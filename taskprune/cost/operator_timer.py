@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 
 from taskprune.cost.operator_call import OperatorCall
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.files import (
     as_type,
     locked,
@@ -27,7 +27,6 @@ from taskprune.files import (
     read_bytes,
     replacing,
     sealed,
-    short,
     unsealed,
 )
 from taskprune.restore.process import flushed_denormals, preserved_rng

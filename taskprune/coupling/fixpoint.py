@@ -27,7 +27,7 @@ from taskprune.coupling.splitting import freed_layers, locked_layers, split_laye
 from taskprune.coupling.standard_sizes import add_standard_sizes
 from taskprune.coupling.unit_table import Column, UnitTable
 from taskprune.coupling.unread import with_readers
-from taskprune.errors import InputError, UnsupportedOperatorError
+from taskprune.errors import InputError, UnsupportedOperatorError, short
 from taskprune.graph.records import ModelGraph, Operation, TensorValue
 from taskprune.restore.process import collection_paused
 
@@ -271,7 +271,8 @@ def _protected_columns(analysis: Analysis, entry: Protected) -> list[Column]:
     ]
     if not paths and not columns:
         raise InputError(
-            f"`protect` must name modules of the model, or types of them. Found {entry!r}, which "
+            "`protect` must name modules of the model, or types of them. "
+            f"Found {short(entry)}, which "
             f"matches none of: {', '.join(repr(p) for p in list(modules)[1:9])}, …"
         )
     return columns

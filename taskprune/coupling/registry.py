@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch._ops import OpOverload
 
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 if TYPE_CHECKING:
     from taskprune.coupling.context import RuleContext
@@ -41,7 +41,7 @@ def channel_rule(*operators: OpOverload) -> Callable[[ChannelRule], ChannelRule]
             if not isinstance(operator, OpOverload):
                 raise InputError(
                     "A channel rule is registered for operator overloads such as "
-                    f"torch.ops.aten.relu.default. Found {operator!r}."
+                    f"torch.ops.aten.relu.default. Found {short(operator)}."
                 )
             name = str(operator)
             if name in _RULES:

@@ -25,7 +25,7 @@ from taskprune.deployment.export_record import ExportResult, Quantization
 from taskprune.deployment.file_formats import Kind, kind_of
 from taskprune.deployment.file_models import BATCH, program_inputs
 from taskprune.deployment.onnx_files import OnnxModel, quantize_onnx
-from taskprune.errors import ExportError, InputError
+from taskprune.errors import ExportError, InputError, short
 from taskprune.files import make_folder_of, replacing, writing
 from taskprune.restore.process import preserved_rng
 from taskprune.rewrite import OutputError
@@ -131,8 +131,8 @@ def _checked(path: Path, quantize: object, dynamic_batch: bool | None, tolerance
             f"{kind.runtime} lays out memory for one number of samples, that of the example. Leave "
             "`dynamic_batch` away."
         )
-    if not tolerance > 0:
-        raise InputError(f"`tolerance` must be positive. Found {tolerance!r}.")
+    if not isinstance(tolerance, int | float) or not tolerance > 0:
+        raise InputError(f"`tolerance` must be positive. Found {short(tolerance)}.")
     kind.check_installed()
     return kind
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
-from taskprune.errors import CheckpointError, InputError
+from taskprune.errors import CheckpointError, InputError, short
 from taskprune.files import JsonLines, as_record
 
 
@@ -106,7 +106,7 @@ def as_figure(value: Any, what: str) -> float:
             return float(value.item() if hasattr(value, "item") else value)
     except (TypeError, ValueError, RuntimeError):
         pass
-    shape = f" of shape {list(value.shape)}" if hasattr(value, "shape") else f" {value!r}"
+    shape = f" of shape {list(value.shape)}" if hasattr(value, "shape") else f" {short(value)}"
     raise InputError(
         f"{what} must be a number, or a tensor or array that holds one. Found "
         f"{type(value).__name__}{shape}."
@@ -126,8 +126,8 @@ def called(callback: Callback, record: StepRecord, student: nn.Module) -> dict[s
     if not isinstance(found, Mapping) or not all(isinstance(key, str) for key in found):
         raise InputError(
             f"The callback `{name}` must return a dict from names to numbers, or None. Found "
-            f"{found!r}, a {type(found).__name__}, after step {record.step}. Return for example "
-            "{'lane': 0.5}."
+            f"{short(found)}, a {type(found).__name__}, after step {record.step}. Return for "
+            "example {'lane': 0.5}."
         )
     return {
         key: as_figure(value, f"The figure `{key}` of the callback `{name}`")

@@ -16,6 +16,7 @@ from torch.optim import AdamW
 from taskprune.distillation.batches import Position, endless
 from taskprune.distillation.history import HistoryLog, StepRecord, called
 from taskprune.distillation.identity import identity
+from taskprune.distillation.interrupting import interrupts_wait
 from taskprune.distillation.kept_weights import BestWeights, WeightAverage
 from taskprune.distillation.progress import training_progress
 from taskprune.distillation.run import Run
@@ -64,7 +65,10 @@ def train(run: Run, accelerator: Accelerator) -> tuple[tuple[StepRecord, ...], i
         _log_what_is_left(state.step, run)
     _begin(run, parts)
     position = state.position
+    # Several processes would not stop at the same step.
+    alone = path is not None and accelerator.num_processes == 1
     with (
+        interrupts_wait() if alone else nullcontext(lambda: False) as is_interrupted,
         closing(_batches(run, accelerator, state.position)) as batches,
         training_progress(
             settings.console, steps=run.n_steps, done=state.step, visible=is_main
@@ -80,9 +84,12 @@ def train(run: Run, accelerator: Accelerator) -> tuple[tuple[StepRecord, ...], i
             log.append(record)
             show(record)
             is_due = record.step == run.n_steps or record.step % settings.checkpoint_every == 0
-            if path is not None and is_due:
+            stops = is_interrupted()
+            if path is not None and (is_due or stops):
                 keeper.save(record.step, position)
                 accelerator.wait_for_everyone()
+            if stops:
+                raise KeyboardInterrupt(f"Saved after step {record.step}, in {settings.directory}.")
     log.flush()
     return tuple(log.records), _end(run, parts)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
@@ -18,6 +20,11 @@ from rich.progress import (
 
 from taskprune.distillation.history import StepRecord
 
+_log = logging.getLogger("taskprune")
+
+LOG_EVERY = 30.0
+"""Seconds between two lines in the log."""
+
 MOST_OF_FIGURES = 60
 """Characters of measured figures in the line; the history has all."""
 
@@ -28,16 +35,28 @@ def training_progress(
 ) -> Iterator[Callable[[StepRecord], None]]:
     """Show steps, time, losses and the last figures that callbacks measured.
 
-    Silent where no console is given and stderr is no terminal.
+    Where no console is given and stderr is no terminal, a line now and then goes to the log.
 
     Yields:
         ``show(record)``, to be called after each step.
     """
+    to_log = visible and console is None
     if console is None:
         console = Console(stderr=True)
         visible = visible and console.is_terminal
+    latest: dict[str, float] = {}
     if not visible:
-        yield lambda _: None
+        last = time.monotonic()
+
+        def tell(record: StepRecord) -> None:
+            nonlocal last
+            latest.update(record.measured)
+            if time.monotonic() - last >= LOG_EVERY:
+                last = time.monotonic()
+                said = _summary(record, latest)
+                _log.info("Distilling: step %d of %d, %s", record.step, steps, said)
+
+        yield tell if to_log else lambda _: None
         return
     columns = (
         TextColumn("Distilling"),
@@ -50,7 +69,6 @@ def training_progress(
     )
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("", total=steps, completed=done, figures="")
-        latest: dict[str, float] = {}
 
         def show(record: StepRecord) -> None:
             latest.update(record.measured)

@@ -23,8 +23,8 @@ from torch.optim import Optimizer
 from taskprune.distillation.batches import Position
 from taskprune.distillation.kept_weights import BestWeights, Standing, WeightAverage
 from taskprune.distillation.shards import part_for, whole
-from taskprune.errors import CheckpointError, InputError
-from taskprune.files import as_record, as_type, parse_json, read_sealed, short, write_sealed
+from taskprune.errors import CheckpointError, InputError, short
+from taskprune.files import as_record, as_type, parse_json, read_sealed, write_sealed
 
 FILE_NAME = "checkpoint.safetensors"
 FORMAT = "taskprune.distillation/2"
@@ -114,7 +114,7 @@ def load_run(path: Path, parts: RunParts, identity: Mapping[str, Any]) -> RunSta
     saved, texts = read_sealed(path, file_format=FORMAT)
     try:
         state = as_record(RunState, parse_json(texts.get("taskprune", "")), "the header")
-        _check_identity(path, state.identity, identity)
+        _check_identity(path, _extended(state, identity), identity)
         _check_state(state, parts, identity)
     except InputError as error:
         raise CheckpointError(
@@ -174,6 +174,14 @@ def _check_tensors(path: Path, parts: RunParts, saved: Mapping[str, Tensor]) -> 
 
 def _described(tensor: Tensor | None) -> str:
     return "no tensor" if tensor is None else f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+
+
+def _extended(state: RunState, identity: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a run was; one that is finished may get more steps."""
+    was, wanted = state.identity.get("n_steps"), identity["n_steps"]
+    if isinstance(was, int) and state.step == was < wanted:
+        return {**state.identity, "n_steps": wanted}
+    return state.identity
 
 
 def _check_identity(path: Path, found: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from taskprune.distillation.history import Callback
 from taskprune.distillation.losses import FeatureLoss, pkd
 from taskprune.distillation.validation import Validation
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 Rule = tuple[Callable[[Any], bool], str]
 """Whether a value will do, and what is expected."""
@@ -107,8 +107,7 @@ def check_settings(settings: object) -> None:
 def _shown(value: object) -> str:
     if isinstance(value, type):
         return f"the class `{value.__name__}`; make an object of it, `{value.__name__}(...)`"
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    return short(value)
 
 
 DEFAULT_EPOCHS = 10

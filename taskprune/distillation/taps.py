@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 from torch import nn
 
 from taskprune.calling.wrappers import without_wrappers
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 ATTRIBUTE = "taskprune_roles"
 
@@ -75,7 +75,7 @@ def modules_of_role(model: nn.Module, role: Role) -> tuple[str, ...]:
 def _malformed(model: nn.Module, found: object) -> InputError:
     return InputError(
         f"`{type(model).__name__}.{ATTRIBUTE}` must map role names to a tuple of module paths or "
-        f"patterns, such as `{{'backbone': ('layer3', 'layer4')}}`. Found {found!r}."
+        f"patterns, such as `{{'backbone': ('layer3', 'layer4')}}`. Found {short(found)}."
     )
 
 
@@ -225,7 +225,7 @@ def _matches(model: nn.Module, selector: object, side: Side | None) -> list[Tap]
 def _no_selector(found: object) -> InputError:
     return InputError(
         "A tap is chosen by a module path, a pattern, a module type, a `Role` or a `Tap`. "
-        f"Found {found!r}."
+        f"Found {short(found)}."
     )
 
 

@@ -63,6 +63,8 @@ def distill(
     and without gradients. The teacher, the generators and the data's generators are left as they
     were. With ``settings.directory`` the run can be killed at any moment: the same call goes on
     from the last checkpoint and, on the CPU, ends with the very weights of a run never stopped.
+    Ctrl-C makes one after the present step. A finished run goes on with more steps, at the learning
+    rates that the longer run has there.
     Started by ``accelerate launch`` on several processes, a DataLoader is split between them; the
     history then shows the main process's losses. Where Accelerate is configured for FSDP 2, the
     student's parameters, gradients and AdamW's state are sharded over the processes instead: a

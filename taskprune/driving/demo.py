@@ -208,10 +208,16 @@ def run_demo(settings: DemoSettings, console: Console) -> DemoResult:
     original = PanopticDrivingNet(teacher.config, num_classes=teacher.detection.num_classes)
     reloaded = load_checkpoint(settings.out / "student.safetensors", original)
     checkpoint_error = _difference(student, reloaded, sample)
-    side_by_side({"teacher": teacher, "student": student}, sample, settings.out / "predictions.png")
+    picture = settings.out / "predictions.png"
+    side_by_side({"teacher": teacher, "student": student}, sample, picture)
     demo = DemoResult(metrics, result, latency, checkpoint_error)
     write_text(settings.out / "report.json", to_json(demo, settings))
-    result.save_html(settings.out / "report.html", measured=_headlines(metrics))
+    result.save_html(
+        settings.out / "report.html",
+        measured=_headlines(metrics),
+        pictures={"Unseen images: labels, teacher and distilled student": picture},
+        latency=latency,
+    )
     console.print(
         f"Written to [bold]{escape(str(settings.out))}[/]: predictions.png, report.json, "
         "report.html (what was pruned and why, for a browser), student.safetensors. The student "

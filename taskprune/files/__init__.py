@@ -10,7 +10,6 @@ from taskprune.files.checked_json import (
     parse_json,
     read_bytes,
     sealed,
-    short,
     unsealed,
 )
 from taskprune.files.json_lines import JsonLines
@@ -40,7 +39,6 @@ __all__ = [
     "read_texts",
     "replacing",
     "sealed",
-    "short",
     "unsealed",
     "write_sealed",
     "write_text",

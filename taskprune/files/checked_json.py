@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get
 
 import numpy as np
 
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 MAX_BYTES = 100_000_000
 """As much as safetensors allows in a header, where plans lie in checkpoints."""
@@ -182,12 +182,6 @@ def as_type(kind: Any, value: Any, where: str) -> Any:
         return float(value)
     name = str(kind) if inner or kind is NoneType else kind.__name__
     raise InputError(f"Expected {where} to be {name}. Found {short(value)}.")
-
-
-def short(value: Any) -> str:
-    """Show a value in a message, however long it is."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @cache

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from taskprune.errors import CheckpointError, InputError
-from taskprune.files.checked_json import MAX_BYTES, parse_json, short
+from taskprune.errors import CheckpointError, InputError, short
+from taskprune.files.checked_json import MAX_BYTES, parse_json
 from taskprune.files.writing import replacing, writing
 
 

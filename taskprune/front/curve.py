@@ -16,7 +16,7 @@ from taskprune.calling.forward import Forwards, call_batch, one_forward
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare
 from taskprune.cost import LatencyCost, count_macs, count_params
-from taskprune.errors import InfeasibleBudgetError, InputError
+from taskprune.errors import InfeasibleBudgetError, InputError, short
 from taskprune.files import make_folder, only_user_of
 from taskprune.front.frontier_record import Frontier, FrontierPoint, Size
 from taskprune.front.job import (
@@ -326,7 +326,7 @@ def _checked_budgets(budgets: Any) -> tuple[tuple[Budget, ...], Size]:
     if not found or not all(isinstance(budget, Budget) for budget in found):
         raise InputError(
             "`budgets` must be 'macs', 'params', 'latency_ms', or a list such as "
-            f"[Budget(macs=0.9), Budget(macs=0.8)]. Found {budgets!r}."
+            f"[Budget(macs=0.9), Budget(macs=0.8)]. Found {short(budgets)}."
         )
     words = [str(budget) for budget in found]
     if twice := [word for word in words if words.count(word) > 1]:

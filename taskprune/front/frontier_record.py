@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import nn
 
 from taskprune.calling.tolerances import BrokenTolerance, broken_among
-from taskprune.errors import InputError, ToleranceError
+from taskprune.errors import InputError, ToleranceError, short
 from taskprune.plan.plan import PruningPlan
 from taskprune.promise import Promise
 from taskprune.promise.promising import Samples, promised
@@ -185,7 +185,7 @@ class Frontier:
             is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
             if not is_number or not tolerance >= 0:
                 raise InputError(
-                    f"The tolerance of `{task}` must be at least 0. Found {tolerance!r}."
+                    f"The tolerance of `{task}` must be at least 0. Found {short(tolerance)}."
                 )
         if not tolerances:
             raise InputError(

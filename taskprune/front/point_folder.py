@@ -17,14 +17,13 @@ from typing import Any
 
 from torch import nn
 
-from taskprune.errors import CheckpointError, InputError
+from taskprune.errors import CheckpointError, InputError, short
 from taskprune.files import (
     as_record,
     clear_unfinished,
     parse_json,
     read_bytes,
     sealed,
-    short,
     unsealed,
     write_text,
 )
@@ -114,7 +113,7 @@ class PointFolder:
         try:
             found = as_record(_Run, unsealed(parse_json(read_bytes(path))), "the file")
             if found.format != FORMAT:
-                raise InputError(f"Expected the format {FORMAT!r}. Found {found.format!r}.")
+                raise InputError(f"Expected the format {FORMAT!r}. Found {short(found.format)}.")
         except (OSError, InputError) as error:
             raise CheckpointError(
                 f"`{path}` is damaged, or no file of a frontier. {error} Choose another "

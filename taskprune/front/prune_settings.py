@@ -10,7 +10,7 @@ from torch import nn
 
 from taskprune.calling.modality import Modality
 from taskprune.deployment.runtimes import Runtime, checked_runtime
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.plan.plan import PruningPlan
 
 BetweenSteps: TypeAlias = Callable[[int, nn.Module, PruningPlan], Any]
@@ -78,7 +78,7 @@ def check_steps(steps: object) -> None:
         InputError: It is not a whole number from 1 on.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise InputError(f"`steps` must be a whole number of at least 1. Found {steps!r}.")
+        raise InputError(f"`steps` must be a whole number of at least 1. Found {short(steps)}.")
 
 
 def _check_modalities(modalities: Any) -> None:
@@ -89,7 +89,7 @@ def _check_modalities(modalities: Any) -> None:
         return
     raise InputError(
         "`modalities` must be a list such as [Modality('camera', inputs='images'), ...], or "
-        f"'inputs' to find them. Found {modalities!r}."
+        f"'inputs' to find them. Found {short(modalities)}."
     )
 
 
@@ -104,6 +104,6 @@ def _checked_protect(protect: Any) -> tuple[str | type[nn.Module], ...]:
         if not isinstance(entry, str) and not is_module_type:
             raise InputError(
                 "`protect` takes names or patterns of modules, or types of them, such as "
-                f"['decoder.*', nn.Linear]. Found {entry!r}."
+                f"['decoder.*', nn.Linear]. Found {short(entry)}."
             )
     return entries

@@ -17,7 +17,7 @@ from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.tolerances import unwatched
 from taskprune.calling.wrappers import unwrap
 from taskprune.deployment.latency import compare_latency
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.front.job import Job, at_work, chosen_importance
 from taskprune.front.judging import Guard, Judge
 from taskprune.front.prune_settings import PruneSettings
@@ -266,7 +266,7 @@ def checked_budget(ratio: float | None, budget: Budget | Literal["free"] | None)
     if not isinstance(budget, Budget):
         raise InputError(
             "`budget` must be a `Budget(params=..., macs=...)`, or 'free' for what costs nothing. "
-            f"Found {budget!r}."
+            f"Found {short(budget)}."
         )
     return budget
 
@@ -278,13 +278,13 @@ def checked_safety(safety: Safety | None) -> Safety:
         InputError: It is something else.
     """
     if safety is not None and not isinstance(safety, Safety):
-        raise InputError(f"`safety` must be a `Safety(...)`. Found {safety!r}.")
+        raise InputError(f"`safety` must be a `Safety(...)`. Found {short(safety)}.")
     return safety or Safety()
 
 
 def _checked_settings(settings: PruneSettings | None) -> PruneSettings:
     if settings is not None and not isinstance(settings, PruneSettings):
-        raise InputError(f"`settings` must be a `PruneSettings(...)`. Found {settings!r}.")
+        raise InputError(f"`settings` must be a `PruneSettings(...)`. Found {short(settings)}.")
     return settings or PruneSettings()
 
 

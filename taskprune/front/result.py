@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
+from taskprune.cost import LatencyReport
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.front.frontier_record import Frontier
 from taskprune.importance.scores import ChannelScores
@@ -43,6 +44,8 @@ class PruneResult:
         *,
         measured: Mapping[str, Mapping[str, float]] | None = None,
         frontier: Frontier | None = None,
+        pictures: Mapping[str, str | Path] | None = None,
+        latency: Mapping[str, LatencyReport] | None = None,
     ) -> str:
         """Return the report as one HTML page that needs no other file, no script and no network.
 
@@ -54,9 +57,12 @@ class PruneResult:
             measured: Metrics of what was made of the result since, to stand beside its own:
                 ``{"distilled": {"lane": 0.77}}``.
             frontier: What each size would cost every task, if that was measured.
+            pictures: PNG or JPEG files by caption, such as labels and predictions of both models:
+                ``{"Labels, original, pruned": "predictions.png"}``. They become part of the page.
+            latency: Times from :func:`taskprune.cost.measure_latency`, the original's first.
 
         Raises:
-            InputError: `measured` is something else.
+            InputError: `measured` or `pictures` are something else, or a picture cannot be read.
         """
         return report_page(
             self.report,
@@ -64,6 +70,8 @@ class PruneResult:
             model=type(self.model).__name__,
             measured=measured,
             curves=frontier.curves() if frontier is not None else None,
+            pictures=pictures,
+            latency=latency,
         )
 
     def save_html(
@@ -72,6 +80,8 @@ class PruneResult:
         *,
         measured: Mapping[str, Mapping[str, float]] | None = None,
         frontier: Frontier | None = None,
+        pictures: Mapping[str, str | Path] | None = None,
+        latency: Mapping[str, LatencyReport] | None = None,
     ) -> None:
         """Write :meth:`to_html` to a file, which appears under its name when it is complete.
 
@@ -79,12 +89,17 @@ class PruneResult:
             path: The file to write, in an existing folder.
             measured: As there.
             frontier: As there.
+            pictures: As there.
+            latency: As there.
 
         Raises:
-            InputError: The folder is missing, the file cannot be written, or `measured` is
+            InputError: The folder is missing, the file cannot be written, or an argument is
                 something else.
         """
-        save_page(self.to_html(measured=measured, frontier=frontier), Path(path))
+        page = self.to_html(
+            measured=measured, frontier=frontier, pictures=pictures, latency=latency
+        )
+        save_page(page, Path(path))
 
     def _repr_html_(self) -> str:
         return in_a_frame(self.to_html())

@@ -17,7 +17,7 @@ from taskprune.calling.meta import without_values
 from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.importance.criteria_by_name import DEFAULT_CRITERION, checked_criterion
 from taskprune.importance.distributed import several_processes
 from taskprune.importance.scores import (
@@ -79,7 +79,9 @@ def score(  # noqa: PLR0913 - a public stage: its arguments are set by keyword
         PlanMismatchError: The groups were made for another model.
     """
     if n_batches is not None and n_batches < 1:
-        raise InputError(f"`n_batches` must be at least 1, or None for all. Found {n_batches!r}.")
+        raise InputError(
+            f"`n_batches` must be at least 1, or None for all. Found {short(n_batches)}."
+        )
     criterion = checked_criterion(importance)
     model = bare(model)
     check_values(model, criterion)
@@ -173,13 +175,13 @@ def _read(
         return scores_from_mapping(found, groups, _name(criterion), tasks)
     raise InputError(
         "A criterion must return `ChannelScores` or a mapping {group name: scores}. Found "
-        f"{type(found).__name__} from {criterion!r}."
+        f"{type(found).__name__} from {short(criterion)}."
     )
 
 
 def _stability(calibrate: str) -> RankingStability | None:
     if calibrate not in ("all", "auto"):
-        raise InputError(f"`calibrate` must be 'all' or 'auto'. Found {calibrate!r}.")
+        raise InputError(f"`calibrate` must be 'all' or 'auto'. Found {short(calibrate)}.")
     if calibrate == "auto" and several_processes():
         raise InputError(
             "calibrate='auto' looks at the batches of one process. Found several: pass "
@@ -248,7 +250,7 @@ def _checked(found: ChannelScores, groups: CouplingGroups) -> ChannelScores:
         )
     if not 0 <= found.correlation <= 1:
         raise InputError(
-            f"Criterion `{found.criterion}` returned a correlation of {found.correlation!r}. "
+            f"Criterion `{found.criterion}` returned a correlation of {short(found.correlation)}. "
             "Expected a number from 0 to 1."
         )
     return replace(found, tasks=tuple(found.tasks), groups=checked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 
 def check_when(step: int | None, epoch: int | None) -> None:
@@ -16,5 +16,5 @@ def check_when(step: int | None, epoch: int | None) -> None:
     if len(given) != 1 or not counts:
         raise InputError(
             "Say when to prune: after how many steps or epochs, one of both, counted from 1. Found "
-            f"step={step!r}, epoch={epoch!r}."
+            f"step={short(step)}, epoch={short(epoch)}."
         )

@@ -15,7 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskprune.errors import CheckpointError, InputError, MissingDependencyError, TaskPruneError
+from taskprune.errors import (
+    CheckpointError,
+    InputError,
+    MissingDependencyError,
+    TaskPruneError,
+    short,
+)
 from taskprune.files import as_type, make_folder, write_text, writing
 from taskprune.front.result import PruneResult
 from taskprune.integrations import PRUNED_WEIGHTS
@@ -279,6 +285,6 @@ def _class_of(config: Any, folder: Path) -> Callable[[Any], nn.Module]:
     if found is None:
         raise InputError(
             f"Expected a class of transformers {transformers.__version__} in the configuration in "
-            f"`{folder}`. Found {name!r}. Pass the original's class as `model_class`."
+            f"`{folder}`. Found {short(name)}. Pass the original's class as `model_class`."
         )
     return found  # type: ignore[no-any-return]

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-from taskprune.errors import InputError
-from taskprune.files import as_record, as_type, parse_json, sealed, short, unsealed
+from taskprune.errors import InputError, short
+from taskprune.files import as_record, as_type, parse_json, sealed, unsealed
 from taskprune.plan.decisions import AttributeChange, GroupDecision, KeptAttribute, KeptEntries
 from taskprune.plan.rationale import FrozenDecision, GroupRationale
 from taskprune.plan.tables import numbers_in, ranges_text
@@ -134,7 +134,7 @@ def _by_name(pairs: Any, key: str) -> dict[Any, Any]:
     found: dict[Any, Any] = {}
     for name, value in pairs:
         if name in found:
-            raise InputError(f"Expected each name in `{key}` once. Found {name!r} again.")
+            raise InputError(f"Expected each name in `{key}` once. Found {short(name)} again.")
         found[name] = value
     return found
 

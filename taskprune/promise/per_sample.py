@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from taskprune.calling.placing import on_device
 from taskprune.calling.task import check_validation, no_validation_batch
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.promise.betting import FloatArray, Verdict, log_wealth, samples_needed, upper_bound
 from taskprune.restore.lending import lent
 from taskprune.restore.modes import evaluating
@@ -120,7 +120,7 @@ class PerSample:
         if not are_tensors or not found:
             raise InputError(
                 "`scores` must return {task: tensor of a score for each sample}. Found "
-                f"{found!r:.80}."
+                f"{short(found)}."
             )
         checked = {}
         for task, scores in found.items():

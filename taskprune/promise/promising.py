@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 from torch import nn
 
-from taskprune.errors import InputError, ToleranceError
+from taskprune.errors import InputError, ToleranceError, short
 from taskprune.promise.betting import FloatArray, Verdict
 from taskprune.promise.over_images import OverImages
 from taskprune.promise.per_sample import PerSample
@@ -119,7 +119,8 @@ def promised(
     """
     if not 0.5 <= confidence < 1:
         raise InputError(
-            f"`confidence` must be a probability from 0.5 on and below 1. Found {confidence!r}."
+            "`confidence` must be a probability from 0.5 on and below 1. "
+            f"Found {short(confidence)}."
         )
     sources = (samples,) if isinstance(samples, PerSample | OverImages) else tuple(samples)
     before = [source.measured(original) for source in sources]

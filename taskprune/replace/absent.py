@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from taskprune.errors import AbsentValueError, InputError
+from taskprune.errors import AbsentValueError, InputError, short
 
 
 class Absent:
@@ -154,7 +154,7 @@ def _forms_in(returns: str) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             "Expected the form of what a dropped module returned, as `drop_task` notes it. Found "
-            f"{returns[:80]!r}."
+            f"{short(returns[:80])}."
         ) from error
     return forms
 

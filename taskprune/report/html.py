@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
+from taskprune.cost import LatencyReport
 from taskprune.importance.scores import BLIND
 from taskprune.plan.explanation import reason_lines
 from taskprune.plan.plan import PruningPlan
@@ -18,6 +20,7 @@ from taskprune.plan.rationale import FrozenDecision, GroupRationale
 from taskprune.plan.tables import ranges_text
 from taskprune.report.curve_page import panels
 from taskprune.report.curve_picture import Curves
+from taskprune.report.embedded_pictures import embedded
 from taskprune.report.pages import template
 from taskprune.report.record import (
     FROZEN_ROWS,
@@ -106,6 +109,8 @@ def report_page(
     model: str,
     measured: Mapping[str, Mapping[str, float]] | None = None,
     curves: Curves | None = None,
+    pictures: Mapping[str, str | Path] | None = None,
+    latency: Mapping[str, LatencyReport] | None = None,
 ) -> str:
     """Return a report as one HTML page.
 
@@ -116,9 +121,11 @@ def report_page(
         measured: ``{model: {task: metric}}`` of what was made of the result since, to stand beside
             its own.
         curves: What each size would cost every task, where that was measured.
+        pictures: ``{caption: PNG or JPEG file}``, which become part of the page.
+        latency: Times of models that were measured in turn, the original's first.
 
     Raises:
-        InputError: `measured` is something else.
+        InputError: `measured` or `pictures` are something else.
     """
     story = tell(report, measured or {})
     tasks = dict.fromkeys((*_tasks(report), *(line.task for line in story.tasks)))
@@ -130,6 +137,8 @@ def report_page(
         story=story,
         curves=curves,
         panels=panels(curves) if curves else (),
+        pictures=embedded(pictures or {}),
+        latency=latency or {},
         costs=cost_lines(report),
         knows_tasks=tuple(line.task for line in report.tasks) != BLIND or len(_tasks(report)) > 1,
         colours={task: number % N_COLOURS for number, task in enumerate(tasks)},

@@ -111,19 +111,29 @@ def unowned_outputs(graph: ModelGraph) -> tuple[str, ...]:
 
 
 def unreadable_files(model: nn.Module, plan: PruningPlan) -> tuple[str, ...]:
-    """Return the note that a model's own way of storing it loses its widths, if it does.
+    """Return the note that a library's own way with a model loses its widths, if it does.
 
-    Models of transformers are built from a configuration, which goes on saying the original's.
+    Models of transformers are built from a configuration, those of ultralytics from a yaml file,
+    which both go on saying the original's.
     """
     bases = {(kind.__module__.partition(".")[0], kind.__name__) for kind in type(model).__mro__}
-    if not plan.drop or ("transformers", "PreTrainedModel") not in bases:
-        return ()
-    return (
-        f"`save_pretrained` of this {type(model).__name__} writes what `from_pretrained` cannot "
-        "read, or reads with random weights: the configuration still says the original's widths. "
-        "Store it by `taskprune.integrations.transformers.save_pretrained`, or by "
-        "`taskprune.save_checkpoint`.",
-    )
+    name = type(model).__name__
+    if plan.drop and ("transformers", "PreTrainedModel") in bases:
+        return (
+            f"`save_pretrained` of this {name} writes what `from_pretrained` cannot read, or reads "
+            "with random weights: the configuration still says the original's widths. Store it by "
+            "`taskprune.integrations.transformers.save_pretrained`, or by "
+            "`taskprune.save_checkpoint`.",
+        )
+    # The integration takes the yaml out while it prunes.
+    if plan.drop and ("ultralytics", "BaseModel") in bases and getattr(model, "yaml", None):
+        return (
+            f"The trainer of ultralytics builds this {name} anew from its yaml file, with the "
+            "original's widths, and its own export reads widths that blocks have stored. For a "
+            "`YOLO` that trains, exports and saves as ever, prune the `YOLO` itself by "
+            "`taskprune.integrations.ultralytics.prune`.",
+        )
+    return ()
 
 
 def _rounding_notes(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from taskprune.compensation import LossReport
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.importance.conflict_report import ConflictLine, ConflictReport
 from taskprune.report.record import REASONS, GroupLine, PruneReport, cost_lines, frozen_by_kind
 
@@ -126,7 +126,7 @@ def _check(measured: object) -> None:
     if not fits:
         raise InputError(
             "`measured` must be metrics by model and task, such as {'distilled': {'lane': 0.77}}. "
-            f"Found {measured!r}."
+            f"Found {short(measured)}."
         )
 
 

@@ -16,14 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.calling.wrappers import bare
-from taskprune.errors import CheckpointError, InputError, PlanMismatchError
+from taskprune.errors import CheckpointError, InputError, PlanMismatchError, short
 from taskprune.files import (
     as_record,
     as_type,
     parse_json,
     read_sealed,
     read_texts,
-    short,
     write_sealed,
 )
 from taskprune.plan.plan import PruningPlan

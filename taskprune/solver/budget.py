@@ -10,7 +10,7 @@ from numbers import Real
 from taskprune.cost import ActivationMemory, Cost, CostModel
 from taskprune.cost.names import COST_NAMES, cost_label, kind_of, modality_cost
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 FIELDS = {
     "params": "params",
@@ -80,7 +80,7 @@ class Budget:
         if not is_number or not 0 < ratio < 1:
             raise InputError(
                 "The ratio is the fraction of the parameters to remove and must lie between 0 and "
-                f"1, both excluded, such as 0.327. Found {ratio!r}."
+                f"1, both excluded, such as 0.327. Found {short(ratio)}."
             )
         return cls(params=1 - float(ratio))
 
@@ -116,13 +116,13 @@ class Budget:
 def _check(field: str, bound: float | int) -> None:
     what = "milliseconds" if field == "latency_ms" else COST_NAMES[FIELDS[field]]
     if isinstance(bound, bool) or not isinstance(bound, int | float):
-        raise InputError(f"`{field}` must be a number. Found {bound!r}.")
+        raise InputError(f"`{field}` must be a number. Found {short(bound)}.")
     if not math.isfinite(bound) or bound <= 0:
-        raise InputError(f"`{field}` must be positive and finite. Found {bound!r}.")
+        raise InputError(f"`{field}` must be positive and finite. Found {short(bound)}.")
     if bound > 1 and bound != int(bound) and field != "latency_ms":
         raise InputError(
             f"`{field}` must be the fraction that may remain, in (0, 1], or a whole number of "
-            f"{what}. Found {bound!r}."
+            f"{what}. Found {short(bound)}."
         )
     if bound == 1 and isinstance(bound, int):
         raise InputError(
@@ -142,11 +142,13 @@ def _check_modalities(modalities: object) -> None:
     if not isinstance(modalities, Mapping):
         raise InputError(
             "`modalities` must be bounds by modality, {'camera': Budget(params=0.5)}. Found "
-            f"{modalities!r}."
+            f"{short(modalities)}."
         )
     for name, own in modalities.items():
         if not isinstance(name, str) or not isinstance(own, Budget):
-            raise InputError(f"`modalities` must hold a `Budget` by name. Found {name!r}: {own!r}.")
+            raise InputError(
+                f"`modalities` must hold a `Budget` by name. Found {short(name)}: {short(own)}."
+            )
         other = sorted(set(own.bounds) - {"params", "macs"})
         if other:
             raise InputError(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from taskprune.coupling.groups import CouplingGroup
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 DEVICE_MULTIPLES = {
     # NVIDIA, "Matrix Multiplication Background User's Guide", section on tensor core requirements:
@@ -55,13 +55,13 @@ def multiple_for(round_to: int | str) -> int:
             known = ", ".join(f"'{name}' ({n})" for name, n in DEVICE_MULTIPLES.items())
             raise InputError(
                 f"`round_to` must be a whole number from 1 on, or one of {known}. Found "
-                f"{round_to!r}."
+                f"{short(round_to)}."
             )
         return DEVICE_MULTIPLES[round_to]
     if isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1:
         raise InputError(
             "`round_to` must be a whole number from 1 on, or the name of a device such as "
-            f"'tensor-core-fp16'. Found {round_to!r}."
+            f"'tensor-core-fp16'. Found {short(round_to)}."
         )
     return round_to
 
@@ -110,17 +110,21 @@ class Safety:
         if not all(isinstance(pattern, str) for pattern in patterns):
             raise InputError(
                 "`unused` takes names or patterns of parameters and modules, such as 'aux.*'. "
-                f"Found {self.unused!r}."
+                f"Found {short(self.unused)}."
             )
         object.__setattr__(self, "unused", patterns)
         count = self.min_channels
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise InputError(f"`min_channels` must be a whole number from 1 on. Found {count!r}.")
+            raise InputError(
+                f"`min_channels` must be a whole number from 1 on. Found {short(count)}."
+            )
         multiple_for(self.round_to)
         for name in ("max_removed", "max_removed_private", "protected_quantile"):
             fraction = getattr(self, name)
             if not isinstance(fraction, int | float) or not 0 <= fraction <= 1:
-                raise InputError(f"`{name}` must be a fraction from 0 to 1. Found {fraction!r}.")
+                raise InputError(
+                    f"`{name}` must be a fraction from 0 to 1. Found {short(fraction)}."
+                )
         limits = self.max_loss_increase
         if limits is None:
             return
@@ -129,7 +133,7 @@ class Safety:
             if not is_number or not 0 <= limit < math.inf:
                 raise InputError(
                     "`max_loss_increase` must be a fraction from 0 on, such as 0.05, or "
-                    f"{{task: fraction}}. Found {limit!r}."
+                    f"{{task: fraction}}. Found {short(limit)}."
                 )
 
     @property

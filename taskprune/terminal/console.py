@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,17 +13,31 @@ from rich.text import Text
 
 from taskprune.errors import TaskPruneError
 
+_log = logging.getLogger("taskprune")
+
+EVERY = 30.0
+"""Seconds between two lines in the log."""
+
 
 @contextmanager
 def stages(title: str) -> Iterator[Callable[[str], None]]:
     """Show a spinner with the current stage on a terminal's standard error.
 
     Yields:
-        ``stage(text)``: announce the next stage. Does nothing where there is no terminal.
+        ``stage(text)``: announce the next stage. Where there is no terminal, a line now and then
+        goes to the log.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda _: None
+        last = time.monotonic()
+
+        def log(text: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= EVERY:
+                last = time.monotonic()
+                _log.info("%s: %s", title, text)
+
+        yield log
         return
     with console.status(f"{title} …") as status:
         yield lambda text: status.update(f"{title}: {text} …")
@@ -66,8 +82,28 @@ def plain_text(content: RenderableType, *, width: int = 100) -> str:
 
 
 @contextmanager
+def logged() -> Iterator[None]:
+    """Write the library's log to a standard error that is no terminal, unless somebody does."""
+    log = logging.getLogger("taskprune")
+    if Console(stderr=True).is_terminal or log.hasHandlers():
+        yield
+        return
+    handler, level = logging.StreamHandler(), log.level
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+@contextmanager
 def plain_errors(*, debug: bool = False) -> Iterator[None]:
     """Turn the project's errors into one paragraph on standard error and exit code 2.
+
+    Where that is no terminal, what the library logs goes there, its progress now and then included.
 
     All other exceptions pass through: they are bugs, and their traceback helps.
 
@@ -78,7 +114,8 @@ def plain_errors(*, debug: bool = False) -> Iterator[None]:
         typer.Exit: With code 2, in place of any :class:`~taskprune.errors.TaskPruneError`.
     """
     try:
-        yield
+        with logged():
+            yield
     except TaskPruneError as error:
         if debug:
             raise

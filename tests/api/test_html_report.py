@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import subprocess
+from base64 import b64decode
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +19,7 @@ from front_nets import batches, two_task_net, two_tasks
 import taskprune
 from taskprune import PruneResult, PruneSettings
 from taskprune.calling.tolerances import BrokenTolerance
+from taskprune.cost import LatencyReport
 from taskprune.deployment.latency import LatencyComparison
 from taskprune.errors import InputError
 from taskprune.importance.conflict_report import ConflictLine, ConflictReport
@@ -34,7 +36,11 @@ from taskprune.report.story import tell
 from taskprune.solver.budget import Budget
 
 NASTY = """<script>alert("x")</script>&'"""
-VOID = {"meta", "br", "link", "input"}
+VOID = {"meta", "br", "link", "input", "img"}
+PIXEL = b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
+"""A PNG file."""
 
 
 class Outline(HTMLParser):
@@ -266,6 +272,31 @@ def test_a_phone_shows_the_whole_page_and_sorts_it_without_a_script(tmp_path: Pa
     assert not found["wide"]
     names = [group.name for group in report.groups]
     assert found["orders"] == [names, names[::-1]]
+
+
+def test_pictures_and_times_become_part_of_the_page(result: PruneResult, tmp_path: Path) -> None:
+    picture = tmp_path / "seen.png"
+    picture.write_bytes(PIXEL)
+    times = {
+        "original": LatencyReport(8.0, 7.5, 9.0, 5, {}),
+        "pruned": LatencyReport(4.0, 3.5, 4.5, 5, {}),
+    }
+    page = result.to_html(pictures={NASTY: picture}, latency=times)
+    address = re.search(r'<img src="data:image/png;base64,([^"]+)"', page)
+    assert address is not None
+    assert b64decode(address[1]) == PIXEL
+    assert "://" not in page
+    text = Outline(page).text
+    assert NASTY in text
+    assert "pruned 4 ms 3.5 to 4.5 ms 50.0%" in text
+    picture.write_text("<svg>")
+    for wrong, message in (
+        ({"a": picture}, "PNG or JPEG"),
+        ({"a": tmp_path / "none.png"}, "cannot be read"),
+        ([picture], "files by caption"),
+    ):
+        with pytest.raises(InputError, match=message):
+            result.to_html(pictures=wrong)  # type: ignore[arg-type]
 
 
 def test_the_page_needs_nothing_else(result: PruneResult) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import subprocess
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from taskprune.distillation import DistillSettings, StepRecord, distill
+from taskprune.distillation import DistillSettings, StepRecord, distill, progress
 from taskprune.distillation.run_checkpoint import FORMAT
 from taskprune.errors import CheckpointError
 from taskprune.files import write_sealed
@@ -77,6 +79,48 @@ def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     assert same == history
 
 
+def test_ctrl_c_saves_after_the_step_it_came_in(tmp_path: Path) -> None:
+    expected, history = uninterrupted()
+
+    def press(record: StepRecord, _: nn.Module) -> None:
+        if record.step == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt, match="Saved after step 3"):
+        train(tmp_path, press)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    steps: list[int] = []
+    student, resumed = train(tmp_path, lambda record, _: steps.append(record.step))
+    assert steps[0] == 4
+    assert same_state(state(student), state(expected))
+    assert resumed == history
+
+
+def test_a_finished_run_goes_on_with_more_steps_and_an_unfinished_one_does_not(
+    tmp_path: Path,
+) -> None:
+    run(tmp_path)
+    run(tmp_path, steps=3)
+    with pytest.raises(CheckpointError, match="n_steps"):
+        run(tmp_path, steps=2)
+    history = (tmp_path / "history.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in history] == [1, 2, 3]
+
+
+def test_where_nobody_looks_a_line_now_and_then_is_logged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="taskprune")
+    run(tmp_path / "at once")
+    assert not caplog.messages
+    monkeypatch.setattr(progress, "LOG_EVERY", 0.0)
+    run(tmp_path / "slowly")
+    assert [line.split(",")[0] for line in caplog.messages] == [
+        "Distilling: step 1 of 2",
+        "Distilling: step 2 of 2",
+    ]
+
+
 def test_a_run_without_its_history_file_still_goes_on(tmp_path: Path) -> None:
     expected, history = uninterrupted()
     with pytest.raises(Interrupted):
@@ -134,7 +178,7 @@ def test_a_foreign_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("learning_rate", 0.5), ("seed", 3), ("steps", 3), ("feature_weight", 2.0)]
+    ("key", "value"), [("learning_rate", 0.5), ("seed", 3), ("steps", 1), ("feature_weight", 2.0)]
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path, key: str, value: float) -> None:
     run(tmp_path)

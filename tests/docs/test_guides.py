@@ -35,7 +35,7 @@ def by_macs(models: Mapping[str, nn.Module], inputs: Any, **_: Any) -> dict[str,
     return {name: LatencyReport(ms, ms, ms, 5, {}) for name, ms in times.items()}
 
 
-@pytest.mark.parametrize("page", ["index", "tutorial", "how-to", "torch-pruning"])
+@pytest.mark.parametrize("page", ["index", "tutorial", "concepts", "how-to", "torch-pruning"])
 def test_the_code_of_a_page_runs_from_top_to_bottom(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

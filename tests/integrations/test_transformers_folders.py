@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 import torch
 from architectures.transformers_models import TRANSFORMERS_MODELS
@@ -28,8 +29,9 @@ pytestmark = [
         importlib.util.find_spec("transformers") is None, reason="transformers is not installed"
     ),
 ]
-KINDS = ("bert", "llama", "phi3", "yolos")
-"""An encoder, two decoders, one of which reads sizes from its configuration, and a detector."""
+KINDS = ("bert", "llama", "phi3", "yolos", "segformer")
+"""An encoder, two decoders, one of which reads sizes from its configuration, a detector and a
+network that segments."""
 
 
 def case(name: str) -> tuple[nn.Module, dict[str, torch.Tensor]]:
@@ -51,7 +53,7 @@ def results() -> dict[str, tuple[taskprune.PruneResult, dict[str, torch.Tensor]]
     return found
 
 
-def test_folders_are_read_in_a_new_process_to_the_bit(
+def test_folders_are_read_in_a_new_process_to_the_bit_and_deployed(
     results: dict[str, tuple[taskprune.PruneResult, dict[str, torch.Tensor]]], tmp_path: Path
 ) -> None:
     from taskprune.integrations.transformers import save_pretrained
@@ -61,6 +63,7 @@ def test_folders_are_read_in_a_new_process_to_the_bit(
         models[name] = result.model
         save_pretrained(tmp_path / name, result.model, result.plan, report=result.report)
         torch.save(inputs, tmp_path / name / "inputs.pt")
+    deployed: list[str] = []
     child = Path(__file__).with_name("reading_child.py")
     subprocess.run(
         [sys.executable, child, *(tmp_path / name for name in KINDS)],
@@ -78,6 +81,15 @@ def test_folders_are_read_in_a_new_process_to_the_bit(
         assert found.keys() == expected.keys()
         for path, tensor in expected.items():
             assert torch.equal(found[path], tensor), (name, path)
+        if (file := tmp_path / name / "model.onnx").exists():
+            deployed.append(name)
+            session = onnxruntime.InferenceSession(file)
+            given = {each.name: inputs[each.name].numpy() for each in session.get_inputs()}
+            (logits,) = session.run(["logits"], given)
+            torch.testing.assert_close(
+                torch.from_numpy(logits), expected["logits"], rtol=1e-3, atol=1e-4
+            )
+    assert deployed == ["bert", "llama", "segformer"]
 
 
 def test_the_card_says_what_was_done_and_the_report_what_would_not_load(

@@ -19,8 +19,10 @@ if importlib.util.find_spec("torchvision"):
     del sys.modules["torchvision"]  # without operators of its own it cannot suppress boxes
 
 import onnxruntime
-from ultralytics import YOLO, settings
+from ultralytics import YOLO
+from ultralytics import settings as paths
 
+import taskprune
 from taskprune.errors import InputError
 from taskprune.integrations.ultralytics import PrunedYOLO, load, prune
 
@@ -65,7 +67,7 @@ def data_set(folder: Path) -> Path:
 
 
 def main(folder: Path) -> None:
-    settings.update({"runs_dir": str(folder / "runs")})
+    paths.update({"runs_dir": str(folder / "runs")})
     data = data_set(folder)
     Path("yolo11n.yaml").write_text(YAML)
     torch.manual_seed(0)
@@ -85,6 +87,13 @@ def main(folder: Path) -> None:
     assert {f.kind for f in pruned.pruning.report.frozen} == {"interface"}
     assert n_params(yolo) == was
     assert torch.equal(predicted(yolo.model, images), before)
+    noted = [note for note in pruned.pruning.report.notes if "integrations.ultralytics" in note]
+    assert not noted
+    settings = taskprune.PruneSettings(verify=False)
+    direct = taskprune.prune(
+        yolo.model, None, 0.3, example_inputs=images, importance="magnitude", settings=settings
+    )
+    assert any("integrations.ultralytics.prune" in note for note in direct.report.notes)
     picture = np.zeros((SIZE, SIZE, 3), np.uint8)
     assert len(loaded.predict(picture, imgsz=SIZE, verbose=False)) == 1
     assert not loaded.model.is_fused()

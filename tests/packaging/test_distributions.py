@@ -5,10 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
+from importlib import metadata
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = "taskprune/driving/weights"
@@ -26,6 +29,7 @@ def built(kind: str, project: Path, into: Path) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert not done.stderr.startswith("Error"), done.stderr
     return into / done.stdout.split()[-1]
 
 
@@ -50,6 +54,54 @@ def test_the_wheel_is_small_and_holds_the_package_alone(wheel: Path) -> None:
     assert inside == {path.relative_to(ROOT).as_posix() for path in kept}
     assert any(name.endswith("/licenses/LICENSE") for name in names)
     assert "\nProject-URL: Documentation, " in metadata
+
+
+def test_the_wheel_works_where_nothing_is_but_what_it_asks_for(wheel: Path, tmp_path: Path) -> None:
+    installed, empty = tmp_path / "installed", tmp_path / "empty"
+    empty.mkdir()
+    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-index", "--no-compile"]
+    subprocess.run([sys.executable, *install, "--target", installed, wheel], check=True)
+    child = Path(__file__).with_name("wheel_child.py")
+    there = {"taskprune", "net", *modules_of(asked_for(installed))}
+    done = subprocess.run(
+        [sys.executable, "-I", child, installed, *sorted(there)],
+        cwd=empty,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr.startswith("Error"), done.stderr
+    assert {path.name for path in empty.iterdir()} >= {"net.py", "net.pt2", "runs"}
+    for said in ("3 groups of channels can shrink", "Verified:", "is whole:", "net.pt2: torch.exp"):
+        assert said in done.stdout
+
+
+def asked_for(installed: Path) -> set[str]:
+    """Return the distributions that an installed one asks for, and those that these do."""
+    (own,) = metadata.distributions(path=[str(installed)], name="taskprune")
+    found: set[str] = set()
+    waiting = [own]
+    while waiting:
+        for text in waiting.pop().requires or ():
+            asked = Requirement(text)
+            name = canonicalize_name(asked.name)
+            if name in found or (asked.marker and not asked.marker.evaluate({"extra": ""})):
+                continue
+            try:
+                waiting.append(metadata.distribution(name))
+            except metadata.PackageNotFoundError:
+                continue  # what of it is needed is seen when it is run
+            found.add(name)
+    return found
+
+
+def modules_of(distributions: set[str]) -> set[str]:
+    return {
+        module
+        for module, names in metadata.packages_distributions().items()
+        if distributions & {canonicalize_name(name) for name in names}
+    }
 
 
 def test_the_weights_are_a_distribution_that_a_wheel_finds(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from taskprune.distillation.losses.feature_layout import at_least_float32
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 
 def logit_kl(
@@ -32,7 +32,7 @@ def logit_kl(
         section 2.
     """
     if not temperature > 0:
-        raise InputError(f"`temperature` must be positive. Found {temperature!r}.")
+        raise InputError(f"`temperature` must be positive. Found {short(temperature)}.")
     if student.shape != teacher.shape:
         raise InputError(
             f"Logits are compared one by one. Found shapes {tuple(student.shape)} (student) and "

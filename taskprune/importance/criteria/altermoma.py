@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from taskprune.calling.modality import FUSION, Modality
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.coupling.modalities import for_criterion, mask_points
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.backwards import TaskGradients
@@ -107,10 +107,10 @@ class AlterMomaImportance:
             )
         if self.reactivation_steps < 1:
             raise InputError(
-                f"`reactivation_steps` must be at least 1. Found {self.reactivation_steps!r}."
+                f"`reactivation_steps` must be at least 1. Found {short(self.reactivation_steps)}."
             )
         if self.normalise not in ("mean", "sum"):
-            raise InputError(f"`normalise` must be 'mean' or 'sum'. Found {self.normalise!r}.")
+            raise InputError(f"`normalise` must be 'mean' or 'sum'. Found {short(self.normalise)}.")
 
     def __call__(
         self, model: nn.Module, groups: CouplingGroups, evidence: Evidence, /

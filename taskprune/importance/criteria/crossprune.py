@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from taskprune.calling.modality import FUSION, Modality
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.coupling.modalities import for_criterion
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.importance.calibration import differentiable, run_forward, weighted_loss
 from taskprune.importance.channel_index import ChannelIndex
 from taskprune.importance.scores import BLIND, ChannelScores, Evidence, GroupScores
@@ -79,9 +79,9 @@ class CrossPruneImportance:
     def __post_init__(self) -> None:
         shares = self.removed.values() if isinstance(self.removed, Mapping) else [self.removed]
         if not shares or not all(0 < share < 1 for share in shares):
-            raise InputError(f"`removed` must lie between 0 and 1. Found {self.removed!r}.")
+            raise InputError(f"`removed` must lie between 0 and 1. Found {short(self.removed)}.")
         if self.steps < 1:
-            raise InputError(f"`steps` must be at least 1. Found {self.steps!r}.")
+            raise InputError(f"`steps` must be at least 1. Found {short(self.steps)}.")
         if self.distortion_weight < 0 or self.learning_rate <= 0:
             raise InputError(
                 "`distortion_weight` must be at least 0 and `learning_rate` positive. Found "
@@ -90,7 +90,7 @@ class CrossPruneImportance:
         for name in ("rho", "pull"):
             if not 0 < getattr(self, name) < 1:
                 raise InputError(
-                    f"`{name}` must lie between 0 and 1. Found {getattr(self, name)!r}."
+                    f"`{name}` must lie between 0 and 1. Found {short(getattr(self, name))}."
                 )
 
     def __call__(

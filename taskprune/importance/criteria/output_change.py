@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from taskprune.calling.inputs import TaskBatch
 from taskprune.calling.task import Task
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.backwards import TaskGradients
@@ -59,7 +59,9 @@ class OutputChangeImportance:
 
     def __post_init__(self) -> None:
         if not 0 <= self.correlation <= 1:
-            raise InputError(f"`correlation` must lie between 0 and 1. Found {self.correlation!r}.")
+            raise InputError(
+                f"`correlation` must lie between 0 and 1. Found {short(self.correlation)}."
+            )
 
     def __call__(
         self, model: nn.Module, groups: CouplingGroups, evidence: Evidence, /

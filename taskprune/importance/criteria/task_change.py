@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.channel_index import ChannelIndex
@@ -58,9 +58,11 @@ class TaskChangeImportance:
 
     def __post_init__(self) -> None:
         if not 0 <= self.correlation <= 1:
-            raise InputError(f"`correlation` must lie between 0 and 1. Found {self.correlation!r}.")
+            raise InputError(
+                f"`correlation` must lie between 0 and 1. Found {short(self.correlation)}."
+            )
         if not self.floor > 0:
-            raise InputError(f"`floor` must be above 0. Found {self.floor!r}.")
+            raise InputError(f"`floor` must be above 0. Found {short(self.floor)}.")
 
     def __call__(
         self, model: nn.Module, groups: CouplingGroups, evidence: Evidence, /

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from taskprune.coupling.groups import CouplingGroups
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 from taskprune.importance import aggregation
 from taskprune.importance.aggregation import Aggregation
 from taskprune.importance.channel_index import ChannelIndex
@@ -52,10 +52,12 @@ class TaskTaylorImportance:
     def __post_init__(self) -> None:
         if not self.conflict_weight >= 0:
             raise InputError(
-                f"`conflict_weight` must be at least 0. Found {self.conflict_weight!r}."
+                f"`conflict_weight` must be at least 0. Found {short(self.conflict_weight)}."
             )
         if not 0 <= self.correlation <= 1:
-            raise InputError(f"`correlation` must lie between 0 and 1. Found {self.correlation!r}.")
+            raise InputError(
+                f"`correlation` must lie between 0 and 1. Found {short(self.correlation)}."
+            )
 
     def __call__(
         self, model: nn.Module, groups: CouplingGroups, evidence: Evidence, /
