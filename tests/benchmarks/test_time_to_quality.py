@@ -34,7 +34,7 @@ def _run(monkeypatch: pytest.MonkeyPatch, *lost: float) -> tuple[benchmark.Run, 
         clock.now += 100.0
         return {"lane": 90 + next(points), "road": 90.0}
 
-    monkeypatch.setattr(benchmark.time, "process_time", clock)
+    monkeypatch.setattr("time.process_time", clock)
     subject: Any = SimpleNamespace(judge=judge)
     return benchmark.Run(subject, {"lane": 90.0, "road": 90.0}, 8, 30.0, seconds=7.0), clock
 
