@@ -28,8 +28,9 @@ def image() -> Tensor:
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluating"])
 def test_a_trace_leaves_the_model_as_it_was(case: NetCase, training: bool) -> None:
     model = case.make().double().train(training)
+    inputs = case.inputs()  # some draw them
     with unchanged(model, but=("writes",)):
-        trace(model, case.inputs(), modes="both")
+        trace(model, inputs, modes="both")
 
 
 class Mutates(nn.Module):
