@@ -60,16 +60,14 @@ def evaluate(
     model: arguments.Model,
     pruned: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="[PRUNED]...", help="Folders of runs, checkpoints, .onnx and .pt2 files."
-        ),
+        typer.Argument(metavar="[PRUNED]...", help="Folders of runs, checkpoints, exported files."),
     ] = None,
     as_json: arguments.Json = False,
     debug: arguments.Debug = False,
 ) -> None:
     """Measure each task's metric on the validation data: of the original, and of what became of it.
 
-    An ONNX file is measured as it runs in ONNX Runtime.
+    An exported file is measured as it runs in its own runtime.
     """
     with plain_errors(debug=debug):
         from taskprune.commands import run_folder
@@ -100,9 +98,10 @@ def _found(path: Path, source: Any, original: Any) -> tuple[Any, str]:
         return model, size_of(model)
     if not path.is_file():
         raise InputError(f"Expected a file at `{path}`. There is none.")
-    size = in_bytes(path.stat().st_size)
     kind = KINDS[path.suffix]
     kind.check_installed()
+    files = {path, path.with_suffix(kind.beside or path.suffix)}
+    size = in_bytes(sum(file.stat().st_size for file in files if file.is_file()))
     example, forward = source.inputs()
     with evaluating(original), torch.no_grad():
         like = forward(original, example)

@@ -58,7 +58,10 @@ class FileModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the file on what the model takes, and return what the model returns."""
         found = iter(self.run(self.named(args, kwargs)))
-        leaves = [next(found) if isinstance(leaf, Tensor) else leaf for leaf in self.like]
+        # LiteRT has no 64-bit integers.
+        leaves = [
+            next(found).to(leaf.dtype) if isinstance(leaf, Tensor) else leaf for leaf in self.like
+        ]
         return pytree.tree_unflatten(leaves, self.structure)
 
     def check_returned(self, n_outputs: int) -> None:

@@ -25,12 +25,14 @@ def test_a_pruned_yolo_predicts_validates_exports_saves_loads_and_trains(tmp_pat
         "YOLO_AUTOINSTALL": "false",
         "YOLO_CONFIG_DIR": str(tmp_path),
     }
-    done = subprocess.run(
-        [sys.executable, child, tmp_path],
-        cwd=tmp_path,
-        env={n: v for n, v in child_environment().items() if n != "PYTEST_CURRENT_TEST"} | offline,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    for what in ([], ["again"]):
+        done = subprocess.run(
+            [sys.executable, child, tmp_path, *what],
+            cwd=tmp_path,
+            env={n: v for n, v in child_environment().items() if n != "PYTEST_CURRENT_TEST"}
+            | offline,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
