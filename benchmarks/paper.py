@@ -188,7 +188,7 @@ class Bench:
 
     def latencies(self) -> Cell:
         """Return how many times as fast as the teacher each row is; all take turns."""
-        models = {row: self.student(row).model for row in ROWS}
+        models = {row: self.student(row).model for row in self.args.rows}
         image = next(iter(self.subject.validation(1))).images.to(self.args.device)
         found = measure_latency({"": self.teacher, **models}, (image,), repeats=self.args.repeats)
         return {
@@ -227,7 +227,9 @@ def rows(cells: Iterable[Cell], timed: Sequence[Cell]) -> list[dict[str, Any]]:
     for cell in cells:
         if cell["row"] in ROWS:
             grouped.setdefault((cell["on"], cell["row"], cell["steps"]), []).append(cell)
-    faster = {cell["on"]: cell["times faster"] for cell in timed}  # the latest counts
+    faster: dict[str, dict[str, float]] = {}
+    for cell in timed:  # the latest counts
+        faster.setdefault(cell["on"], {}).update(cell["times faster"])
     order = list(ROWS)
     found = []
     for (on, row, steps), group in sorted(

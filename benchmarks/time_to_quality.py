@@ -52,10 +52,10 @@ RATE, RATE_OF_FINE_TUNING = 3e-4, 5e-4
 WARMUP_STEPS = 5
 FIRST_JUDGED = 5
 MOST_STEPS = 5120
-OURS = "taskprune: prune, compensate, distil"
 
 WAYS: Mapping[str, Way] = {
-    OURS: Way("task_change", compensate=True, steps="auto"),
+    "taskprune": Way("task_change", compensate=True, steps="auto"),
+    "taskprune in one step": Way("task_change", compensate=True),
     "Torch-Pruning's score, fine-tuned": Way(
         TorchPruningImportance(tp.importance.GroupTaylorImportance()), compensate=False
     ),
