@@ -43,7 +43,7 @@ from students import Student, Way, healed, kept, lessons_of, pruned, recipe
 from subjects import Subject, driving_n, driving_n_on, of_scale
 from torch import nn
 
-from taskprune import Budget
+from taskprune import Budget, Safety
 from taskprune.cost import measure_latency
 from taskprune.driving.evaluation import evaluate
 from taskprune.importance import TaskTaylorImportance, TorchPruningImportance
@@ -68,7 +68,11 @@ ASKED = {
 PUBLISHED = {"recall": -1.2, "mAP50": -1.8}
 """What the paper gives of its student; of segmentation it says "negligible"."""
 
-SMALL, FAST = Budget.from_ratio(0.327), Budget(macs=0.6)
+SMALL, FAST = Budget.from_ratio(0.327), Budget(macs=0.48)
+FOR_SPEED = Safety(protected_quantile=1.0, round_to=8)
+"""Kernels work on blocks of eight channels, and a third of the time goes into two groups of twelve
+whose scores are so high that the default would protect them."""
+
 OURS, OURS_FAST = "task_change, compensated", "task_change, compensated, for speed"
 
 
@@ -97,14 +101,18 @@ def _rows() -> dict[str, Row]:
         "Torch-Pruning's score, distilled": Row(_distilled(peer), OURS),
         OURS: Row(ours, SMALL),
         f"{OURS}, distilled": Row(_distilled(ours), SMALL),
-        "Torch-Pruning's score, distilled, for speed": Row(_distilled(peer), OURS_FAST),
-        OURS_FAST: Row(ours, FAST),
-        f"{OURS_FAST}, distilled": Row(_distilled(ours), FAST),
+        "Torch-Pruning's score, distilled, for speed": Row(_for_speed(_distilled(peer)), OURS_FAST),
+        OURS_FAST: Row(_for_speed(ours), FAST),
+        f"{OURS_FAST}, distilled": Row(_for_speed(_distilled(ours)), FAST),
     }
 
 
 def _distilled(way: Way) -> Way:
     return replace(way, distilled=True)
+
+
+def _for_speed(way: Way) -> Way:
+    return replace(way, safety=FOR_SPEED)
 
 
 ROWS = _rows()
@@ -180,7 +188,7 @@ class Bench:
 
     def latencies(self) -> Cell:
         """Return how many times as fast as the teacher each row is; all take turns."""
-        models = {row: self.student(row).model for row in ROWS}
+        models = {row: self.student(row).model for row in self.args.rows}
         image = next(iter(self.subject.validation(1))).images.to(self.args.device)
         found = measure_latency({"": self.teacher, **models}, (image,), repeats=self.args.repeats)
         return {
@@ -219,7 +227,9 @@ def rows(cells: Iterable[Cell], timed: Sequence[Cell]) -> list[dict[str, Any]]:
     for cell in cells:
         if cell["row"] in ROWS:
             grouped.setdefault((cell["on"], cell["row"], cell["steps"]), []).append(cell)
-    faster = {cell["on"]: cell["times faster"] for cell in timed}  # the latest counts
+    faster: dict[str, dict[str, float]] = {}
+    for cell in timed:  # the latest counts
+        faster.setdefault(cell["on"], {}).update(cell["times faster"])
     order = list(ROWS)
     found = []
     for (on, row, steps), group in sorted(

@@ -16,7 +16,7 @@ from subjects import Subject
 from torch import nn
 
 import taskprune
-from taskprune import Budget, DistillSettings, PruneSettings, PruningPlan, Task
+from taskprune import Budget, DistillSettings, PruneSettings, PruningPlan, Safety, Task
 from taskprune.calling import Forward
 from taskprune.distillation import Validation
 from taskprune.importance import Importance
@@ -36,6 +36,7 @@ class Way:
         steps: In how many steps it is pruned.
         labels: Whether the tasks are known, or the outputs alone.
         distilled: Whether it is trained afterwards.
+        safety: Limits; ``None``: the default ones.
     """
 
     importance: str | Importance
@@ -43,6 +44,7 @@ class Way:
     steps: int | Literal["auto"] = 1
     labels: bool = True
     distilled: bool = False
+    safety: Safety | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def pruned(
             forward=forward,
             budget=budget,
             importance=way.importance,
+            safety=way.safety,
             compensate=way.compensate,
             settings=PruneSettings(steps=way.steps, verify=False),
         )
@@ -172,9 +175,12 @@ def healed(
 def recipe(way: Way, steps: int, seed: int) -> DistillSettings:
     """Return how a student is trained.
 
-    Compensated ones as `taskprune demo` trains; sliced ones by the library's defaults, which were
-    found on such: statistics of batches bring back what slicing did to batch normalisation.
+    Sliced ones by the library's defaults, which were found on such: statistics of batches bring
+    back what slicing did to batch normalisation. Compensated ones need none of that, and larger
+    steps would first undo what compensation did; an average of the weights is judged.
     """
     if way.compensate:
-        return DistillSettings(steps=steps, seed=seed, learning_rate=1e-4, frozen_batchnorm=True)
+        return DistillSettings(
+            steps=steps, seed=seed, warmup=0.1, frozen_batchnorm=True, ema_decay=0.95
+        )
     return DistillSettings(steps=steps, seed=seed)

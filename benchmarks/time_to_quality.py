@@ -46,12 +46,16 @@ TOLERANCE = 1.0
 """Points that the worst task may lose."""
 
 AVERAGE_DECAY = 0.95
+RATE, RATE_OF_FINE_TUNING = 3e-4, 5e-4
+"""Of AdamW; `criteria.py` fine-tunes at the latter. Compensated networks want smaller steps."""
+
+WARMUP_STEPS = 5
 FIRST_JUDGED = 5
 MOST_STEPS = 5120
-OURS = "taskprune: prune, compensate, distil"
 
 WAYS: Mapping[str, Way] = {
-    OURS: Way("task_change", compensate=True, steps="auto"),
+    "taskprune": Way("task_change", compensate=True, steps="auto"),
+    "taskprune in one step": Way("task_change", compensate=True),
     "Torch-Pruning's score, fine-tuned": Way(
         TorchPruningImportance(tp.importance.GroupTaylorImportance()), compensate=False
     ),
@@ -137,12 +141,10 @@ def cell(subject: Subject, way: Way, seed: int, args: argparse.Namespace) -> Cel
 def train(run: Run, student: Student, teacher: nn.Module, way: Way, seed: int) -> None:
     """Train a student until the run ends it."""
     subject = run.subject
-    settings = recipe(way, MOST_STEPS, seed)
-    rate = settings.learning_rate
-    assert isinstance(rate, float)
+    rate = RATE if way.compensate else RATE_OF_FINE_TUNING
     settings = replace(
-        settings,
-        learning_rate=lambda step: rate * min(1.0, (step + 1) / 5),
+        recipe(way, MOST_STEPS, seed),
+        learning_rate=lambda step: rate * min(1.0, (step + 1) / WARMUP_STEPS),
         ema_decay=AVERAGE_DECAY,
         feature_weight=1.0 if way.compensate else 0.0,
         callbacks=(run,),

@@ -19,7 +19,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
     networks = list(dict.fromkeys(row["network"] for row in rows))
     ways = list(dict.fromkeys(row["way"] for row in rows))
     colours = dict(zip(ways, mpl.color_sequences["tab10"], strict=False))
-    figure = Figure(figsize=(4.6 * len(networks), 3.5), layout="constrained")
+    figure = Figure(figsize=(max(7.2, 4.6 * len(networks)), 3.8), layout="constrained")
     panels = figure.subplots(1, len(networks), sharey=True, squeeze=False)[0]
     named: set[str] = set()
     for axes, network in zip(panels, networks, strict=True):
@@ -29,9 +29,9 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
             for curve in row["curves"]:
                 axes.plot(
                     [seconds for seconds, _ in curve],
-                    [max(worst, LOWEST) for _, worst in curve],
+                    [worst for _, worst in curve],
                     marker="o",
-                    markersize=3.5,
+                    markersize=4.5,
                     linewidth=1.3,
                     color=colours[row["way"]],
                     label=None if row["way"] in named else row["way"],
@@ -42,6 +42,7 @@ def draw(content: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel("processor seconds since the trained network", fontsize=9)
         axes.tick_params(labelsize=8)
         axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylim(bottom=LOWEST)
     panels[0].set_ylabel("worst task, change in points", fontsize=9)
     figure.legend(loc="outside upper center", ncols=2, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
