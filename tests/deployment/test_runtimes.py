@@ -14,7 +14,7 @@ from taskprune import Budget, PruneSettings
 from taskprune.calling.forward import call_inputs
 from taskprune.cost import CachedTimer, LatencyReport, OperatorCall
 from taskprune.cost.operator_call import TensorSpec
-from taskprune.deployment import latency, onnx_files, runtimes
+from taskprune.deployment import file_formats, latency, runtimes
 from taskprune.deployment.latency import ModelTimer, landed
 from taskprune.deployment.runtimes import in_runtime, running
 from taskprune.errors import ExportError, InputError, MissingDependencyError
@@ -54,7 +54,7 @@ def test_a_missing_onnx_runtime_is_told_before_any_work(monkeypatch: pytest.Monk
     def nothing(_: str) -> None:
         return None
 
-    monkeypatch.setattr(onnx_files, "find_spec", nothing)
+    monkeypatch.setattr(file_formats, "find_spec", nothing)
     with pytest.raises(MissingDependencyError, match=r"taskprune\[onnx\]"):
         PruneSettings(runtime="onnx")
 
