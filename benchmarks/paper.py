@@ -29,7 +29,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -245,7 +245,7 @@ def rows(cells: Iterable[Cell], timed: Sequence[Cell]) -> list[dict[str, Any]]:
                     cost: statistics.fmean(c["costs"][cost][1] / c["costs"][cost][0] for c in group)
                     for cost in ("params", "macs")
                 },
-                "times faster": faster.get(on, {}).get(row),
+                "times faster": _of_its_shape(row, faster.get(on, {})),
                 "change": {
                     column: _mean_and_spread(
                         [c["points"][column] - c["teacher"][column] for c in group]
@@ -256,6 +256,13 @@ def rows(cells: Iterable[Cell], timed: Sequence[Cell]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _of_its_shape(row: str, timed: Mapping[str, float]) -> float | None:
+    """Return the speed of a row or of the same student before training, which has its shapes."""
+    wanted = replace(ROWS[row].way, distilled=False), ROWS[row].to
+    same = (r for r in timed if (replace(ROWS[r].way, distilled=False), ROWS[r].to) == wanted)
+    return next((timed[r] for r in same), None)
 
 
 def _mean_and_spread(values: Sequence[float]) -> list[float | None]:

@@ -176,8 +176,9 @@ def recipe(way: Way, steps: int, seed: int) -> DistillSettings:
     """Return how a student is trained.
 
     Sliced ones by the library's defaults, which were found on such: statistics of batches bring
-    back what slicing did to batch normalisation. Compensated ones need none of that, and larger
-    steps would first undo what compensation did; an average of the weights is judged.
+    back what slicing did to batch normalisation. Compensated ones need none of that,
+    and a running average of their weights is judged; of five recipes tried on one seed of *dense*
+    it kept the worst task best.
     """
     if way.compensate:
         return DistillSettings(
