@@ -75,8 +75,11 @@ def importance(result: taskprune.PruneResult) -> None:
     for axis, (name, values) in zip(
         axes, [*rows, ("the order", scores.total.numpy())], strict=True
     ):
-        colours = [PALE if int(channel) in dropped else BLUE for channel in order]
-        axis.bar(range(len(order)), values[order], color=colours)
+        for place, channel in enumerate(order):
+            if int(channel) in dropped:
+                axis.axvspan(place - 0.5, place + 0.5, color=PALE, linewidth=0)
+        axis.bar(range(len(order)), values[order], color=BLUE)
+        axis.set_xlim(-0.5, len(order) - 0.5)
         axis.set_ylabel(name)
         axis.set_yticks([])
     axes[-1].set_xticks(range(len(order)), [str(channel) for channel in order], fontsize=7)

@@ -83,9 +83,9 @@ class _Short(reprlib.Repr):
         self.maxlist = self.maxtuple = self.maxset = self.maxdict = 6
 
     def repr_instance(self, x: Any, level: int) -> str:
-        if hasattr(x, "shape") and hasattr(x, "dtype"):
+        if hasattr(x, "shape") and hasattr(x, "dtype") and not isinstance(x, type):
             return f"{type(x).__name__} of shape {list(x.shape)}"
-        if hasattr(x, "named_modules"):
+        if hasattr(x, "named_modules") and not isinstance(x, type):
             return f"a module {type(x).__name__}"
         return super().repr_instance(x, level)
 

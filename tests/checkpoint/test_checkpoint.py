@@ -192,7 +192,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("taskprune.files.writing.os.replace", full_disk)
+    monkeypatch.setattr("os.replace", full_disk)
     with pytest.raises(CheckpointError, match="No space left"):
         save_checkpoint(path, model, plan)
     assert path.read_bytes() == before

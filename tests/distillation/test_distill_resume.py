@@ -86,9 +86,14 @@ def test_ctrl_c_saves_after_the_step_it_came_in(tmp_path: Path) -> None:
         if record.step == 3:
             signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(KeyboardInterrupt, match="Saved after step 3"):
-        train(tmp_path, press)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # A process in the background is started deaf to Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="Saved after step 3"):
+            train(tmp_path, press)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     steps: list[int] = []
     student, resumed = train(tmp_path, lambda record, _: steps.append(record.step))
     assert steps[0] == 4
