@@ -15,7 +15,7 @@ from taskprune.driving.tasks import driving_tasks, forward
 from taskprune.driving.teacher import load_teacher
 from taskprune.testing import randomise_
 
-RATIOS = [0.1, 0.327, 0.6]
+RATIOS = [0.327, 0.6]
 WIDTH, HEIGHT = 96, 64
 
 
