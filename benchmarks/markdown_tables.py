@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
+
+PAGES = Path(__file__).parents[1] / "docs"
+IMAGES = PAGES / "images"
 
 View: TypeAlias = Callable[[dict[str, Any]], str]
 """Makes text of what a file of results holds."""
@@ -32,6 +36,23 @@ class Columns:
         """Return the table."""
         rows = [[form.format_map(row) for _, form in self.cells] for row in content[self.records]]
         return markdown([heading for heading, _ in self.cells], rows)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The picture of a benchmark, which ``report.py`` draws.
+
+    Attributes:
+        name: Of the benchmark.
+        shows: What is seen.
+    """
+
+    name: str
+    shows: str
+
+    def __call__(self, _content: dict[str, Any]) -> str:
+        """Return the picture."""
+        return f"![{self.shows}]({IMAGES.relative_to(PAGES) / self.name}.png)"
 
 
 def with_spread(figure: Sequence[float | None], form: str) -> str:

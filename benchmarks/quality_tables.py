@@ -5,10 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from markdown_tables import Columns, View, markdown, with_spread
-
-PAGES = Path(__file__).parents[1] / "docs"
-FRONTIER_PICTURE = PAGES / "images" / "frontier.png"
+from markdown_tables import IMAGES, PAGES, Columns, Picture, View, markdown, with_spread
 
 HEADLINES = {"detection": ("map50", "recall"), "drivable": ("miou",), "lane": ("iou", "accuracy")}
 LABELS = {
@@ -133,7 +130,7 @@ def distillation_plots(content: dict[str, Any]) -> str:
 def plots(content: dict[str, Any]) -> dict[str, Path]:
     """Return where the picture of each set of images is."""
     images = dict.fromkeys(row["on"] for row in content["arms"])
-    return {on: PAGES / "images" / f"distillation_{on}.png" for on in images}
+    return {on: IMAGES / f"distillation_{on}.png" for on in images}
 
 
 def fusion_recipe(content: dict[str, Any]) -> str:
@@ -198,8 +195,9 @@ def frontier_table(content: dict[str, Any]) -> str:
 def frontier_picture(content: dict[str, Any]) -> str:
     """Return the picture of the curves; :mod:`report` draws it."""
     names = " and ".join(content["curves"])
-    place = FRONTIER_PICTURE.relative_to(PAGES)
-    return f"![Change of each task, in points, over multiply-adds left, by {names}]({place})"
+    return Picture(
+        "frontier", f"Change of each task, in points, over multiply-adds left, by {names}"
+    )(content)
 
 
 PROMISES = Columns(

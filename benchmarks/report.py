@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import cost_tables
 import quality_tables
 import robustness_tables
 import speed_tables
 import training_tables
-from markdown_tables import View
+from markdown_tables import IMAGES, View
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
@@ -33,6 +33,9 @@ VIEWS: dict[str, View] = {
     **training_tables.VIEWS,
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""
+
+PICTURES = ("frontier", "scaling", "speed", "time_to_quality")
+"""Results that ``NAME_plot.py`` draws as ``NAME.png``."""
 
 
 def table(name: str) -> str:
@@ -53,48 +56,16 @@ def rendered(text: str) -> str:
 
 def draw() -> None:
     """Draw the pictures of the pages."""
-    pictures = {
-        "distillation": _draw_distillation,
-        "frontier": _draw_frontier,
-        "scaling": _draw_scaling,
-        "speed": _draw_speed,
-        "time_to_quality": _draw_time,
-    }
-    for name, draw_of in pictures.items():
+    for name in ("distillation", *PICTURES):
         path = RESULTS / f"{name}.json"
         if path.exists():
-            draw_of(json.loads(path.read_text(encoding="utf-8")))
-
-
-def _draw_distillation(content: dict[str, Any]) -> None:
-    from distillation_plot import draw as draw_recovered  # Matplotlib, an extra
-
-    for on, picture in quality_tables.plots(content).items():
-        draw_recovered([row for row in content["arms"] if row["on"] == on], picture)
-
-
-def _draw_frontier(content: dict[str, Any]) -> None:
-    from frontier_plot import draw as draw_curves
-
-    draw_curves(content, quality_tables.FRONTIER_PICTURE)
-
-
-def _draw_time(content: dict[str, Any]) -> None:
-    from time_to_quality_plot import draw as draw_losses
-
-    draw_losses(content, training_tables.TIME_PICTURE)
-
-
-def _draw_speed(content: dict[str, Any]) -> None:
-    from speed_plot import draw as draw_speed
-
-    draw_speed(content, speed_tables.SPEED_PICTURE)
-
-
-def _draw_scaling(content: dict[str, Any]) -> None:
-    from scaling_plot import draw as draw_times
-
-    draw_times(content, speed_tables.SCALING_PICTURE)
+            content = json.loads(path.read_text(encoding="utf-8"))
+            plot = import_module(f"{name}_plot")  # Matplotlib, an extra
+            if name in PICTURES:
+                plot.draw(content, IMAGES / f"{name}.png")
+                continue
+            for on, picture in quality_tables.plots(content).items():
+                plot.draw([row for row in content["arms"] if row["on"] == on], picture)
 
 
 def main() -> None:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-from markdown_tables import View, markdown
-
-PAGES = Path(__file__).parents[1] / "docs"
-SPEED_PICTURE = PAGES / "images" / "speed.png"
-SCALING_PICTURE = PAGES / "images" / "scaling.png"
+from markdown_tables import Picture, View, first_word, markdown
 
 
 def speed_table(content: dict[str, Any]) -> str:
@@ -105,25 +100,19 @@ def largest(content: dict[str, Any]) -> str:
             found = [p for p in own if p["library"] == peer and p["size"] == most["size"]]
             said = found[0] if found else {"outcome": "–"}
             seconds = said.get("seconds")
-            cells.append(
-                said["outcome"].partition(":")[0] if seconds is None else f"{seconds:.1f} s"
-            )
+            cells.append(first_word(said) if seconds is None else f"{seconds:.1f} s")
         lines.append(cells)
     headings = ["family", "parameters", "tasks", "trace, couple, solve, rewrite", "score", "verify"]
     headings += ["compensate", "memory", "Torch-Pruning", "torch-kirigami"]
     return markdown(headings, lines)
 
 
-def scaling_picture(_content: dict[str, Any]) -> str:
-    """Return the picture of times over sizes; ``report.py`` draws it."""
-    place = SCALING_PICTURE.relative_to(PAGES)
-    return f"![Processor seconds of every stage over parameters and tasks]({place})"
-
-
 VIEWS: dict[str, View] = {
     "scaling": largest,
     "scaling.exponents": exponents,
-    "scaling.picture": scaling_picture,
+    "scaling.picture": Picture(
+        "scaling", "Processor seconds of every stage over parameters and tasks"
+    ),
     "speed": speed_table,
     "speed.flat": speed_flat,
     "speed.load": speed_under_load,

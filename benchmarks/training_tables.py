@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from markdown_tables import View, markdown
-
-PAGES = Path(__file__).parents[1] / "docs"
-TIME_PICTURE = PAGES / "images" / "time_to_quality.png"
+from markdown_tables import Picture, View, markdown, with_spread
 
 
 def paper_table(content: dict[str, Any]) -> str:
@@ -53,9 +49,7 @@ def _points(figures: dict[str, float], columns: Sequence[str], form: str) -> lis
 
 
 def _with_spread(figure: Sequence[float | None]) -> str:
-    mean, spread = figure
-    assert mean is not None
-    return _signed(mean) + (f" ± {spread:.1f}" if spread is not None else "")
+    return with_spread(figure, "{:+.1f}").replace("-", "−")
 
 
 def _signed(value: float) -> str:
@@ -87,15 +81,11 @@ def time_table(content: dict[str, Any]) -> str:
     )
 
 
-def time_picture(_content: dict[str, Any]) -> str:
-    """Return the picture of losses over time; ``report.py`` draws it."""
-    place = TIME_PICTURE.relative_to(PAGES)
-    return f"![Change of the worst task, in points, over processor seconds]({place})"
-
-
 VIEWS: dict[str, View] = {
     "paper": paper_table,
     "time_to_quality": time_table,
-    "time_to_quality.picture": time_picture,
+    "time_to_quality.picture": Picture(
+        "time_to_quality", "Change of the worst task, in points, over processor seconds"
+    ),
 }
 """What is made of ``results/NAME.json`` or ``results/NAME_VARIANT.json``."""

@@ -85,11 +85,8 @@ def refit(
     parts = [_missing_channels(part, keep) for part in rows]
     sizes = (n_blocks, n_kept, n_channels)
     n_rows = _n_rows(parts, weight)
-    if n_channels > settings.most_channels or n_rows < n_channels // 2:
-        first = fit_rows(parts, sizes, weight, through=weight, intercept=intercept)
-    else:
-        sums = _split_sums(parts, sizes, weight, squares=False)
-        first = fit(*sums, intercept=intercept, error=error_through(weight))
+    by_rows = n_channels > settings.most_channels or n_rows < n_channels // 2
+    first = _fitted(parts, sizes, weight, through=weight, intercept=intercept, by_rows=by_rows)
     index = keep[:, None, :, None].expand(-1, n_outputs, -1, n_taps)
     mapped = weight.gather(2, index)
     shift = torch.einsum("gock,gc->go", weight, first.shift)
@@ -101,12 +98,8 @@ def refit(
     if geometry.by_output and n_kept * n_taps <= settings.most_unknowns:
         parts = [_missing_outputs(part, mapped, shift + bias) for part in rows]
         sizes = (n_blocks, n_kept * n_taps, n_outputs)
-        if n_rows < n_kept * n_taps // 2:
-            parts = [(x.double(), e.double(), w.double()) for x, e, w in parts]
-            second = fit_rows(parts, sizes, weight, through=None, intercept=intercept)
-        else:
-            sums = _split_sums(parts, sizes, weight, squares=True)
-            second = fit(*sums, intercept=intercept, error=squared_error)
+        by_rows = n_rows < n_kept * n_taps // 2
+        second = _fitted(parts, sizes, weight, through=None, intercept=intercept, by_rows=by_rows)
         if not second.is_nothing:
             mapped = mapped + second.matrix.mT.reshape(mapped.shape)
             shift = shift + second.shift
@@ -129,6 +122,24 @@ def _missing_outputs(rows: Rows, weight: Tensor, offset: Tensor) -> Part:
     # It is what the first fit left, under a ridge: single precision is plenty for products.
     narrow = torch.float64 if rows.dtype == torch.float64 else torch.float32
     return x.to(narrow), missing.to(narrow), rows.weights.to(narrow)
+
+
+def _fitted(
+    parts: list[Part],
+    sizes: tuple[int, int, int],
+    like: Tensor,
+    *,
+    through: Tensor | None,
+    intercept: bool,
+    by_rows: bool,
+) -> Fit:
+    """Fit residuals, for themselves or for what a weight makes of them, by either route."""
+    if by_rows:
+        rows = [(x.double(), e.double(), w.double()) for x, e, w in parts]
+        return fit_rows(rows, sizes, like, through=through, intercept=intercept)
+    sums = _split_sums(parts, sizes, like, squares=through is None)
+    error = squared_error if through is None else error_through(through)
+    return fit(*sums, intercept=intercept, error=error)
 
 
 def _n_rows(parts: list[Part], like: Tensor) -> int:
