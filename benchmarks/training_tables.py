@@ -18,11 +18,11 @@ def paper_table(content: dict[str, Any]) -> str:
         teacher = here[0]["teacher"]
         lines = [
             ["teacher, points", "100 %", "100 %", "1 ×", "", *_points(teacher, columns, "{:.1f}")],
-            ["the paper's student", "67.3 %", "", "1.00 ×", "", *_of_the_paper(settings, columns)],
+            ["the paper's student", *_of_the_paper(settings, columns)],
         ]
         lines += [_line(row, columns) for row in here]
         asked = [f"≥ {_signed(settings['asked'][column])}" for column in columns]
-        lines.append(["**asked**", "", "", "≥ 1.5 ×", "", *asked])
+        lines.append(["**asked**", "", "", f"≥ {settings['asked times faster']} ×", "", *asked])
         headings = [on, "parameters left", "MACs left", "as fast", "seeds", *columns]
         tables.append(markdown(headings, lines))
     return "\n\n".join(tables)
@@ -41,7 +41,9 @@ def _line(row: dict[str, Any], columns: Sequence[str]) -> list[str]:
 
 def _of_the_paper(settings: dict[str, Any], columns: Sequence[str]) -> list[str]:
     published = settings["published"]
-    return [_signed(published[name]) if name in published else "negligible" for name in columns]
+    left, faster = settings["published left"], settings["published times faster"]
+    changes = [_signed(published[name]) if name in published else "negligible" for name in columns]
+    return [f"{100 * left:.1f} %", "", f"{faster:.2f} ×", "", *changes]
 
 
 def _points(figures: dict[str, float], columns: Sequence[str], form: str) -> list[str]:
