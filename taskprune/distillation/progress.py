@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from textwrap import shorten
@@ -19,11 +17,7 @@ from rich.progress import (
 )
 
 from taskprune.distillation.history import StepRecord
-
-_log = logging.getLogger("taskprune")
-
-LOG_EVERY = 30.0
-"""Seconds between two lines in the log."""
+from taskprune.terminal import lines
 
 MOST_OF_FIGURES = 60
 """Characters of measured figures in the line; the history has all."""
@@ -35,28 +29,23 @@ def training_progress(
 ) -> Iterator[Callable[[StepRecord], None]]:
     """Show steps, time, losses and the last figures that callbacks measured.
 
-    Where no console is given and stderr is no terminal, a line now and then goes to the log.
+    Where no console is given and stderr is no terminal, as :func:`~taskprune.terminal.lines` does.
 
     Yields:
         ``show(record)``, to be called after each step.
     """
-    to_log = visible and console is None
-    if console is None:
-        console = Console(stderr=True)
-        visible = visible and console.is_terminal
-    latest: dict[str, float] = {}
     if not visible:
-        last = time.monotonic()
+        yield lambda _: None
+        return
+    latest: dict[str, float] = {}
+    if console is None and not (console := Console(stderr=True)).is_terminal:
+        with lines("Distilling") as say:
 
-        def tell(record: StepRecord) -> None:
-            nonlocal last
-            latest.update(record.measured)
-            if time.monotonic() - last >= LOG_EVERY:
-                last = time.monotonic()
-                said = _summary(record, latest)
-                _log.info("Distilling: step %d of %d, %s", record.step, steps, said)
+            def tell(record: StepRecord) -> None:
+                latest.update(record.measured)
+                say(f"step {record.step} of {steps}, {_summary(record, latest)}")
 
-        yield tell if to_log else lambda _: None
+            yield tell
         return
     columns = (
         TextColumn("Distilling"),

@@ -15,32 +15,73 @@ from taskprune.errors import TaskPruneError
 
 _log = logging.getLogger("taskprune")
 
-EVERY = 30.0
-"""Seconds between two lines in the log."""
+EVERY, EVERY_IN_A_CELL = 30.0, 0.2
+"""Seconds between two lines in the log, and between two states of the line below a cell."""
 
 
 @contextmanager
 def stages(title: str) -> Iterator[Callable[[str], None]]:
-    """Show a spinner with the current stage on a terminal's standard error.
+    """Show the current stage: beside a spinner on a terminal, else as :func:`lines`.
 
     Yields:
-        ``stage(text)``: announce the next stage. Where there is no terminal, a line now and then
-        goes to the log.
+        ``stage(text)``: announce the next stage.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        last = time.monotonic()
-
-        def log(text: str) -> None:
-            nonlocal last
-            if time.monotonic() - last >= EVERY:
-                last = time.monotonic()
-                _log.info("%s: %s", title, text)
-
-        yield log
+        with lines(title) as say:
+            yield say
         return
     with console.status(f"{title} …") as status:
         yield lambda text: status.update(f"{title}: {text} …")
+
+
+@contextmanager
+def lines(title: str) -> Iterator[Callable[[str], None]]:
+    """Say how far something is where there is no terminal.
+
+    In a notebook that is a line below the cell, which changes in its place and ends with the time
+    it took; elsewhere it is a line now and then in the log.
+
+    Yields:
+        ``say(text)``, to be called as often as there is something new.
+    """
+    if Console(stderr=True).is_jupyter:
+        with _line_of_a_cell(title) as say:
+            yield say
+        return
+    last = time.monotonic()
+
+    def log(text: str) -> None:
+        nonlocal last
+        if time.monotonic() - last >= EVERY:
+            last = time.monotonic()
+            _log.info("%s: %s", title, text)
+
+    yield log
+
+
+@contextmanager
+def _line_of_a_cell(title: str) -> Iterator[Callable[[str], None]]:
+    from IPython import display  # there is none where there is no notebook
+
+    shown = display.DisplayHandle()
+    began, last = time.monotonic(), None
+
+    def say(text: str) -> None:
+        nonlocal last
+        show = shown.display if last is None else shown.update
+        if last is None or time.monotonic() - last >= EVERY_IN_A_CELL:
+            last = time.monotonic()
+            show({"text/plain": f"{title}: {text}"}, raw=True)
+
+    how = "stopped"
+    try:
+        yield say
+        how = "done"
+    finally:
+        if last is not None:
+            text = f"{title}: {how} after {time.monotonic() - began:.1f} s"
+            shown.update({"text/plain": text}, raw=True)
 
 
 def text_table(

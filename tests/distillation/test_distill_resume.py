@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from taskprune.distillation import DistillSettings, StepRecord, distill, progress
+from taskprune.distillation import DistillSettings, StepRecord, distill
 from taskprune.distillation.run_checkpoint import FORMAT
 from taskprune.errors import CheckpointError
 from taskprune.files import write_sealed
+from taskprune.terminal import console
 
 CHILD = Path(__file__).with_name("resume_child.py")
 
@@ -118,7 +119,7 @@ def test_where_nobody_looks_a_line_now_and_then_is_logged(
     caplog.set_level(logging.INFO, logger="taskprune")
     run(tmp_path / "at once")
     assert not caplog.messages
-    monkeypatch.setattr(progress, "LOG_EVERY", 0.0)
+    monkeypatch.setattr(console, "EVERY", 0.0)
     run(tmp_path / "slowly")
     assert [line.split(",")[0] for line in caplog.messages] == [
         "Distilling: step 1 of 2",

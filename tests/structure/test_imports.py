@@ -33,7 +33,7 @@ FLOORS = (
 )
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 APART = ("distillation", "driving", "testing", "commands", "integrations")
-DISTILLATION_MAY_IMPORT = {"calling", "errors", "files", "restore"}
+DISTILLATION_MAY_IMPORT = {"calling", "errors", "files", "restore", "terminal"}
 
 
 @dataclass(frozen=True)
