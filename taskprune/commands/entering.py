@@ -8,6 +8,7 @@ import random
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +22,8 @@ from taskprune.calling.forward import Forward, call_batch, call_inputs
 from taskprune.calling.task import Task
 from taskprune.commands.stock_models import STOCK, stock_model
 from taskprune.errors import InputError, TaskPruneError
+from taskprune.report.embedded_pictures import embedded
+from taskprune.restore import evaluating
 
 PARTS = ("model", "data", "tasks", "validation", "example")
 """Functions of a file that are called without arguments; `model` alone must be there."""
@@ -38,6 +41,7 @@ class Source:
         name: What files about it are called.
         parts: What makes each of :data:`PARTS` that there is.
         forward: ``(model, batch) -> outputs``; ``None`` for the convention.
+        draw: ``({name: model}) -> {caption: PNG or JPEG file}``, if there is something to show.
         note: What to know about where it comes from; empty if nothing.
     """
 
@@ -45,6 +49,7 @@ class Source:
     name: str
     parts: Mapping[str, Callable[[], Any]]
     forward: Forward | None = None
+    draw: Callable[[dict[str, nn.Module]], Any] | None = None
     note: str = ""
     made: dict[str, Any] = field(default_factory=dict)
 
@@ -80,6 +85,25 @@ class Source:
     def example(self) -> Any:
         """Return what the model will be called with, ``None`` where that is a batch of the data."""
         return self._part("example")
+
+    def pictures(self, models: dict[str, nn.Module]) -> dict[str, Any]:
+        """Return pictures of what models do, by caption; none where nothing draws them.
+
+        Raises:
+            InputError: Drawing fails, or makes something else.
+        """
+        if self.draw is None:
+            return {}
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            for model in models.values():
+                stack.enter_context(evaluating(model))
+            try:
+                found = self.draw(models)
+            except Exception as error:
+                raise _failed(f"`pictures()` of `{self.reference}`", error) from error
+        embedded(found)
+        return dict(found)
 
     def needed(self, part: str, why: str) -> Any:
         """Return a part.
@@ -165,12 +189,14 @@ def enter(reference: str) -> Source:
             f"{'none' if makers['model'] is None else type(makers['model']).__name__}."
         )
     given = {part: make for part, make in makers.items() if make is not None}
-    if odd := [part for part, make in given.items() if not callable(make)]:
+    called = {part: getattr(module, part, None) for part in ("forward", "pictures")}
+    there = given | {part: make for part, make in called.items() if make is not None}
+    if odd := [part for part, make in there.items() if not callable(make)]:
         raise InputError(
-            f"Expected a function `{odd[0]}()` in `{place}`. Found {type(given[odd[0]]).__name__}."
+            f"Expected a function `{odd[0]}()` in `{place}`. Found {type(there[odd[0]]).__name__}."
         )
     name = path.stem if path.suffix == ".py" else place.rpartition(".")[2]
-    return Source(reference, name, given, getattr(module, "forward", None))
+    return Source(reference, name, given, called["forward"], called["pictures"])
 
 
 def _run(path: Path) -> ModuleType:

@@ -57,8 +57,9 @@ def prune(  # noqa: PLR0913 - one argument an option
         if steps != "auto" and not steps.isdecimal():
             raise InputError(f"`--steps` must be a number or 'auto'. Found {steps!r}.")
         example = source.needed("example", "Pruning without `data()`") if data is None else None
+        original = source.model()
         result = taskprune.prune(
-            source.model(),
+            original,
             source.tasks() if data is not None else None,
             data=data,
             validation=source.validation() if data is not None else None,
@@ -73,7 +74,8 @@ def prune(  # noqa: PLR0913 - one argument an option
         )
         run_folder.save(folder, source, result.model, result.plan, "prune")
         write_text(folder / run_folder.REPORT, result.report.to_json())
-        result.save_html(folder / run_folder.PAGE)
+        drawn = source.pictures({"original": original, "pruned": result.model})
+        result.save_html(folder / run_folder.PAGE, pictures=drawn)
         notes = [note for note in (source.note, NO_DATA if data is None else "") if note]
         record = {
             "folder": str(folder),
@@ -250,7 +252,14 @@ def distill(
         write_text(folder / run_folder.REPORT, json.dumps(record, indent=2))
         if figures is not None:  # those of the pruning, and beside them what training brought
             measured = {name: metrics[name] for name in ("distilled",) if name in metrics}
-            page = report_page(figures, plan, model=type(student).__name__, measured=measured)
+            models = {"original": teacher, "pruned": run_folder.pruned_model(pruned, source)}
+            page = report_page(
+                figures,
+                plan,
+                model=type(student).__name__,
+                measured=measured,
+                pictures=source.pictures({**models, "distilled": student}),
+            )
             save_page(page, folder / run_folder.PAGE)
         parts: list[Any] = [run_folder.metric_table(metrics, named)] if metrics else []
         parts += _trained_parts(folder, model, page=figures is not None)

@@ -50,7 +50,8 @@ def validation() -> Iterable[Any]:
 
 
 # Add `example()` to return what the model will be called with once it is deployed, if that has
-# another size than the batches of `data`: a tensor, a tuple of arguments or a dict of keywords.
+# another size than the batches of `data`: a tensor, a tuple of arguments or a dict of keywords; and
+# `pictures(models)` for the page of a run: PNG or JPEG files by caption, of what models by name do.
 
 
 # What stands in for your own from here on: a network that finds a square and tells its colour.

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from taskprune.errors import InputError
+from taskprune.errors import InputError, short
 
 STARTS = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
 """How files of each kind begin."""
@@ -43,7 +43,7 @@ def _address(file: str | Path) -> str:
         content = Path(file).read_bytes()
     except (OSError, TypeError) as error:
         raise InputError(
-            f"Expected the file of a picture at `{file}`, which cannot be read ({error})."
+            f"Expected the file of a picture. {short(file)} cannot be read ({error})."
         ) from error
     kind = next((kind for start, kind in STARTS.items() if content.startswith(start)), None)
     if kind is None:

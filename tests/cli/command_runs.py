@@ -56,6 +56,14 @@ def validation():
     return [torch.rand(4, 3, 8, 8)]
 """
 
+PICTURES = """
+def pictures(models):
+    with open("seen.png", "wb") as file:
+        file.write(b"\\x89PNG\\r\\n\\x1a\\n" + ", ".join(models).encode())
+    assert not any(net.training for net in models.values())
+    return {"What they see": "seen.png"}
+"""
+
 
 def run(*arguments: str | Path) -> str:
     """Run a command that must work, and return what it prints."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from architectures.torchvision_import import import_torchvision
-from command_runs import DATA, NET, TASKS, as_json, refused, run
+from command_runs import DATA, NET, PICTURES, TASKS, as_json, refused, run
 from typer.testing import CliRunner
 
 import taskprune
@@ -47,6 +49,22 @@ def test_training_and_compression_write_runs_like_pruning_does(folder: Path) -> 
     same = measured["runs/net-compressed"]["a"]
     assert measured["net.pt2"]["a"] == pytest.approx(same, rel=1e-4)
     assert "drops" in run("report", "runs/net-compressed")
+
+
+def test_a_file_can_show_pictures(folder: Path) -> None:
+    (folder / "net.py").write_text(NET + DATA + TASKS + PICTURES)
+    run("prune", "net.py", "--ratio", "0.3")
+    run("distill", "net.py", "runs/net", "--steps", "1")
+    for place, models in (("net", "original, pruned"), ("net-distilled", "pruned, distilled")):
+        page = (folder / "runs" / place / "report.html").read_text()
+        (content,) = re.findall('data:image/png;base64,([^"]+)"', page)
+        assert models in b64decode(content)[8:].decode()
+        assert "What they see" in page
+    (folder / "odd.py").write_text(NET + DATA + "pictures = 1\n")
+    assert "`pictures()`" in refused("inspect", "odd.py")
+    (folder / "other.py").write_text(NET + DATA + "def pictures(models):\n    return models\n")
+    assert "file of a picture" in refused("prune", "other.py", "--ratio", "0.3")
+    assert (folder / "runs" / "other" / "model.safetensors").is_file()
 
 
 def test_a_frontier_is_measured_once_and_picked_from(folder: Path) -> None:
