@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from taskprune.integrations.ultralytics import PrunedYOLO, load, prune
 
 YAML = """
 nc: 2
+kpt_shape: [3, 3]
 backbone:
   - [-1, 1, Conv, [16, 3, 2]]
   - [-1, 1, Conv, [32, 3, 2]]
@@ -38,9 +40,11 @@ head:
   - [-1, 1, nn.Upsample, [None, 2, nearest]]
   - [[-1, 2], 1, Concat, [1]]
   - [-1, 1, C3k2, [32, False]]
-  - [[7, 4], 1, Detect, [nc]]
+  - [[7, 4], 1, {head}]
 """
-PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+HEADS = {"": "Detect, [nc]", "-seg": "Segment, [nc, 4, 16]", "-pose": "Pose, [nc, [3, 3]]"}
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs" / "integrations.md"
 SIZE = 64
 
 
@@ -69,7 +73,7 @@ def data_set(folder: Path) -> Path:
 def main(folder: Path) -> None:
     paths.update({"runs_dir": str(folder / "runs")})
     data = data_set(folder)
-    Path("yolo11n.yaml").write_text(YAML)
+    Path("yolo11n.yaml").write_text(YAML.format(head=HEADS[""]))
     torch.manual_seed(0)
     page = PAGE.read_text(encoding="utf-8")
     names: dict[str, Any] = {"__name__": "page"}
@@ -144,7 +148,15 @@ def again() -> None:
     np.testing.assert_allclose(found, expected.numpy(), rtol=1e-3, atol=1e-3)
 
 
+def example() -> None:
+    """Prune, save, load and export each kind of network as the example does."""
+    run = runpy.run_path(str(ROOT / "examples" / "yolo.py"))["main"]
+    for kind, head in HEADS.items():
+        Path(f"yolo11n{kind}.yaml").write_text(YAML.format(head=head))
+        assert run(f"yolo11n{kind}.yaml", SIZE) < 1e-4
+
+
 if sys.argv[2:]:
-    again()
+    {"again": again, "example": example}[sys.argv[2]]()
 else:
     main(Path(sys.argv[1]))
