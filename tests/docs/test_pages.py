@@ -13,7 +13,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted(set((ROOT / "examples").glob("*.py")) - {ROOT / "examples" / "yolo.py"})
+"""All but the one that needs ultralytics, which `tests/integrations` runs."""
 QUICK = {"fusion": ("--quick",)}
 """How examples that take longer than a test may are asked for less."""
 
