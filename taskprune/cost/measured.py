@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from math import prod
 from typing import Any
 
 import torch
@@ -16,6 +17,21 @@ from taskprune.restore.modes import evaluating
 from taskprune.restore.process import preserved_rng, without_fast_path
 
 
+def _flops_of_layer(x: Any, from_input: Any, from_state: Any, *_: Any, **__: Any) -> int:
+    return int(2 * prod(x[:-1]) * (prod(from_input) + prod(from_state)))
+
+
+def _flops_of_layers(x: Any, weights: Any, *_: Any, **__: Any) -> int:
+    return int(2 * prod(x[:-1]) * sum(prod(weight) for weight in weights if len(weight) == 2))
+
+
+_FUSED = {
+    torch.ops.aten.mkldnn_rnn_layer: _flops_of_layer,
+    torch.ops.aten._cudnn_rnn: _flops_of_layers,
+}
+"""Flops of fused recurrent layers, by the shapes of their arguments: torch's counter has none."""
+
+
 def measure_params(model: nn.Module) -> int:
     """Count the entries of all parameters, tied ones once, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -24,10 +40,11 @@ def measure_params(model: nn.Module) -> int:
 def measure_macs(model: nn.Module, inputs: Any, *, forward: Forward | None = None) -> int:
     """Count the multiply-adds of one forward pass in eval mode, for the whole batch.
 
-    Counts matrix products, convolutions and attention, as ``torch.utils.flop_counter`` does; a
-    multiply-add is two of its flops. Element-wise work and norms are not counted.
+    Counts matrix products, convolutions and attention, as ``torch.utils.flop_counter`` does, and
+    the products of recurrent layers; a multiply-add is two flops. Element-wise work and norms are
+    not counted.
     """
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
     quiet: tuple[AbstractContextManager[Any], ...] = (
         evaluating(model),
         preserved_rng(),

@@ -8,7 +8,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
+import torch
 from torch import nn
+from torch.utils.flop_counter import flop_registry
 
 from taskprune.coupling import rules
 from taskprune.coupling.assembly import assemble
@@ -28,7 +30,7 @@ from taskprune.coupling.standard_sizes import add_standard_sizes
 from taskprune.coupling.unit_table import Column, UnitTable
 from taskprune.coupling.unread import with_readers
 from taskprune.errors import InputError, UnsupportedOperatorError, short
-from taskprune.graph.records import ModelGraph, Operation, TensorValue
+from taskprune.graph.records import ModelGraph, Operation, Ref, TensorValue
 from taskprune.restore.process import collection_paused
 
 Protected = str | type[nn.Module]
@@ -215,6 +217,20 @@ def _freeze_unknown(ctx: RuleContext, *, strict: bool) -> None:
         ctx.freeze(axis, "unknown", f"passes through {name}, which has no channel rule")
     origin = f"meets what {name} returns, which has no channel rule"
     ctx.produce_fixed(Origin("unknown", origin) if tracked_axes else None)
+    _count_as_it_is(ctx)
+
+
+def _count_as_it_is(ctx: RuleContext) -> None:
+    """Note the multiply-adds that torch's counter knows of an operator that stays as it is."""
+    namespace, name, _ = ctx.operation.target.split(".")
+    flops = flop_registry.get(getattr(getattr(torch.ops, namespace), name))
+    if flops is None:
+        return
+    arguments = [
+        ctx.tensor(name).shape if isinstance(value, Ref) else value
+        for name, value in ctx.operation.arguments.items()
+    ]
+    ctx.count(flops(*arguments, out_val=ctx.output_shape()) // 2)
 
 
 def _refuse_ignorance(groups: CouplingGroups) -> None:

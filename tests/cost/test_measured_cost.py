@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from taskprune.cost import measure_latency, measure_macs, measure_params
+from taskprune.cost import count_macs, measure_latency, measure_macs, measure_params
+from taskprune.coupling import couple
 from taskprune.errors import InputError
+from taskprune.graph import trace
 from taskprune.plan.plan import build_plan
 from taskprune.testing import assert_cost_is_exact, random_drop
 
@@ -52,6 +55,17 @@ def test_attention_is_counted_by_its_products(training: bool) -> None:
     assert measure_macs(layer, torch.randn(1, tokens, width)) == expected
     assert layer.training is training
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("size", [(5, 8), (5, 3, 8)], ids=["one", "batch"])
+def test_recurrent_layers_are_counted_however_they_run(
+    kind: Callable[..., nn.Module], size: tuple[int, ...]
+) -> None:
+    layer, x = kind(8, 4, 2), torch.randn(size)
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    assert measure_macs(layer, x) == weights * x[..., 0].numel()
+    assert count_macs(couple(trace(layer, x))) == measure_macs(layer, x)
 
 
 def test_latency_compares_models_and_leaves_no_trace() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import taskprune
+from taskprune.cost import count_macs, measure_macs
 from taskprune.coupling import couple
 from taskprune.errors import UnsupportedOperatorError
 from taskprune.graph import trace
@@ -112,3 +113,9 @@ def test_weights_that_are_mapped_over_stay_too() -> None:
     groups = couple(trace(model, x))
     assert len(groups) == 0
     assert any("torch.func.vmap" in r.detail for f in groups.frozen for r in f.reasons)
+
+
+def test_work_that_nothing_can_shrink_is_part_of_the_cost() -> None:
+    model, x = PerHead(), torch.randn(5, 3)
+    groups = couple(trace(model, x))
+    assert count_macs(groups) == measure_macs(model, x)
