@@ -1,6 +1,6 @@
 """The bundled three-task driving network, stage by stage, with every record shown on the way.
 
-Run it with ``python examples/driving.py``; it takes about a minute on a CPU. ``taskprune demo``
+Run it with ``python examples/driving.py``; it takes half a minute on a CPU. ``taskprune demo``
 does the same through the front door and adds distillation, pictures and a report.
 """
 
@@ -17,7 +17,7 @@ def main() -> None:
     console = Console()
     teacher = load_teacher()
     tasks = driving_tasks()
-    batches = list(loader(RoadScenes(16, seed=5), batch_size=8, shuffle=False, seed=0))
+    batches = list(loader(RoadScenes(8, seed=5), batch_size=4, shuffle=False, seed=0))
 
     graph = taskprune.trace(teacher, batches[0], forward=forward, tasks=tasks)
     groups = taskprune.couple(graph)
