@@ -22,7 +22,7 @@ def init(
     with plain_errors(debug=debug):
         from rich.text import Text
 
-        from taskprune.commands.run_folder import next_steps, show
+        from taskprune.commands.showing import next_steps, show
         from taskprune.errors import InputError
         from taskprune.files import make_folder_of, write_text
 
@@ -78,7 +78,8 @@ def export(  # noqa: PLR0913 - one argument an option
 
         import taskprune
         from taskprune.commands.entering import enter
-        from taskprune.commands.run_folder import checkpoint_in, pruned_model, show
+        from taskprune.commands.run_folder import checkpoint_in, pruned_model
+        from taskprune.commands.showing import show
         from taskprune.errors import InputError
 
         out = out or (Path() if pruned is None else checkpoint_in(pruned).parent) / "model.onnx"

@@ -25,13 +25,14 @@ def report(
         from rich.text import Text
 
         from taskprune.commands import run_folder
+        from taskprune.commands.showing import next_steps, show
         from taskprune.rewrite.checkpoint import read_header
 
         file = run_folder.checkpoint_in(pruned)
         header = read_header(file)
         if module is not None:
             told = header.plan.explain(module)
-            run_folder.show([told], json.loads(told.to_json()), as_json=as_json)
+            show([told], json.loads(told.to_json()), as_json=as_json)
             return
         made = ", ".join(f"{key} {value}" for key, value in header.metadata.items())
         head = f"{file}: {header.model_class}, by taskprune {header.version}; {made}."
@@ -43,7 +44,7 @@ def report(
         first = next((d.name for d in header.plan.groups if d.drop), None)
         if first is not None:
             steps = [(f"taskprune report {pruned} {first}", "one module, and why")]
-            parts.append(run_folder.next_steps(steps))
+            parts.append(next_steps(steps))
         record = {
             "checkpoint": str(file),
             "class": header.model_class,
@@ -53,7 +54,7 @@ def report(
             "kept": header.plan.kept,
             "report": figures[1],
         }
-        run_folder.show(parts, record, as_json=as_json)
+        show(parts, record, as_json=as_json)
 
 
 def evaluate(
@@ -72,6 +73,7 @@ def evaluate(
     with plain_errors(debug=debug):
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
+        from taskprune.commands.showing import show
 
         source = enter(model)
         original = source.model()
@@ -80,7 +82,7 @@ def evaluate(
             models[str(path)], sizes[str(path)] = _found(path, source, original)
         metrics = run_folder.measured(source, models, needed=True)
         table = run_folder.metric_table(metrics, sizes)
-        run_folder.show([table], {"metrics": metrics}, as_json=as_json)
+        show([table], {"metrics": metrics}, as_json=as_json)
 
 
 def _found(path: Path, source: Any, original: Any) -> tuple[Any, str]:
@@ -120,6 +122,7 @@ def verify(
 
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
+        from taskprune.commands.showing import show
         from taskprune.coupling import couple
         from taskprune.graph import trace
         from taskprune.rewrite import apply_and_verify
@@ -156,7 +159,7 @@ def verify(
             "outputs": outputs,
             "params": [before, after],
         }
-        run_folder.show([Text(line) for line in lines], record, as_json=as_json)
+        show([Text(line) for line in lines], record, as_json=as_json)
 
 
 def _same_outputs(original: Any, smaller: Any, example: Any, forward: Any) -> dict[str, list[int]]:

@@ -23,7 +23,7 @@ def inspect(
     """Show what can shrink, for whom, what is frozen and why, and where the costs are."""
     with plain_errors(debug=debug):
         from taskprune.commands.entering import enter
-        from taskprune.commands.run_folder import show
+        from taskprune.commands.showing import show
 
         source = enter(model)
         found = _examined(source)
@@ -134,7 +134,7 @@ def _by_module(groups: Any, depth: int) -> Iterator[dict[str, Any]]:
 def _parts(source: Any, record: Mapping[str, Any]) -> list[Any]:
     from rich.text import Text
 
-    from taskprune.commands.run_folder import next_steps
+    from taskprune.commands.showing import next_steps
 
     params, macs = record["costs"]["params"], record["costs"]["macs"]
     free = sum(len(group["tasks"]) > 1 for group in record["groups"])

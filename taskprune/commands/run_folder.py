@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import typer
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 from torch import nn
 
 from taskprune.calling.task import Task
@@ -145,21 +141,3 @@ def n_params(model: nn.Module) -> int:
 def size_of(model: nn.Module) -> str:
     """Say how large a model is."""
     return f"{n_params(model):,} parameters"
-
-
-def show(parts: Sequence[RenderableType], record: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print what a command has found, for people or for machines."""
-    if as_json:
-        typer.echo(json.dumps(record, indent=2, default=str))
-    else:
-        Console(highlight=False).print(Group(*parts))
-
-
-def next_steps(lines: Iterable[tuple[str, str]]) -> RenderableType:
-    """What to do with it: commands, and what for."""
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    table.add_column(no_wrap=True, overflow="ignore", style="bold")  # to be copied
-    table.add_column()
-    for command, what in lines:
-        table.add_row(Text(command), Text(what))
-    return Group(Text("Next:"), table)

@@ -47,6 +47,7 @@ def prune(  # noqa: PLR0913 - one argument an option
         import taskprune
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
+        from taskprune.commands.showing import show
         from taskprune.errors import InputError
         from taskprune.files import write_text
 
@@ -82,7 +83,7 @@ def prune(  # noqa: PLR0913 - one argument an option
             "report": json.loads(result.report.to_json()),
             "notes": notes,
         }
-        run_folder.show(
+        show(
             _pruned_parts(result.report, folder, model, notes, trained=data is not None),
             record,
             as_json=as_json,
@@ -107,7 +108,8 @@ def _pruned_parts(
 ) -> list[Any]:
     from rich.text import Text
 
-    from taskprune.commands.run_folder import MODEL, PAGE, PLAN, REPORT, next_steps
+    from taskprune.commands.run_folder import MODEL, PAGE, PLAN, REPORT
+    from taskprune.commands.showing import next_steps
     from taskprune.report.record import compensation_table, cost_table, step_table, task_table
 
     parts: list[Any] = [cost_table(report), task_table(report)]
@@ -155,6 +157,7 @@ def frontier(
         import taskprune
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
+        from taskprune.commands.showing import show
         from taskprune.errors import InputError
         from taskprune.files import write_text
 
@@ -186,7 +189,7 @@ def frontier(
             parts.append("Pick a model with `--tolerance TASK=NUMBER --force`; points are kept.")
         write_text(folder / run_folder.REPORT, curve.to_json())
         curve.save_html(folder / run_folder.PAGE)
-        run_folder.show(parts, record, as_json=as_json)
+        show(parts, record, as_json=as_json)
 
 
 def _tolerances(written: Iterable[str]) -> dict[str, float]:
@@ -223,6 +226,7 @@ def distill(
         from taskprune.calling import call_batch
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
+        from taskprune.commands.showing import show
         from taskprune.files import write_text
         from taskprune.report.html import report_page
         from taskprune.report.pages import save_page
@@ -263,7 +267,7 @@ def distill(
             save_page(page, folder / run_folder.PAGE)
         parts: list[Any] = [run_folder.metric_table(metrics, named)] if metrics else []
         parts += _trained_parts(folder, model, page=figures is not None)
-        run_folder.show(parts, record, as_json=as_json)
+        show(parts, record, as_json=as_json)
 
 
 def compress(  # noqa: PLR0913 - one argument an option
@@ -285,6 +289,7 @@ def compress(  # noqa: PLR0913 - one argument an option
         import taskprune
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
+        from taskprune.commands.showing import show
         from taskprune.files import write_text
 
         source = enter(model)
@@ -306,7 +311,7 @@ def compress(  # noqa: PLR0913 - one argument an option
         write_text(folder / run_folder.REPORT, result.to_json())
         record = {"folder": str(folder), **json.loads(result.to_json())}
         tail = _trained_parts(folder, model) if best.plan is not None else []
-        run_folder.show([result, *tail], record, as_json=as_json)
+        show([result, *tail], record, as_json=as_json)
 
 
 def _recipe(source: Any, steps: int, rate: float, folder: Path) -> Any:
@@ -334,7 +339,8 @@ def _recipe(source: Any, steps: int, rate: float, folder: Path) -> Any:
 def _trained_parts(folder: Path, model: str, *, page: bool = False) -> list[Any]:
     from rich.text import Text
 
-    from taskprune.commands.run_folder import MODEL, PAGE, PLAN, REPORT, next_steps
+    from taskprune.commands.run_folder import MODEL, PAGE, PLAN, REPORT
+    from taskprune.commands.showing import next_steps
 
     files = f"{MODEL}, {PLAN}, {REPORT} and {PAGE}" if page else f"{MODEL}, {PLAN} and {REPORT}"
     return [

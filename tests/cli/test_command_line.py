@@ -253,11 +253,13 @@ def test_driving_shows_its_help_without_its_extra() -> None:
     assert "Usage" in done.stdout
 
 
-def test_help_needs_no_torch() -> None:
+@pytest.mark.parametrize("arguments", [["prune", "--help"], ["init", "net.py"]], ids=" ".join)
+def test_what_runs_no_model_needs_no_torch(arguments: list[str], folder: Path) -> None:
     code = (
-        "import sys; sys.argv = ['taskprune', 'prune', '--help']\n"
+        f"import sys; sys.argv = ['taskprune', *{arguments}]\n"
         "from taskprune.commands.app import app\n"
         "try:\n    app()\nfinally:\n    assert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
