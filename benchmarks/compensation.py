@@ -122,6 +122,38 @@ WAYS: Mapping[str, Way] = {
 }
 
 
+ASKED: Mapping[tuple[str, str], float] = {
+    ("driving n", "−32.7 % parameters"): -1.0,
+    ("driving n", "85 % of the MACs"): -1.5,
+    ("driving n", "70 % of the MACs"): -4.0,
+    ("dense", "50 % of the MACs"): -3.0,
+    ("dense", "30 % of the MACs"): -8.0,
+    ("fusion", "−80 % parameters"): -3.9,
+    ("fusion", "−90 % parameters"): -13.9,
+}
+"""Points that the worst task may lose before any training, on generated scenes."""
+
+ASKED_TRAINED: Mapping[tuple[str, str], float] = {
+    ("driving n", "60 % of the MACs"): -2.0,
+    ("dense", "50 % of the MACs"): -0.5,
+    ("fusion", "−80 % parameters"): -1.9,
+    ("fusion", "−90 % parameters"): -6.9,
+}
+"""And after the steps of training."""
+
+ASKED_OF_IMAGES, ASKED_WITHOUT_LABELS = -0.5, -1.5
+"""And on real images, with labels and without."""
+
+
+def asked(network: str, budget: str, way: Way) -> float | None:
+    """Return how much the worst task may lose; ``None``: nobody asked."""
+    if way.distilled:
+        return ASKED_TRAINED.get((network, budget))
+    if network.startswith("driving n,"):
+        return ASKED_OF_IMAGES if way.labels else ASKED_WITHOUT_LABELS
+    return ASKED.get((network, budget))
+
+
 def networks() -> dict[str, Network]:
     """Return the networks by the name of their rows; with ``$TASKPRUNE_DATA`` real images too."""
     found = subjects()
@@ -306,6 +338,7 @@ def rows(cells: Iterable[Cell]) -> list[dict[str, Any]]:
                 "MACs removed %": 100 * _mean(one["removed"]["macs"] for one in group),
                 "worst task": _mean(worst),
                 "worst task ±": statistics.stdev(worst) if len(worst) > 1 else None,
+                "asked": asked(name, budget, WAYS[way]),
                 "tasks": {
                     task: _mean(one["lost"][task] for one in group) for task in group[0]["lost"]
                 },
@@ -338,7 +371,10 @@ def main() -> None:
             f"Points lost without training, {name}",
             [
                 {
-                    **{k: row[k] for k in ("budget", "way", "seeds", "worst task", "worst task ±")},
+                    **{
+                        key: row[key]
+                        for key in ("budget", "way", "seeds", "worst task", "worst task ±", "asked")
+                    },
                     **row["tasks"],
                 }
                 for row in table

@@ -61,8 +61,10 @@ def compensation_table(content: dict[str, Any]) -> str:
     for row in content["rows"]:
         tasks = ", ".join(f"{name} {lost:+.1f}" for name, lost in row["tasks"].items())
         worst = with_spread((row["worst task"], row["worst task ±"]), "{:+.1f}")
-        rows.append([row["network"], row["budget"], row["way"], str(row["seeds"]), worst, tasks])
-    return markdown(["network", "budget", "way", "seeds", "worst task", "each task"], rows)
+        asked = "" if row["asked"] is None else f"≥ {row['asked']:+.1f}"
+        told = [row[key] for key in ("network", "budget", "way")]
+        rows.append([*told, str(row["seeds"]), worst, asked, tasks])
+    return markdown(["network", "budget", "way", "seeds", "worst task", "asked", "each task"], rows)
 
 
 def compensation_criteria(content: dict[str, Any]) -> str:

@@ -1,0 +1,186 @@
+"""Would the tests notice if the core were wrong? Small faults, one at a time.
+
+    pip install mutmut==3.8.1
+    python benchmarks/mutation.py --sample 200
+
+mutmut makes every fault that it knows in ``taskprune/coupling`` and ``taskprune/rewrite`` of a copy
+of the last commit: a comparison turned, a number changed, an argument left out. A sample of them,
+drawn by a seed, is tried one after the other by the tests that run the function (of
+``tests/properties``, ``tests/coupling`` and ``tests/rewrite``). A fault is *noticed* if one of them
+fails or takes many times as long. A run that was stopped goes on where it was, in ``--folder``.
+
+Faults that no test noticed were read: most change nothing that can be seen, and ``READ`` says why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from protocol import record, show
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("coupling", "rewrite")
+TESTS = ("tests/properties", "tests/coupling", "tests/rewrite")
+CONFIG = f"""[mutmut]
+source_paths =
+    taskprune/{ROOMS[0]}
+    taskprune/{ROOMS[1]}
+also_copy =
+    taskprune
+    benchmarks
+    docs
+    examples
+pytest_add_cli_args_test_selection =
+    {TESTS[0]}
+    {TESTS[1]}
+    {TESTS[2]}
+pytest_add_cli_args =
+    -q
+    -W
+    ignore
+timeout_multiplier = 4.0
+timeout_constant = 20.0
+track_dependencies = false
+use_git_change_detection = false
+"""
+
+ENDED = {0: "survived", 1: "noticed", 3: "noticed", 5: "no test", 33: "no test"}
+"""What mutmut's exit codes mean; all others are tests that ran out of time or crashed: noticed."""
+
+READ: Mapping[str, str] = {}
+"""Why nothing can tell these faults from the code as it is."""
+
+
+def prepare(folder: Path) -> None:
+    """Copy the last commit, make the faults, and find out which tests run which function."""
+    if not (folder / "setup.cfg").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        archive = subprocess.run(
+            ["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True
+        )
+        subprocess.run(["tar", "-x"], cwd=folder, check=True, input=archive.stdout)
+        (folder / "setup.cfg").write_text(CONFIG)
+    if not (folder / "mutants" / "mutmut-stats.json").exists():
+        mutmut(folder, "run", "none-of-them")  # ends with an error once all is ready
+    if not (folder / "mutants" / "mutmut-stats.json").exists():
+        raise SystemExit(f"mutmut found out nothing: see `mutmut run` in {folder}.")
+
+
+def mutmut(folder: Path, *arguments: str) -> str:
+    """Run mutmut in a folder and return what it says."""
+    command = [sys.executable, "-m", "mutmut", *arguments]
+    done = subprocess.run(
+        command, cwd=folder, env=_environment(), capture_output=True, text=True, check=False
+    )
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, without what would find the code as it is."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def faults(folder: Path) -> dict[str, int | None]:
+    """Return all faults and their exit codes so far; ``None``: not tried."""
+    found: dict[str, int | None] = {}
+    for path in sorted((folder / "mutants" / "taskprune").rglob("*.meta")):
+        found.update(json.loads(path.read_text())["exit_code_by_key"])
+    return dict(sorted(found.items()))
+
+
+def sampled(names: Sequence[str], n: int, seed: int) -> list[str]:
+    """Draw faults; a larger sample holds a smaller one of the same seed."""
+    shuffled = list(names)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled[:n]
+
+
+def ended(code: int | None) -> str:
+    """Say how a fault ended."""
+    return "not tried" if code is None else ENDED.get(code, "noticed")
+
+
+def room(name: str) -> str:
+    """Return the room that a fault is in."""
+    return name.split(".")[1]
+
+
+def summary(folder: Path, chosen: Sequence[str]) -> dict[str, Any]:
+    """Return a row a room, and every fault that was not noticed."""
+    codes = faults(folder)
+    counts = {own: Counter(ended(codes[n]) for n in chosen if room(n) == own) for own in ROOMS}
+    return {
+        "faults": len(codes),
+        "rows": [
+            {
+                "room": own,
+                "faults": sum(room(name) == own for name in codes),
+                "tried": sum(n for how, n in count.items() if how != "not tried"),
+                "noticed": count["noticed"],
+                "no test": count["no test"],
+                "explained": len([*_survivors(codes, chosen, own, explained=True)]),
+                "not noticed": len([*_survivors(codes, chosen, own, explained=False)]),
+            }
+            for own, count in counts.items()
+        ],
+        "survivors": [
+            {"fault": name, "change": change(folder, name), "read": READ.get(name, "")}
+            for own in ROOMS
+            for name in _survivors(codes, chosen, own)
+        ],
+    }
+
+
+def _survivors(
+    codes: Mapping[str, int | None],
+    chosen: Sequence[str],
+    own: str,
+    *,
+    explained: bool | None = None,
+) -> Iterator[str]:
+    for name in chosen:
+        told = explained is None or (name in READ) is explained
+        if told and room(name) == own and ended(codes[name]) == "survived":
+            yield name
+
+
+def change(folder: Path, name: str) -> list[str]:
+    """Return the lines that a fault changes."""
+    lines = mutmut(folder, "show", name).splitlines()
+    return [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", type=int, default=200, help="how many faults to try")
+    parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "mutation")
+    parser.add_argument("--again", action="store_true", help="try survivors anew, by new tests")
+    parser.add_argument("--finished", action="store_true", help="tabulate, try nothing")
+    args = parser.parse_args()
+    if not args.finished:
+        prepare(args.folder)
+    codes = faults(args.folder)
+    chosen = sampled(list(codes), args.sample, args.seed)
+    open_states = ("not tried", "survived") if args.again else ("not tried",)
+    waiting = [name for name in chosen if ended(codes[name]) in open_states]
+    if waiting and not args.finished:
+        command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *waiting]
+        # It keeps what each came to.
+        subprocess.run(command, cwd=args.folder, env=_environment(), check=False)
+    found = summary(args.folder, chosen)
+    show("Faults in the core, and what became of them", found["rows"])
+    record("mutation", {"seed": args.seed, **found})
+
+
+if __name__ == "__main__":
+    main()
