@@ -25,7 +25,7 @@ def test_a_pruned_yolo_predicts_validates_exports_saves_loads_and_trains(tmp_pat
         "YOLO_AUTOINSTALL": "false",
         "YOLO_CONFIG_DIR": str(tmp_path),
     }
-    for what in ([], ["again"], ["example"]):
+    for what in ([], ["again"], ["others"]):
         done = subprocess.run(
             [sys.executable, child, tmp_path, *what],
             cwd=tmp_path,
