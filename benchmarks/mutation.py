@@ -6,8 +6,9 @@
 mutmut makes every fault that it knows in ``taskprune/coupling`` and ``taskprune/rewrite`` of a copy
 of the last commit: a comparison turned, a number changed, an argument left out. A sample of them,
 drawn by a seed, is tried one after the other by the tests that run the function (of
-``tests/properties``, ``tests/coupling`` and ``tests/rewrite``). A fault is *noticed* if one of them
-fails or takes many times as long. A run that was stopped goes on where it was, in ``--folder``.
+``tests/properties``, ``tests/coupling`` and ``tests/rewrite``); what these let pass meets those of
+``WIDER``. A fault is *noticed* if a test fails or takes many times as long. A run that was stopped
+goes on where it was, in ``--folder``.
 
 Faults that no test noticed were read: most change nothing that can be seen, and ``READ`` says why.
 """
@@ -26,10 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from protocol import record, show
+from rich.progress import track
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("coupling", "rewrite")
 TESTS = ("tests/properties", "tests/coupling", "tests/rewrite")
+WIDER = ("tests/checkpoint", "tests/plan", "tests/replace", "tests/testing")
 CONFIG = f"""[mutmut]
 source_paths =
     taskprune/{ROOMS[0]}
@@ -64,15 +67,19 @@ def prepare(folder: Path) -> None:
     """Copy the last commit, make the faults, and find out which tests run which function."""
     if not (folder / "setup.cfg").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        archive = subprocess.run(
-            ["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True
-        )
-        subprocess.run(["tar", "-x"], cwd=folder, check=True, input=archive.stdout)
+        unpack(folder)
         (folder / "setup.cfg").write_text(CONFIG)
     if not (folder / "mutants" / "mutmut-stats.json").exists():
         mutmut(folder, "run", "none-of-them")  # ends with an error once all is ready
     if not (folder / "mutants" / "mutmut-stats.json").exists():
         raise SystemExit(f"mutmut found out nothing: see `mutmut run` in {folder}.")
+
+
+def unpack(folder: Path, *parts: str) -> None:
+    """Write the last commit, or parts of it, to a folder."""
+    command = ["git", "archive", "HEAD", *parts]
+    archive = subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(["tar", "-x"], cwd=folder, check=True, input=archive.stdout)
 
 
 def mutmut(folder: Path, *arguments: str) -> str:
@@ -94,7 +101,25 @@ def faults(folder: Path) -> dict[str, int | None]:
     found: dict[str, int | None] = {}
     for path in sorted((folder / "mutants" / "taskprune").rglob("*.meta")):
         found.update(json.loads(path.read_text())["exit_code_by_key"])
+    found.update({n: code for n, code in by_wider(folder).items() if ended(found[n]) != "noticed"})
     return dict(sorted(found.items()))
+
+
+def try_wider(folder: Path, name: str) -> None:
+    """Try a fault by more tests, and keep what it came to."""
+    place = folder / "mutants"
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-W", "ignore", *WIDER]
+    environment = {**_environment(), "MUTANT_UNDER_TEST": name, "PYTHONPATH": str(place)}
+    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, check=False)
+    kept = folder / "wider.json"
+    kept.write_text(json.dumps({**by_wider(folder), name: done.returncode}))
+
+
+def by_wider(folder: Path) -> dict[str, int]:
+    """Return the exit codes of faults that met the wider tests."""
+    kept = folder / "wider.json"
+    found: dict[str, int] = json.loads(kept.read_text()) if kept.exists() else {}
+    return found
 
 
 def sampled(names: Sequence[str], n: int, seed: int) -> list[str]:
@@ -159,6 +184,26 @@ def change(folder: Path, name: str) -> list[str]:
     return [line for line in lines if line[:1] in "+-" and line[:3] not in ("+++", "---")]
 
 
+def try_faults(folder: Path, n: int, seed: int, *, again: bool) -> None:
+    """Try a sample, and what passed by more tests; what was tried before only if asked to."""
+    prepare(folder)
+    if again:
+        unpack(folder, "tests")
+    codes = faults(folder)
+    chosen = sampled(list(codes), n, seed)
+    passing = ("survived", "no test")
+    open_ends = ("not tried", *passing) if again else ("not tried",)
+    waiting = [name for name in chosen if ended(codes[name]) in open_ends]
+    if waiting:
+        command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *waiting]
+        # It keeps what each came to.
+        subprocess.run(command, cwd=folder, env=_environment(), check=False)
+    codes, met = faults(folder), by_wider(folder)
+    passed = [name for name in chosen if ended(codes[name]) in passing]
+    for name in track([n for n in passed if n not in met or again], "wider tests"):
+        try_wider(folder, name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, default=200, help="how many faults to try")
@@ -168,15 +213,8 @@ def main() -> None:
     parser.add_argument("--finished", action="store_true", help="tabulate, try nothing")
     args = parser.parse_args()
     if not args.finished:
-        prepare(args.folder)
-    codes = faults(args.folder)
-    chosen = sampled(list(codes), args.sample, args.seed)
-    open_states = ("not tried", "survived") if args.again else ("not tried",)
-    waiting = [name for name in chosen if ended(codes[name]) in open_states]
-    if waiting and not args.finished:
-        command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *waiting]
-        # It keeps what each came to.
-        subprocess.run(command, cwd=args.folder, env=_environment(), check=False)
+        try_faults(args.folder, args.sample, args.seed, again=args.again)
+    chosen = sampled(list(faults(args.folder)), args.sample, args.seed)
     found = summary(args.folder, chosen)
     show("Faults in the core, and what became of them", found["rows"])
     record("mutation", {"seed": args.seed, **found})

@@ -73,11 +73,38 @@ def fuzzing_lost(content: dict[str, Any]) -> str:
     return markdown(["what happened", "seed"], rows)
 
 
+MUTATION = Columns(
+    (
+        ("room", "`{room}`"),
+        ("faults that mutmut can make", "{faults:,}"),
+        ("tried", "{tried}"),
+        ("noticed", "{noticed}"),
+        ("cannot be noticed", "{explained}"),
+        ("not noticed", "{not noticed}"),
+    )
+)
+
+
+def mutation_survivors(content: dict[str, Any]) -> str:
+    """Return each fault that no test noticed, and what was read in it."""
+    rows = [
+        [
+            one["fault"].partition("taskprune.")[2].partition("__mutmut")[0].replace(".x_", "."),
+            "<br>".join(f"`{line}`" for line in one["change"]).replace("|", "\\|"),
+            one["read"] or "open",
+        ]
+        for one in content["survivors"]
+    ]
+    return markdown(["where", "fault", "why"], rows) if rows else "None."
+
+
 VIEWS: dict[str, View] = {
+    "mutation": MUTATION,
+    "mutation.survivors": mutation_survivors,
     "fuzzing": fuzzing_summary,
     "fuzzing.stages": fuzzing_stages,
     "fuzzing.kinds": KINDS,
     "fuzzing.reasons": fuzzing_reasons,
     "fuzzing.lost": fuzzing_lost,
 }
-"""What is made of ``results/fuzzing.json``."""
+"""What is made of ``results/fuzzing.json`` and ``results/mutation.json``."""
