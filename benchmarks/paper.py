@@ -27,6 +27,7 @@ trained networks are kept under ``runs/``.
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -71,7 +72,7 @@ PUBLISHED = {"recall": -1.2, "mAP50": -1.8}
 PUBLISHED_LEFT, PUBLISHED_FASTER, ASKED_FASTER = 0.673, 1.0, 1.5
 """Parameters that its student has left, and how many times as fast; and what is asked."""
 
-SMALL, FEW, FAST = Budget.from_ratio(0.327), Budget(macs=0.48), Budget(latency_ms=0.62)
+SMALL, FEW, FAST = Budget.from_ratio(0.327), Budget(macs=0.48), Budget(latency_ms=0.57)
 IN_EIGHTS = Safety(protected_quantile=1.0, round_to=8)
 """Kernels work on blocks of eight channels, and a third of the time goes into two groups of twelve
 whose scores are so high that the default would protect them."""
@@ -193,7 +194,11 @@ class Bench:
         }
 
     def trained(self, student: Student, row: Row) -> nn.Module:
-        """Return the student after training."""
+        """Return the student after training, which channels-last tensors make a fifth faster."""
+        teacher, model = (
+            copy.deepcopy(each).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            for each in (self.teacher, student.model)
+        )
         for course in row.courses or (Course(self.args.steps),):
             lessons = lessons_of(self.subject, self.seed, course.steps)
             if course.tasks:
@@ -202,9 +207,9 @@ class Bench:
             settings = recipe(row.way, course.steps, self.seed)
             if course.learning_rate is not None:
                 settings = replace(settings, learning_rate=course.learning_rate)
-            model = healed(student, self.teacher, lessons, settings, only=course.only)
             student = replace(student, model=model)
-        return student.model
+            model = healed(student, teacher, lessons, settings, only=course.only)
+        return model
 
     def student(self, row: str) -> Student:
         """Return the student before training."""
