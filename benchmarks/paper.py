@@ -102,8 +102,8 @@ class Course:
 
 
 COURSES_FOR_SPEED = (
-    Course(240, 3e-3, ("segmentation_gates", "segmentation"), ("drivable", "lane")),
-    Course(110, 5e-4),
+    Course(200, 3e-3, ("segmentation_gates", "segmentation"), ("drivable", "lane")),
+    Course(90, 5e-4),
 )
 """What was cut most learns first, at steps that would undo what the rest still knows."""
 
