@@ -152,34 +152,18 @@ def lessons_of(subject: Subject, seed: int, steps: int) -> Lessons:
 
 
 def healed(
-    student: Student,
-    teacher: nn.Module,
-    lessons: Lessons,
-    settings: DistillSettings,
-    *,
-    only: Sequence[str] = (),
+    student: Student, teacher: nn.Module, lessons: Lessons, settings: DistillSettings
 ) -> nn.Module:
-    """Return a trained copy of the student: its best weights, those it began with included.
-
-    Args:
-        student: What is trained.
-        teacher: Whose features it follows.
-        lessons: What it is trained with.
-        settings: How.
-        only: The modules that learn; all by default.
-    """
+    """Return a trained copy of the student: its best weights, those it began with included."""
     validation = Validation(
         lessons.tasks,
         lessons.held_out,
         every=max(1, settings.n_steps(()) // 3),
         forward=lessons.forward,
     )
-    model = copy.deepcopy(student.model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not only or name.split(".")[0] in only)
     with flushed_denormals():
-        trained = taskprune.distill(
-            model,
+        return taskprune.distill(
+            copy.deepcopy(student.model),
             teacher=teacher,
             tasks=lessons.tasks,
             data=lessons.training,
@@ -188,7 +172,6 @@ def healed(
             forward=lessons.forward,
             settings=replace(settings, keep_best=validation),
         )
-    return trained.requires_grad_(True)
 
 
 def recipe(way: Way, steps: int, seed: int) -> DistillSettings:
