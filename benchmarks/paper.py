@@ -86,7 +86,7 @@ OURS, OURS_FAST = "task_change, compensated", "task_change, compensated, by late
 
 TRAINING_FOR_SPEED = DistillSettings(steps=240, learning_rate=1e-3, warmup=0.1, ema_decay=0.95)
 """A student that has lost much takes larger steps, with statistics of batches: with batch
-normalisation frozen, as is right for one that has lost little, it learnt next to nothing."""
+normalisation frozen, as is right for one that has lost little, detection learnt next to nothing."""
 
 
 @dataclass(frozen=True)
