@@ -214,7 +214,8 @@ class Bench:
 
     def one_image(self) -> DrivingBatch:
         """Return what models are timed on."""
-        return next(iter(self.subject.validation(1))).to(self.args.device)
+        first = next(iter(self.subject.calibration(self.seed)))
+        return DrivingBatch(first.images[:1]).to(self.args.device)
 
     def judged(self, model: nn.Module) -> dict[str, float]:
         """Return the columns of the table, on unseen images, in points."""
