@@ -59,7 +59,17 @@ use_git_change_detection = false
 ENDED = {0: "survived", 1: "noticed", 3: "noticed", 5: "no test", 33: "no test"}
 """What mutmut's exit codes mean; all others are tests that ran out of time or crashed: noticed."""
 
-READ: Mapping[str, str] = {}
+READ: Mapping[str, str] = {
+    "taskprune.coupling.forms.xǁFormǁfloor_divided__mutmut_26": (
+        "counts are positive, and `int` cuts off what is behind the point"
+    ),
+    "taskprune.coupling.splitting.x__layer__mutmut_23": (
+        "layers of exactly these classes hand over their own bias, which is what is asked"
+    ),
+    "taskprune.rewrite.carrying_over.x_carry_over__mutmut_57": (
+        "without inputs nothing is compared, asked or not"
+    ),
+}
 """Why nothing can tell these faults from the code as it is."""
 
 

@@ -85,11 +85,17 @@ MUTATION = Columns(
 )
 
 
+def _readable(fault: str) -> str:
+    """Return where a fault is, without what mutmut makes of names."""
+    where = fault.removeprefix("taskprune.").partition("__mutmut")[0]
+    return f"`{where.replace('.xǁ', '.').replace('ǁ', '.').replace('.x_', '.')}`"
+
+
 def mutation_survivors(content: dict[str, Any]) -> str:
     """Return each fault that no test noticed, and what was read in it."""
     rows = [
         [
-            one["fault"].partition("taskprune.")[2].partition("__mutmut")[0].replace(".x_", "."),
+            _readable(one["fault"]),
             "<br>".join(f"`{line}`" for line in one["change"]).replace("|", "\\|"),
             one["read"] or "open",
         ]

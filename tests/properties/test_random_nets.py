@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from taskprune.calling import flatten_outputs
 from taskprune.coupling import couple
+from taskprune.coupling.groups import FreezeKind
 from taskprune.graph import trace
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite import apply_plan
@@ -24,6 +26,8 @@ from taskprune.testing import (
     random_drop,
     randomise_,
 )
+
+KINDS = set(get_args(FreezeKind))
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -43,6 +47,7 @@ def test_a_random_net_can_lose_any_channels(seed: int) -> None:
     model = randomise_(net, seed=seed)
     before, attributes = state(model), copy.copy(vars(model))
     groups = couple(trace(model, inputs))
+    assert {reason.kind for f in groups.frozen for reason in f.reasons} <= KINDS
     plan = build_plan(groups, random_drop(groups, (0.2, 0.5, 0.8)[seed % 3], seed))
     report = assert_masked_equals_pruned(model, plan, inputs, groups=groups)
     assert report.max_relative_error <= 1e-9
