@@ -19,6 +19,7 @@ from taskprune.coupling.groups import CouplingGroup, TensorSlice
 from taskprune.errors import VerificationError
 from taskprune.plan.plan import build_plan
 from taskprune.rewrite import VerificationReport, apply_and_verify
+from taskprune.rewrite.drawing import Draws
 
 
 class Net(nn.Module):
@@ -213,3 +214,12 @@ def test_constants_that_code_compares_with_do_no_harm(caplog: pytest.LogCaptureF
         report = verified(Switched, torch.randn(5, 3))
     assert report.told_by == "outputs"
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_what_is_drawn_is_of_the_kind_of_what_it_stands_for(dtype: torch.dtype) -> None:
+    model = nn.Linear(3, 2).to(dtype)
+    nn.init.zeros_(model.weight)
+    values = Draws(model).as_written(lambda _, data: data)
+    assert values("weight", model.weight.detach()).dtype == dtype
+    assert bool(values("weight", model.weight.detach()).any())
