@@ -115,10 +115,10 @@ def faults(folder: Path) -> dict[str, int | None]:
     return dict(sorted(found.items()))
 
 
-def try_wider(folder: Path, name: str) -> None:
+def try_wider(folder: Path, name: str, tests: Sequence[str]) -> None:
     """Try a fault by more tests, and keep what it came to."""
     place = folder / "mutants"
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-W", "ignore", *WIDER]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-W", "ignore", *tests]
     environment = {**_environment(), "MUTANT_UNDER_TEST": name, "PYTHONPATH": str(place)}
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, check=False)
     kept = folder / "wider.json"
@@ -195,23 +195,25 @@ def change(folder: Path, name: str) -> list[str]:
 
 
 def try_faults(folder: Path, n: int, seed: int, *, again: bool) -> None:
-    """Try a sample, and what passed by more tests; what was tried before only if asked to."""
+    """Try a sample, and what passed by more tests; once more by the tests of today if asked to."""
     prepare(folder)
-    if again:
-        unpack(folder, "tests")
     codes = faults(folder)
     chosen = sampled(list(codes), n, seed)
-    passing = ("survived", "no test")
-    open_ends = ("not tried", *passing) if again else ("not tried",)
-    waiting = [name for name in chosen if ended(codes[name]) in open_ends]
+    waiting = [name for name in chosen if ended(codes[name]) == "not tried"]
     if waiting:
         command = [sys.executable, "-m", "mutmut", "run", "--max-children", "1", *waiting]
         # It keeps what each came to.
         subprocess.run(command, cwd=folder, env=_environment(), check=False)
     codes, met = faults(folder), by_wider(folder)
-    passed = [name for name in chosen if ended(codes[name]) in passing]
-    for name in track([n for n in passed if n not in met or again], "wider tests"):
-        try_wider(folder, name)
+    passed = [name for name in chosen if ended(codes[name]) in ("survived", "no test")]
+    for name in track([n for n in passed if n not in met], "wider tests"):
+        try_wider(folder, name, WIDER)
+    if again:
+        unpack(folder / "mutants", "tests")
+        codes = faults(folder)
+        for name in track([n for n in passed if n not in READ], "tests of today"):
+            if ended(codes[name]) != "noticed":
+                try_wider(folder, name, (*WIDER, *TESTS))
 
 
 def main() -> None:
@@ -219,7 +221,7 @@ def main() -> None:
     parser.add_argument("--sample", type=int, default=200, help="how many faults to try")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "mutation")
-    parser.add_argument("--again", action="store_true", help="try survivors anew, by new tests")
+    parser.add_argument("--again", action="store_true", help="try survivors by the tests of today")
     parser.add_argument("--finished", action="store_true", help="tabulate, try nothing")
     args = parser.parse_args()
     if not args.finished:
