@@ -18,11 +18,11 @@ class TwoTaskNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(3, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+            nn.Conv2d(32, 64, 3, padding=1), nn.BatchNorm2d(64), nn.ReLU(),
         )  # fmt: skip
-        self.classifier = nn.Linear(32, 4)
-        self.segmenter = nn.Conv2d(32, 1, 1)
+        self.classifier = nn.Linear(64, 4)
+        self.segmenter = nn.Conv2d(64, 1, 1)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.trunk(images)
