@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from taskprune.coupling.groups import OperatorSite, TensorForm
+from taskprune.coupling.registry import operator_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +53,11 @@ class OperatorCall:
 
         Floating-point tensors hold numbers in [0, 1), all others zeros, which are valid positions.
         """
-        namespace, name, overload = self.operator.split(".")
-        function = getattr(getattr(getattr(torch.ops, namespace), name), overload)
         arguments = {
             name: device if name == "device" and value is not None else _tensors_made(value, device)
             for name, value in self.arguments.items()
         }
-        return function, arguments
+        return operator_of(self.operator), arguments
 
 
 def _concrete(value: Any, kept: Mapping[str, int]) -> Any:

@@ -8,7 +8,6 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 
 import numpy as np
-import torch
 from torch import nn
 from torch.utils.flop_counter import flop_registry
 
@@ -19,7 +18,7 @@ from taskprune.coupling.context import OUTSIDE, Analysis, RuleContext, TensorSta
 from taskprune.coupling.groups import CouplingGroups, FreezeReason
 from taskprune.coupling.partition import FactorPolicy, prefer_outer
 from taskprune.coupling.provenance import add_constant_sizes, settle
-from taskprune.coupling.registry import find_rule, functional_form
+from taskprune.coupling.registry import find_rule, functional_form, operator_of
 from taskprune.coupling.rules.attention import keep_default_scale
 from taskprune.coupling.rules.elementwise import leave_torch
 from taskprune.coupling.rules.normalization import follow_rms_norm
@@ -222,15 +221,16 @@ def _freeze_unknown(ctx: RuleContext, *, strict: bool) -> None:
 
 def _count_as_it_is(ctx: RuleContext) -> None:
     """Note the multiply-adds that torch's counter knows of an operator that stays as it is."""
-    namespace, name, _ = ctx.operation.target.split(".")
-    flops = flop_registry.get(getattr(getattr(torch.ops, namespace), name))
+    flops = flop_registry.get(operator_of(ctx.operation.target).overloadpacket)
     if flops is None:
         return
     arguments = [
         ctx.tensor(name).shape if isinstance(value, Ref) else value
         for name, value in ctx.operation.arguments.items()
     ]
-    ctx.count(flops(*arguments, out_val=ctx.output_shape()) // 2)
+    results = [ctx.output_shape(index) for index in range(len(ctx.operation.outputs))]
+    made = results[0] if len(results) == 1 else results
+    ctx.count(flops(*arguments, out_val=made) // 2)
 
 
 def _refuse_ignorance(groups: CouplingGroups) -> None:

@@ -84,6 +84,13 @@ def overloads(*names: str) -> list[OpOverload]:
     return found
 
 
+def operator_of(target: str) -> OpOverload:
+    """Return an overload by its name, such as ``"aten.div.out"``."""
+    namespace, name, overload = target.split(".")
+    found: OpOverload = getattr(getattr(getattr(torch.ops, namespace), name), overload)
+    return found
+
+
 @cache
 def functional_form(target: str) -> tuple[str, tuple[str, ...]] | None:
     """Return the overload that computes what another one writes to its ``out`` arguments.
@@ -94,10 +101,8 @@ def functional_form(target: str) -> tuple[str, tuple[str, ...]] | None:
     Returns:
         ``("aten.div.Tensor", ("out",))``; ``None`` where nothing is written or nothing computes it.
     """
-    namespace, name, overload = target.split(".")
-    packet = getattr(getattr(torch.ops, namespace), name)
-    writing = getattr(packet, overload)
-    written = _written(writing)
+    writing = operator_of(target)
+    packet, written = writing.overloadpacket, _written(writing)
     for other in packet.overloads() if written else ():
         form = getattr(packet, other)
         if not _written(form) and _parameters(form) == _parameters(writing):

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, TypeAlias
 
-import torch
-
 from taskprune.coupling.axes import Axis
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes, Form
 from taskprune.coupling.groups import LinearForm, OperatorSite, SizeProduct, TensorForm
+from taskprune.coupling.registry import operator_of
 from taskprune.graph.records import Operation, Ref
 
 Share: TypeAlias = Callable[[Form], tuple[LinearForm, int]]
@@ -49,9 +48,8 @@ def _works(analysis: Analysis, operation: Operation) -> bool:
 @cache
 def only_views(target: str) -> bool:
     """Whether all that the operator returns shares memory with its arguments."""
-    namespace, name, overload = target.split(".")
-    schema = getattr(getattr(getattr(torch.ops, namespace), name), overload)._schema
-    return all(returned.alias_info is not None for returned in schema.returns)
+    returns = operator_of(target)._schema.returns
+    return all(returned.alias_info is not None for returned in returns)
 
 
 class _Forms:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +67,18 @@ def test_recurrent_layers_are_counted_however_they_run(
     weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
     assert measure_macs(layer, x) == weights * x[..., 0].numel()
     assert count_macs(couple(trace(layer, x))) == measure_macs(layer, x)
+
+
+def test_layers_that_run_fused_on_a_gpu_are_counted_by_their_shapes() -> None:
+    layer = nn.LSTM(8, 4, 2, device="meta")
+    x, state = torch.randn(5, 3, 8, device="meta"), torch.randn(2, 3, 4, device="meta")
+
+    def fused(model: Any, x: Any) -> Any:
+        options: Any = (4, 0, 2, False, 0.0, False, False, [], None)
+        return torch._cudnn_rnn(x, model._flat_weights, 4, None, state, state, 2, *options)
+
+    weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
+    assert measure_macs(layer, x, forward=fused) == weights * 5 * 3
 
 
 def test_latency_compares_models_and_leaves_no_trace() -> None:

@@ -115,7 +115,31 @@ def test_weights_that_are_mapped_over_stay_too() -> None:
     assert any("torch.func.vmap" in r.detail for f in groups.frozen for r in f.reasons)
 
 
-def test_work_that_nothing_can_shrink_is_part_of_the_cost() -> None:
-    model, x = PerHead(), torch.randn(5, 3)
-    groups = couple(trace(model, x))
-    assert count_macs(groups) == measure_macs(model, x)
+class Sensitive(nn.Module):
+    """What a forward differentiates by: weights, inputs, or both."""
+
+    def __init__(self, argnums: Any) -> None:
+        super().__init__()
+        self.argnums = argnums
+        self.a, self.head = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 2, 1)
+        self.kernel = nn.Parameter(torch.randn(4, 6, 3, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.a(x)
+        slope = torch.func.grad(
+            lambda y, w: nn.functional.conv2d(y, w).square().sum(), argnums=self.argnums
+        )(x, self.kernel)
+        slopes = slope if isinstance(slope, tuple) else (slope,)
+        return self.head(x * sum(s.sum() for s in slopes))
+
+
+@pytest.mark.parametrize(
+    ("model", "x"),
+    [
+        (PerHead(), torch.randn(5, 3)),
+        *((Sensitive(by), torch.randn(2, 3, 5, 5)) for by in (0, 1, (0, 1))),
+    ],
+    ids=["mapped", "by input", "by weight", "by both"],
+)
+def test_work_that_nothing_can_shrink_is_part_of_the_cost(model: nn.Module, x: Tensor) -> None:
+    assert count_macs(couple(trace(model, x))) == measure_macs(model, x)
