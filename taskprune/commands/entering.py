@@ -22,7 +22,6 @@ from taskprune.calling.forward import Forward, call_batch, call_inputs
 from taskprune.calling.task import Task
 from taskprune.commands.stock_models import STOCK, stock_model
 from taskprune.errors import InputError, TaskPruneError
-from taskprune.report.embedded_pictures import embedded
 from taskprune.restore import evaluating
 
 PARTS = ("model", "data", "tasks", "validation", "example")
@@ -86,11 +85,11 @@ class Source:
         """Return what the model will be called with, ``None`` where that is a batch of the data."""
         return self._part("example")
 
-    def pictures(self, models: dict[str, nn.Module]) -> dict[str, Any]:
+    def pictures(self, models: dict[str, nn.Module]) -> Any:
         """Return pictures of what models do, by caption; none where nothing draws them.
 
         Raises:
-            InputError: Drawing fails, or makes something else.
+            InputError: Drawing fails.
         """
         if self.draw is None:
             return {}
@@ -99,11 +98,9 @@ class Source:
             for model in models.values():
                 stack.enter_context(evaluating(model))
             try:
-                found = self.draw(models)
+                return self.draw(models)
             except Exception as error:
                 raise _failed(f"`pictures()` of `{self.reference}`", error) from error
-        embedded(found)
-        return dict(found)
 
     def needed(self, part: str, why: str) -> Any:
         """Return a part.

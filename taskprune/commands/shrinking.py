@@ -256,13 +256,18 @@ def distill(
         write_text(folder / run_folder.REPORT, json.dumps(record, indent=2))
         if figures is not None:  # those of the pruning, and beside them what training brought
             measured = {name: metrics[name] for name in ("distilled",) if name in metrics}
-            models = {"original": teacher, "pruned": run_folder.pruned_model(pruned, source)}
+            drawn: Any = {}
+            if source.draw is not None:
+                before = run_folder.pruned_model(pruned, source)
+                drawn = source.pictures(
+                    {"original": teacher, "pruned": before, "distilled": student}
+                )
             page = report_page(
                 figures,
                 plan,
                 model=type(student).__name__,
                 measured=measured,
-                pictures=source.pictures({**models, "distilled": student}),
+                pictures=drawn,
             )
             save_page(page, folder / run_folder.PAGE)
         parts: list[Any] = [run_folder.metric_table(metrics, named)] if metrics else []
