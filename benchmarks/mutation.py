@@ -33,19 +33,15 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("coupling", "rewrite")
 TESTS = ("tests/properties", "tests/coupling", "tests/rewrite")
 WIDER = ("tests/checkpoint", "tests/plan", "tests/replace", "tests/testing")
+_LINE = "\n    "
 CONFIG = f"""[mutmut]
-source_paths =
-    taskprune/{ROOMS[0]}
-    taskprune/{ROOMS[1]}
+source_paths ={_LINE}{_LINE.join(f"taskprune/{room}" for room in ROOMS)}
 also_copy =
     taskprune
     benchmarks
     docs
     examples
-pytest_add_cli_args_test_selection =
-    {TESTS[0]}
-    {TESTS[1]}
-    {TESTS[2]}
+pytest_add_cli_args_test_selection ={_LINE}{_LINE.join(TESTS)}
 pytest_add_cli_args =
     -q
     -W
@@ -58,6 +54,9 @@ use_git_change_detection = false
 
 ENDED = {0: "survived", 1: "noticed", 3: "noticed", 5: "no test", 33: "no test"}
 """What mutmut's exit codes mean; all others are tests that ran out of time or crashed: noticed."""
+
+PASSED = ("survived", "no test")
+"""How faults end that nothing noticed."""
 
 READ: Mapping[str, str] = {
     "taskprune.coupling.forms.xǁFormǁfloor_divided__mutmut_26": (
@@ -184,7 +183,7 @@ def _survivors(
 ) -> Iterator[str]:
     for name in chosen:
         told = explained is None or (name in READ) is explained
-        if told and room(name) == own and ended(codes[name]) == "survived":
+        if told and room(name) == own and ended(codes[name]) in PASSED:
             yield name
 
 
@@ -205,7 +204,7 @@ def try_faults(folder: Path, n: int, seed: int, *, again: bool) -> None:
         # It keeps what each came to.
         subprocess.run(command, cwd=folder, env=_environment(), check=False)
     codes, met = faults(folder), by_wider(folder)
-    passed = [name for name in chosen if ended(codes[name]) in ("survived", "no test")]
+    passed = [name for name in chosen if ended(codes[name]) in PASSED]
     for name in track([n for n in passed if n not in met], "wider tests"):
         try_wider(folder, name, WIDER)
     if again:

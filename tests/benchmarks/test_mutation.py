@@ -37,6 +37,13 @@ def test_every_fault_is_counted_once(folder: Path, monkeypatch: pytest.MonkeyPat
     assert [one["read"] for one in found["survivors"]] == ["changes nothing", "", ""]
 
 
+def test_what_no_test_runs_is_not_noticed(folder: Path) -> None:
+    (folder / "wider.json").unlink()
+    found = mutation.summary(folder, NAMES)
+    assert [row["not noticed"] for row in found["rows"]] == [2, 2]
+    assert [one["fault"] for one in found["survivors"]] == [NAMES[n] for n in (1, 3, 5, 7)]
+
+
 def test_a_larger_sample_holds_a_smaller_one() -> None:
     assert mutation.sampled(NAMES, 6, seed=1)[:3] == mutation.sampled(NAMES, 3, seed=1)
     assert set(mutation.sampled(NAMES, 99, seed=1)) == set(NAMES)
