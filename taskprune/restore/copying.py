@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -36,8 +37,10 @@ def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
         value: A model or batch.
         memo: What stands in for objects, by their ids; see :func:`copy.deepcopy`.
     """
+    empty = _empty_dicts(value) if isinstance(value, nn.Module) else []
+    instead = {id(own): OrderedDict[Any, Any]() for own in empty}
     with _WithoutHistory():
-        copied = copy.deepcopy(value, memo)
+        copied = copy.deepcopy(value, {**instead, **(memo or {})})
     if isinstance(value, nn.Module) and isinstance(copied, nn.Module):
         asking = {name: p.requires_grad for name, p in value.named_parameters()}
         for name, parameter in copied.named_parameters():
@@ -45,3 +48,13 @@ def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
             if not parameter.is_leaf:
                 parameter.detach_().requires_grad_(asking[name])
     return copied
+
+
+def _empty_dicts(model: nn.Module) -> list[OrderedDict[Any, Any]]:
+    """Return what `copy` would take a third of its time for: ten registries of hooks a module."""
+    return [
+        own
+        for module in model.modules()
+        for own in vars(module).values()
+        if type(own) is OrderedDict and not own
+    ]
