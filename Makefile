@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 # Training steps allocate and free large maps; glibc would give them back to the system each time.
 demo: export MALLOC_MMAP_THRESHOLD_ := 2147483648
@@ -15,7 +15,7 @@ demo: $(VENV)/.runtime  ## prune and distil the bundled driving network on gener
 	$(BIN)/taskprune demo --out runs/demo
 
 test: $(VENV)/.dev lint docs  ## run linters, build the pages, run the whole test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

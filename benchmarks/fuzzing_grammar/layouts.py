@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from fuzzing_grammar.parts import Draw, activation, block, conv, norm, resized, space
-
-HAS_EINOPS = importlib.util.find_spec("einops") is not None
 
 
 @block("map")
@@ -199,7 +197,7 @@ class Expanded(nn.Module):
 
 @block("map")
 class Einops(nn.Module):
-    """Patterns of einops; by `torch.einsum` where that is not installed."""
+    """Patterns of einops."""
 
     def __init__(self, shape: torch.Size, draw: Draw) -> None:
         super().__init__()
@@ -211,15 +209,10 @@ class Einops(nn.Module):
     def forward(self, x: Tensor) -> Any:
         x = self.spread(x)
         flat = x.flatten(2)
-        if HAS_EINOPS:
-            y = self.arranged(flat)
-        else:
-            y = torch.einsum("bcs,bds->bcd", flat, flat).softmax(-1) @ flat
+        y = self.arranged(flat)
         return y.reshape(len(x), -1, *x.shape[2:]) if y.shape[-1] == flat.shape[-1] else y
 
     def arranged(self, flat: Tensor) -> Any:
-        from einops import rearrange, reduce, repeat
-
         if self.how == "shuffle":
             return rearrange(flat, "b (g c) s -> b (c g) s", g=4)
         if self.how == "heads":
