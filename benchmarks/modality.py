@@ -255,11 +255,12 @@ def _name(args: argparse.Namespace) -> str:
 
 def _say_how_long(bench: Bench, missing: Sequence[Mapping[str, Any]]) -> None:
     """Time the unpruned network, which is slower than every cell's."""
-    model = copy.deepcopy(bench.net)
-    tuning(bench.seed, bench.args.steps)
-    started = time.process_time()
-    bench.fine_tune(model, 2, ratio=0.5)
-    step_s = (time.process_time() - started) / 2
+    model, step_s = copy.deepcopy(bench.net), 0.0
+    if bench.args.steps:
+        tuning(bench.seed, bench.args.steps)
+        started = time.process_time()
+        bench.fine_tune(model, 2, ratio=0.5)
+        step_s = (time.process_time() - started) / 2
     started = time.process_time()
     bench.judge(model)
     judging_s = time.process_time() - started
