@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import nn
 from taskprune.calling.task import Task
 from taskprune.commands.entering import Source
 from taskprune.errors import InputError
-from taskprune.files import make_folder, parse_json, read_bytes
+from taskprune.files import make_folder, only_user_of, parse_json, read_bytes
 from taskprune.plan.plan import PruningPlan
 from taskprune.report.record import PruneReport
 from taskprune.rewrite.checkpoint import load_checkpoint, save_checkpoint
@@ -29,11 +30,12 @@ TRAINING = "training"
 """Folder of a training that goes on where it was interrupted."""
 
 
-def claim(folder: Path, *, force: bool) -> Path:
-    """Make the folder of a run, or refuse one that holds another's results.
+@contextmanager
+def claimed(folder: Path, *, force: bool) -> Iterator[Path]:
+    """Make the folder of a run and keep others out, or refuse one that holds another's results.
 
     Raises:
-        InputError: There are results in it, or it cannot be made.
+        InputError: There are results in it, it cannot be made, or another run writes to it.
     """
     there = [name for name in (MODEL, PLAN, REPORT, PAGE) if (folder / name).exists()]
     if there and not force:
@@ -42,9 +44,10 @@ def claim(folder: Path, *, force: bool) -> Path:
             "another folder with `--out`, or replace it with `--force`."
         )
     make_folder(folder, option="`--out`")
-    if force:
-        shutil.rmtree(folder / TRAINING, ignore_errors=True)
-    return folder
+    with only_user_of(folder, option="`--out`"):
+        if force:
+            shutil.rmtree(folder / TRAINING, ignore_errors=True)
+        yield folder
 
 
 def checkpoint_in(path: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -43,7 +44,7 @@ def prune(  # noqa: PLR0913 - one argument an option
     debug: arguments.Debug = False,
 ) -> None:
     """Make a model smaller: remove the channels that its tasks need least, and verify it."""
-    with plain_errors(debug=debug):
+    with plain_errors(debug=debug), ExitStack() as stack:
         import taskprune
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
@@ -53,7 +54,9 @@ def prune(  # noqa: PLR0913 - one argument an option
 
         budget = _budget(ratio, macs, latency)
         source = enter(model)
-        folder = run_folder.claim(out or Path("runs") / source.name, force=force)
+        folder = stack.enter_context(
+            run_folder.claimed(out or Path("runs") / source.name, force=force)
+        )
         data = source.data()
         if steps != "auto" and not steps.isdecimal():
             raise InputError(f"`--steps` must be a number or 'auto'. Found {steps!r}.")
@@ -153,7 +156,7 @@ def frontier(
 
     Interrupted, the same command goes on where it was.
     """
-    with plain_errors(debug=debug):
+    with plain_errors(debug=debug), ExitStack() as stack:
         import taskprune
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
@@ -166,7 +169,9 @@ def frontier(
         allowed = _tolerances(tolerance or ())
         source = enter(model)
         data, held_out = (source.needed(part, "A frontier") for part in ("data", "validation"))
-        folder = run_folder.claim(out or Path("runs") / f"{source.name}-frontier", force=force)
+        folder = stack.enter_context(
+            run_folder.claimed(out or Path("runs") / f"{source.name}-frontier", force=force)
+        )
         curve = taskprune.frontier(
             source.model(),
             source.tasks(),
@@ -221,7 +226,7 @@ def distill(
 
     Interrupted, the same command goes on where it was.
     """
-    with plain_errors(debug=debug):
+    with plain_errors(debug=debug), ExitStack() as stack:
         import taskprune
         from taskprune.calling import call_batch
         from taskprune.commands import run_folder
@@ -236,7 +241,9 @@ def distill(
         file = run_folder.checkpoint_in(pruned)
         plan, (figures, _) = read_header(file).plan, run_folder.figures(file.parent)
         data, tasks = (source.needed(part, "Distillation") for part in ("data", "tasks"))
-        folder = run_folder.claim(out or Path("runs") / f"{source.name}-distilled", force=force)
+        folder = stack.enter_context(
+            run_folder.claimed(out or Path("runs") / f"{source.name}-distilled", force=force)
+        )
         teacher, student = source.model(), run_folder.pruned_model(pruned, source)
         sizes = {"original": teacher, "pruned": student, "distilled": student}
         named = {name: run_folder.size_of(own) for name, own in sizes.items()}
@@ -290,7 +297,7 @@ def compress(  # noqa: PLR0913 - one argument an option
 
     Interrupted, the same command goes on where it was.
     """
-    with plain_errors(debug=debug):
+    with plain_errors(debug=debug), ExitStack() as stack:
         import taskprune
         from taskprune.commands import run_folder
         from taskprune.commands.entering import enter
@@ -299,7 +306,9 @@ def compress(  # noqa: PLR0913 - one argument an option
 
         source = enter(model)
         data, tasks = (source.needed(part, "Compression") for part in ("data", "tasks"))
-        folder = run_folder.claim(out or Path("runs") / f"{source.name}-compressed", force=force)
+        folder = stack.enter_context(
+            run_folder.claimed(out or Path("runs") / f"{source.name}-compressed", force=force)
+        )
         result = taskprune.compress(
             source.model(),
             tasks,

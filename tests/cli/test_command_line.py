@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 import taskprune
 from taskprune.commands import entering
 from taskprune.commands.app import app
+from taskprune.files import only_user_of
 from taskprune.report.record import PruneReport
 
 
@@ -49,6 +50,16 @@ def test_training_and_compression_write_runs_like_pruning_does(folder: Path) -> 
     same = measured["runs/net-compressed"]["a"]
     assert measured["net.pt2"]["a"] == pytest.approx(same, rel=1e-4)
     assert "drops" in run("report", "runs/net-compressed")
+
+
+@pytest.mark.parametrize("command", ["prune", "frontier", "compress"])
+def test_a_second_run_is_locked_out(folder: Path, command: str) -> None:
+    (folder / "net.py").write_text(NET + DATA + TASKS)
+    size = ["--tolerance", "a=9"] if command == "frontier" else ["--ratio", "0.3"]
+    with only_user_of(folder, option="x"):
+        said = refused(command, "net.py", *size, "--out", ".")
+    assert "no other run writes to" in said
+    assert [path.name for path in folder.iterdir() if path.suffix != ".py"] in ([], ["__pycache__"])
 
 
 def test_a_file_can_show_pictures(folder: Path) -> None:
