@@ -89,46 +89,17 @@ def following_at_first(step: int) -> float:
     return 1.0 if step < 150 else 0.0
 
 
-@dataclass(frozen=True)
-class Phase:
-    """A part of a training.
-
-    Attributes:
-        settings: How; its seed is that of the row, and one more for each later phase.
-        tasks: Whose losses and metrics count; ``None``: of all.
-    """
-
-    settings: DistillSettings
-    tasks: tuple[str, ...] | None = None
-
-
-TRAINING_FOR_SPEED = (
-    Phase(
-        DistillSettings(
-            steps=700,
-            learning_rate=1e-3,
-            rate_factors={"segmentation": 10},
-            warmup=0.05,
-            ema_decay=0.98,
-            feature_weight=following_at_first,
-        )
-    ),
-    Phase(
-        DistillSettings(
-            steps=200,
-            learning_rate=1e-2,
-            rate_factors={"*": 0, "segmentation": 1, "segmentation_gates": 0.1},
-            warmup=0.05,
-            ema_decay=0.98,
-            feature_weight=0.0,
-        ),
-        tasks=("drivable", "lane"),
-    ),
+TRAINING_FOR_SPEED = DistillSettings(
+    steps=700,
+    learning_rate=1e-3,
+    rate_factors={"segmentation": 10},
+    warmup=0.05,
+    ema_decay=0.98,
+    feature_weight=following_at_first,
 )
 """A student that has lost much takes larger steps, with statistics of batches: with batch
 normalisation frozen, as is right for one that has lost little, detection learnt next to nothing.
-The decoder of masks, which is cut deepest, takes the largest; in the end it is trained alone with
-what leads only to it, which costs half as much a step and leaves detection as it is."""
+The decoder of masks, which is cut deepest, takes the largest."""
 
 
 @dataclass(frozen=True)
@@ -143,13 +114,13 @@ class Row:
 
     way: Way
     to: Budget | str
-    training: tuple[Phase, ...] = ()
+    training: DistillSettings | None = None
 
     def steps(self, asked: int) -> int:
         """Return the number of steps it is trained for."""
         if not self.way.distilled:
             return 0
-        return sum(phase.settings.n_steps(()) for phase in self.training) or asked
+        return asked if self.training is None else self.training.n_steps(())
 
 
 def _rows() -> dict[str, Row]:
@@ -223,14 +194,14 @@ class Bench:
             copy.deepcopy(each).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             for each in (self.teacher, student.model)
         )
-        phases = row.training or (Phase(recipe(row.way, self.args.steps, self.seed)),)
-        for number, phase in enumerate(phases):
-            lessons = lessons_of(self.subject, self.seed, phase.settings.n_steps(()))
-            if phase.tasks is not None:
-                lessons = replace(lessons, tasks={n: lessons.tasks[n] for n in phase.tasks})
-            settings = replace(phase.settings, seed=self.seed + number)
-            model = healed(replace(student, model=model), teacher, lessons, settings)
-        return model
+        steps = row.steps(self.args.steps)
+        settings = row.training or recipe(row.way, steps, self.seed)
+        return healed(
+            replace(student, model=model),
+            teacher,
+            lessons_of(self.subject, self.seed, steps),
+            replace(settings, seed=self.seed),
+        )
 
     def student(self, row: str) -> Student:
         """Return the student before training."""

@@ -20,7 +20,7 @@ def rate_factor(name: str, factors: Mapping[str, float]) -> float:
         name: Of the parameter.
         factors: By names or shell patterns of parameters, or of modules with all below them.
     """
-    fitting = (f for pattern, f in reversed(factors.items()) if _fits(name, pattern))
+    fitting = (f for pattern, f in reversed(list(factors.items())) if _fits(name, pattern))
     return next(fitting, 1.0)
 
 
