@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW
 
@@ -19,6 +20,7 @@ from taskprune.distillation.identity import identity
 from taskprune.distillation.interrupting import interrupts_wait
 from taskprune.distillation.kept_weights import BestWeights, WeightAverage
 from taskprune.distillation.progress import training_progress
+from taskprune.distillation.rate_factors import rate_factor, rest_statistics
 from taskprune.distillation.run import Run
 from taskprune.distillation.run_checkpoint import (
     FILE_NAME,
@@ -97,13 +99,7 @@ def train(run: Run, accelerator: Accelerator) -> tuple[tuple[StepRecord, ...], i
 def _prepared(run: Run, accelerator: Accelerator) -> tuple[Any, Any, RunParts]:
     """Return model and optimizer as Accelerate distributes them, and what has state."""
     objective, settings = run.objective, run.settings
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    decayed = {
-        "params": [p for p in trained if p.dim() > 1],
-        "weight_decay": settings.weight_decay,
-    }
-    rest = {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0}
-    optimizer = AdamW([decayed, rest], lr=settings.learning_rates(run.n_steps)(0))
+    optimizer = AdamW(_groups(run), lr=settings.learning_rates(run.n_steps)(0))
     if run.original is None:
         model, wrapped = accelerator.prepare(objective, optimizer)
     else:  # sharded already: only the precision is left to set
@@ -117,6 +113,25 @@ def _prepared(run: Run, accelerator: Accelerator) -> tuple[Any, Any, RunParts]:
     return model, wrapped, RunParts(objective, optimizer, accelerator.scaler, average, best)
 
 
+def _groups(run: Run) -> list[dict[str, Any]]:
+    """Return the parameters to train, by how fast they learn and whether they decay."""
+    settings, student = run.settings, run.objective.student
+    factors = {id(p): rate_factor(n, settings.rate_factors) for n, p in student.named_parameters()}
+    groups: dict[tuple[float, bool], list[Tensor]] = {(1.0, True): [], (1.0, False): []}
+    for parameter in run.objective.parameters():
+        if parameter.requires_grad:
+            factor = factors.get(id(parameter), 1.0)  # adapters are no part of the student
+            groups.setdefault((factor, parameter.dim() > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if decays else 0.0,
+            "rate_factor": factor,
+        }
+        for (factor, decays), parameters in groups.items()
+    ]
+
+
 def _begin(run: Run, parts: RunParts) -> None:
     """Put the student into training mode, and measure it where its best weights are to be kept."""
     run.objective.train()
@@ -124,6 +139,7 @@ def _begin(run: Run, parts: RunParts) -> None:
         for module in run.objective.modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None:
                 module.eval()  # it uses its statistics, and leaves them as they are
+    rest_statistics(run.objective.student, run.settings.rate_factors)
     if parts.best is not None and parts.best.standing is None:
         with _lent_student(run, parts.average):
             parts.best.begin(run.teacher, run.objective.student)

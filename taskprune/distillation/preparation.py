@@ -24,6 +24,7 @@ from taskprune.distillation.channel_axes import watched_axes
 from taskprune.distillation.default_taps import NothingSharedError, default_taps
 from taskprune.distillation.identity import known_models
 from taskprune.distillation.objective import StudentObjective
+from taskprune.distillation.rate_factors import resting_parts
 from taskprune.distillation.recording import FeatureRecorder, tapped
 from taskprune.distillation.run import Run
 from taskprune.distillation.settings import DistillSettings
@@ -87,6 +88,7 @@ def prepared(
         trained = (student if sharding is None else deep_copy(student)).to(accelerator.device)
         if sharding is not None:
             check_shardable(trained, sharding, settings, ask_student, example)
+        stack.enter_context(resting_parts(trained, settings.rate_factors))
         chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=ask_teacher)
         teacher_recorder = stack.enter_context(tapped(teacher, chosen, side="teacher"))
         recorder = stack.enter_context(tapped(trained, chosen, side="student"))

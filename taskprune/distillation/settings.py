@@ -55,6 +55,13 @@ RULES: Mapping[str, Rule] = {
         lambda x: _is_function(x) or (_is_number(x) and 0 < x < math.inf),
         "a positive number, or a function of the step",
     ),
+    "rate_factors": (
+        lambda x: (
+            isinstance(x, Mapping)
+            and all(isinstance(n, str) and _is_number(x[n]) and 0 <= x[n] < math.inf for n in x)
+        ),
+        "a dict of numbers of at least 0 by names or patterns such as {'backbone.*': 0.1}",
+    ),
     "warmup": (lambda x: _is_number(x) and 0 <= x <= 1, "a number between 0 and 1"),
     "weight_decay": (lambda x: _is_number(x) and 0 <= x < math.inf, "a number of at least 0"),
     "gradient_clip": (
@@ -140,6 +147,10 @@ class DistillSettings:
             neither, 10 epochs.
         learning_rate: Peak of AdamW's learning rate; linear warmup, then cosine to a hundredth. A
             :data:`Schedule` takes the place of all that.
+        rate_factors: Multiply the learning rate of parts of the student, by names or shell patterns
+            of parameters, or of modules with all below them; the last that fits counts, and what
+            none fits has 1. With 0 a part stays as it is, statistics of its batch normalisation
+            included, and takes no gradient: ``{"*": 0, "decoder": 1}`` trains a decoder alone.
         warmup: Part of the steps spent rising to a `learning_rate` that is a number.
         weight_decay: Of tensors with two dims or more; biases and norms have none.
         gradient_clip: Largest gradient norm; ``math.inf`` clips nothing.
@@ -175,6 +186,7 @@ class DistillSettings:
     steps: int | None = None
     epochs: int | None = None
     learning_rate: float | Schedule = 3e-4
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
     warmup: float = 0.05
     weight_decay: float = 1e-4
     gradient_clip: float = 10.0

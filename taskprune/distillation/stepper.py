@@ -66,7 +66,7 @@ class Stepper:
         """Make step number ``step`` (from 0); return its record and where the data goes on."""
         rate = self._rates(step)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate_factor"]
         self._buffers.take()
         gamma = self._feature_weights(step)
         done: list[tuple[Position, BatchLosses]] = []
