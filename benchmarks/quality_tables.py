@@ -149,7 +149,8 @@ def fusion_recipe(content: dict[str, Any]) -> str:
 def modality_table(content: dict[str, Any]) -> str:
     """Return AP on the fusion net before and after fine-tuning: a row per ratio and criterion."""
     whole = content["teacher"]
-    figures = [(when, condition) for when in ("before", "after") for condition in whole]
+    measured = [when for when in ("before", "after") if any(row[when] for row in content["rows"])]
+    figures = [(when, condition) for when in measured for condition in whole]
     unpruned = [f"{whole[condition]['AP']:.1f}" for _, condition in figures]
     lines = [["", "unpruned", "", "", *unpruned, f"{whole['clean']['IoU']:.1f}"]]
     for row in content["rows"]:
