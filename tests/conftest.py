@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -22,3 +23,13 @@ def _processor_as_found() -> Iterator[None]:
     if flushed:
         torch.set_flush_denormal(False)
     assert not flushed, "denormal numbers are flushed to zero after this test"
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_as_new() -> Iterator[None]:
+    """Whoever makes an Accelerator, as a Trainer does, leaves it to the whole process."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None:
+        for kind in (state.AcceleratorState, state.GradientState, state.PartialState):
+            kind._shared_state.clear()

@@ -1,22 +1,13 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from distill_toys import make_batches, make_net, make_tasks, same_state, state
 
 from taskprune.distillation import DistillSettings, distill
 from taskprune.errors import InputError
-
-
-@pytest.fixture(autouse=True)
-def _no_state_left() -> Iterator[None]:
-    yield
-    for kind in (AcceleratorState, GradientState, PartialState):
-        kind._shared_state.clear()
 
 
 @pytest.mark.parametrize(

@@ -175,12 +175,8 @@ def test_the_users_own_accelerator_is_left_alone() -> None:
     run(make_net(1), make_net(0))
     states = (AcceleratorState, GradientState, PartialState)
     assert [dict(kind._shared_state) for kind in states] == [{}, {}, {}]
-    try:
-        own = Accelerator(cpu=True, gradient_accumulation_steps=5)
-        run(make_net(1), make_net(0), settings=settings(accumulation=2))
-        assert own.gradient_accumulation_steps == 5
-        with pytest.raises(InputError, match="bf16"):
-            run(make_net(1), make_net(0), settings=settings(mixed_precision="bf16"))
-    finally:
-        for kind in states:
-            kind._shared_state.clear()
+    own = Accelerator(cpu=True, gradient_accumulation_steps=5)
+    run(make_net(1), make_net(0), settings=settings(accumulation=2))
+    assert own.gradient_accumulation_steps == 5
+    with pytest.raises(InputError, match="bf16"):
+        run(make_net(1), make_net(0), settings=settings(mixed_precision="bf16"))
