@@ -16,7 +16,7 @@ from taskprune.calling.task import Task, check_tasks
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.compensation.compensated import CompensationResult, LossReport, ReaderReport
 from taskprune.compensation.compensation_settings import CompensationSettings
-from taskprune.compensation.harm import Change, Harm, Losses, runs, settle
+from taskprune.compensation.harm import Change, Harm, runs, settle
 from taskprune.compensation.side_by_side import SideBySide
 from taskprune.compensation.survey import Survey
 from taskprune.errors import InputError
@@ -144,18 +144,11 @@ def _settled(
     """Give back what the tasks lose by; return all losses, and what was undone."""
     harm = Harm(survey.tasks, (lane.teacher.outputs for lane in run.lanes))
     before = harm.of((lane.teacher.outputs, lane.teacher.batch) for lane in run.lanes)
-
-    def measure() -> Losses:
-        return harm.of(runs(student, survey.batches, survey.forward))
-
+    now = harm.of((lane.student.outputs, lane.student.batch) for lane in run.lanes)
     with evaluating(student):
-        # Who took what the teacher took has not shown what it takes by itself.
-        now = (
-            measure()
-            if run.followed
-            else harm.of((lane.student.outputs, lane.student.batch) for lane in run.lanes)
+        sliced, now, undone = settle(
+            run.changes, lambda: harm.of(runs(student, survey.batches, survey.forward)), now
         )
-        sliced, now, undone = settle(run.changes, measure, now)
     return {n: LossReport(before[n], sliced[n], now[n]) for n in now}, undone
 
 

@@ -13,11 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from taskprune.compensation.choice_following import Choices, Following
 from taskprune.compensation.compensated import ReaderReport
-from taskprune.compensation.correspondence import Alignment
 from taskprune.compensation.harm import Change
 from taskprune.compensation.lockstep import Stoppable
 from taskprune.compensation.reading_calls import Read, ReadingMode
@@ -93,17 +90,6 @@ class SideBySide:
             return None
         return self.kept[reader.name].get(reader.geometry.dim)
 
-    @property
-    def followed(self) -> bool:
-        """Whether a student took what its teacher took, not what it would have taken."""
-        return any(lane.choices.made for lane in self.lanes)
-
-    def _corresponds(self, reader: Reader) -> bool:
-        """Return whether the rows that a reader is about to see are the same positions."""
-        if reader.alignment == Alignment.BY_CHOICE:
-            return not any(lane.following.is_lost for lane in self.lanes)
-        return reader.alignment == Alignment.SAME
-
     def _refit(self, reader: Reader) -> ReaderReport:
         kept, geometry = self.kept_of(reader), reader.geometry
         if kept is None or geometry is None:
@@ -111,17 +97,14 @@ class SideBySide:
             return ReaderReport(reader.name, undone=reader.refused or "nothing reads through it")
         report = ReaderReport(reader.name, dropped=kept.size - len(kept.keep))
         settings = self.survey.settings
+        aware = settings.aware and reader.corresponds and reader.calls == 1
         weight = geometry.blocks(self._of_teacher[reader.name].detach().double())
         keep = _by_block(kept, geometry, weight)
         outputs = self._outputs(reader.name, geometry, weight)
+        rows = []
         for lane in self.lanes:
             lane.approach(reader.name)
-        aware = settings.aware and reader.calls == 1 and self._corresponds(reader)
-        rows = [
-            part
-            for lane in self.lanes
-            for part in lane.rows(reader.name, keep, outputs, aware=aware)
-        ]
+            rows += lane.rows(reader.name, keep, outputs, aware=aware)
         bias = weight.new_zeros(outputs.shape if geometry.by_output else ())
         if reader.bias and geometry.by_output:
             whole = self._of_teacher[reader.bias].detach().double()
@@ -181,10 +164,8 @@ class _Lane:
     ) -> None:
         self._run, self._number = run, number
         self._passed: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
-        self.choices = Choices()
-        self.following = Following(self.choices, self._teacher_chooses)
-        self.teacher = _Forward(run, teacher, batch, self.choices, after=self._pass)
-        self.student = _Forward(run, student, batch, self.following, before=self._wait)
+        self.teacher = _Forward(run, teacher, batch, after=self._pass)
+        self.student = _Forward(run, student, batch, before=self._wait)
 
     def approach(self, name: str) -> None:
         """Let the student come as far as it can, and the teacher pass a reader."""
@@ -223,11 +204,6 @@ class _Lane:
     def calls(self) -> tuple[Stoppable, Stoppable]:
         """Both forwards."""
         return self.teacher.call, self.student.call
-
-    def _teacher_chooses(self, n: int) -> None:
-        """Let the teacher come to its n-th choice."""
-        while len(self.choices.made) < n and not self.teacher.call.is_finished:
-            self.teacher.call.advance()
 
     def _is_waiting(self) -> bool:
         waiting = self.student.call.stopped_at or ()
@@ -272,7 +248,6 @@ class _Forward:
         run: SideBySide,
         model: nn.Module,
         batch: Any,
-        choices: TorchFunctionMode,
         *,
         before: Callable[[tuple[Read, ...]], None] | None = None,
         after: Callable[[tuple[Read, ...]], None] | None = None,
@@ -292,7 +267,7 @@ class _Forward:
         def call() -> None:
             # Other forwards stand in the middle of this batch: what writes to it needs its own.
             self.batch = deep_copy(batch)
-            with mode, choices:
+            with mode:
                 self.outputs = run_forward(
                     own, self.batch, run.survey.forward, where="a calibration batch"
                 )

@@ -22,7 +22,7 @@ from taskprune.calling.forward import Forward
 from taskprune.calling.task import Task
 from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.compensation.compensation_settings import CompensationSettings
-from taskprune.compensation.correspondence import Alignment, Correspondence
+from taskprune.compensation.correspondence import Correspondence
 from taskprune.compensation.reading_calls import Read, ReadingMode, has_tensor
 from taskprune.compensation.reads import Geometry
 from taskprune.coupling.groups import CouplingGroups
@@ -73,7 +73,7 @@ class Reader:
         name: The parameter.
         geometry: How it reads; ``None`` if nothing was seen to read through it.
         calls: How often a forward reads through it at most.
-        alignment: Of what teacher and student read.
+        corresponds: Whether the rows of teacher and student are the same positions.
         biases: Names of the biases that are added; ``""`` for a call without one.
         consumers: Names of the running means of the norms that take its output; ``""`` for
             anything else that takes it.
@@ -83,7 +83,7 @@ class Reader:
     name: str
     geometry: Geometry | None = None
     calls: int = 0
-    alignment: Alignment = Alignment.SAME
+    corresponds: bool = True
     biases: set[str] = field(default_factory=set)
     consumers: set[str] = field(default_factory=set)
     refused: str = ""
@@ -105,7 +105,7 @@ class Reader:
             self.name,
             next((o.geometry for o in others if o.geometry is not None), None),
             max(o.calls for o in others),
-            max(o.alignment for o in others),
+            all(o.corresponds for o in others),
             set().union(*(o.biases for o in others)),
             set().union(*(o.consumers for o in others)),
             next((o.refused for o in others if o.refused), ""),
@@ -191,7 +191,7 @@ class Survey:
         self._heard: list[Tensor | None] = []
         self._calls: dict[str, int] = {}
         self._made: Any = WeakIdKeyDictionary()
-        self._correspondence = Correspondence(model.parameters())
+        self._rows = Correspondence(model.parameters())
         self._means = {id(buffer): name for name, buffer in model.named_buffers()}
         self._parameters = parameters = dict(model.named_parameters())
         dims = {n: d for n, d in self.dims.items() if n in parameters and parameters[n].ndim > 1}
@@ -224,7 +224,7 @@ class Survey:
             if reader.geometry is not None and reader.geometry.dim != read.geometry.dim:
                 reader.refused = "it is read along more dims than one"
             reader.geometry = read.geometry
-            reader.alignment = max(reader.alignment, self._correspondence.of(read.x))
+            reader.corresponds &= self._rows.holds(read.x)
             reader.biases.add(read.bias or "")
             self._calls[read.name] = self._calls.get(read.name, 0) + 1
             if self.on_read is not None:
@@ -243,7 +243,7 @@ class Survey:
 
     def has_called(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
         """See :class:`~.reading_calls.Listener`."""
-        self._correspondence.see(function, args, kwargs, result)
+        self._rows.see(function, args, kwargs, result)
         if not has_tensor(result):
             return
         for value in (*args, *kwargs.values()):

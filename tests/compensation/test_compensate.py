@@ -333,6 +333,13 @@ def test_an_exception_half_way_leaves_everything_as_it_was(fails_at: int) -> Non
     assert not [t for t in threading.enumerate() if t.name == "taskprune-lane"]
 
 
+def test_rows_behind_a_choice_are_not_taken_for_the_same() -> None:
+    model, batches = made(Chosen), sequences()
+    result = compensate(model, third(model, batches[0]), batches)
+    aware = {report.name: report.aware for report in result.readers}
+    assert aware == {"score.weight": True, "inner.weight": False, "out.weight": False}
+
+
 def test_wide_readers_are_fitted_from_rows() -> None:
     model, plan = dependent()
     plan = narrowed(model, {d.name: d.drop for d in plan.groups if d.name in ("stem", "up")})
