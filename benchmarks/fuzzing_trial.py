@@ -255,11 +255,11 @@ def _has_open_cost(model: nn.Module) -> bool:
     """Whether multiply-adds are no function of sizes alone.
 
     Experts work on as many tokens as the values send there, which may be others once channels are
-    removed. Einsum makes no products along a length of 1.
+    removed. Einsum makes no products along a length of 1, to which channels may come.
     """
+    open_ways = ("top", "batched", "einsum")
     return any(
-        type(module).__name__ == "DynamicConv"
-        or (type(module).__name__ == "Experts" and module.how == "top")
+        type(module).__name__ == "DynamicConv" or getattr(module, "how", "") in open_ways
         for module in model.modules()
     )
 
