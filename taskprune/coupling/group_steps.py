@@ -1,10 +1,11 @@
-"""How many channels of a group must go together, so that every width is one that operators take."""
+"""How many channels of a group must go together, and stay, so that operators take every width."""
 
 from __future__ import annotations
 
 from math import gcd, lcm
 
 import numpy as np
+from torch import nn
 
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes
@@ -34,3 +35,27 @@ def group_steps(
                 if group >= 0:
                     steps[group] = lcm(steps[group], multiple // gcd(multiple, count * others))
     return steps
+
+
+def fewest_channels(
+    analysis: Analysis, classes: Classes, of_class: IntArray, n_groups: int
+) -> list[int]:
+    """Return how many channels of each group must stay.
+
+    Whether an LSTM projects its state, torch tells by the state being narrower than the cells, so
+    there must be more of these. Where several groups make up the cells, each keeps to it alone.
+    """
+    graph, fewest = analysis.graph, [1] * n_groups
+    for name, number in graph.parameters.items():
+        module, _, own = name.rpartition(".")
+        kind = graph.modules.get(module, nn.Module)
+        if not (issubclass(kind, nn.LSTM) and own.startswith("weight_hr_l")):
+            continue
+        n_projected, cells = graph.values[number].shape[0], analysis.state(number).axes[1]
+        labels = [classes.labels[f.units] for f in cells if f.units is not None]
+        of_cell = of_class[np.concatenate(labels)] if labels else np.empty(0, dtype=np.int64)
+        n_frozen = int((of_cell < 0).sum())
+        for group in np.unique(of_cell[of_cell >= 0]).tolist():
+            n_own = int((of_cell == group).sum())
+            fewest[group] = max(fewest[group], min(n_own, n_projected + 1 - n_frozen))
+    return fewest
