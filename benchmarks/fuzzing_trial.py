@@ -185,18 +185,33 @@ class _Trial:
         _assert_equal(_outputs(result.model, self.inputs), _outputs(again, self.inputs))
 
     def _distil(self, model: nn.Module, result: PruneResult) -> None:
-        """Make two steps."""
+        """Make two steps, if the original can make any."""
         loss = Task(lambda outputs, _: _mean_square(outputs))
-        student = taskprune.distill(
-            result.model,
-            teacher=model,
-            tasks={"all": loss},
-            data=[(self.inputs,), (self.inputs,)],
-            plan=result.plan,
-            forward=lambda net, batch: net(*batch[0]),
-            settings=DistillSettings(steps=2, cpu=True),
-        )
-        _outputs(student, self.inputs)
+        try:
+            student = taskprune.distill(
+                result.model,
+                teacher=model,
+                tasks={"all": loss},
+                data=[(self.inputs,), (self.inputs,)],
+                plan=result.plan,
+                forward=lambda net, batch: net(*batch[0]),
+                settings=DistillSettings(steps=2, cpu=True),
+            )
+        except RuntimeError:
+            if self._trains():
+                raise
+            self.record["distil"] = "original is not trained"
+        else:
+            _outputs(student, self.inputs)
+
+    def _trains(self) -> bool:
+        """Whether the original has gradients: code may overwrite what they are made of."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                _mean_square(self.model()(*self.inputs)).backward()
+        except RuntimeError:
+            return False
+        return True
 
     def _export(self, smaller: nn.Module) -> None:
         """Export with `torch.export`, if it takes the original."""
