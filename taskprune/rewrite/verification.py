@@ -241,7 +241,7 @@ def _verify_in_parts(
     case: _Case, groups: CouplingGroups, crossed: Mapping[str, str]
 ) -> VerificationReport:
     """Check the groups without a crossing by masking, the others by permutation."""
-    original, inputs, forward, draws = case.original, case.inputs, case.forward, case.draws
+    original = case.original
     rest = {n: np.asarray(drop) for n, drop in case.plan.drop.items() if n not in crossed}
     part = build_plan(groups, rest)
     smaller = skeleton(original, part.replacements)
@@ -252,15 +252,25 @@ def _verify_in_parts(
         _check_replacements(case)
         raise _difference(measured)
     try:
-        check_permutation(
-            original, groups, list(crossed), inputs=inputs, forward=forward, draws=draws
-        )
+        _permuted(case, groups, list(crossed))
     except VerificationError:
         for name in crossed:  # which of them it is
-            check_permutation(original, groups, [name], inputs=inputs, forward=forward, draws=draws)
+            _permuted(case, groups, [name])
         raise
     excluded = tuple(ExcludedGroup(name, reason, "permutation") for name, reason in crossed.items())
     return _report("permutation", measured, excluded)
+
+
+def _permuted(case: _Case, groups: CouplingGroups, names: Sequence[str]) -> Comparison:
+    return check_permutation(
+        case.original,
+        groups,
+        names,
+        inputs=case.inputs,
+        forward=case.forward,
+        draws=case.draws,
+        caches=case.caches,
+    )
 
 
 def check_permutation(
@@ -272,10 +282,12 @@ def check_permutation(
     forward: Forward,
     seed: int = 0,
     draws: Draws | None = None,
+    caches: Caches | None = None,
 ) -> Comparison:
     """Permute the channels of groups, each in all of its members, and compare outputs.
 
-    Both models hold what `draws` has for them; default: their values as they are.
+    Both models hold what `draws` has for them; default: their values as they are. `caches` are
+    those of the model's code, if known already.
 
     Raises:
         VerificationError: An output moved: an entry is missing from a group, or one too many.
@@ -287,7 +299,7 @@ def check_permutation(
         lambda: skeleton(model, groups.replacements),
         inputs,
         forward,
-        caches=Caches(model, forward),
+        caches=caches or Caches(model, forward),
         expected_values=draws.replaced(groups.replacements, as_they_are),
         found_values=draws.replaced(groups.replacements, permuting(chosen, seed)),
     )
