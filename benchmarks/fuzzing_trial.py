@@ -94,7 +94,7 @@ class _Trial:
         self._stage("oracles", lambda: self._oracles(model, result))
         if result is not None:
             self._stage("reload", lambda: self._reload(result))
-            if self.draw.random() < 0.05:
+            if self.draw.random() < 0.02:
                 self._stage("export", lambda: self._export(result.model))
             if self.draw.random() < 0.3:
                 self._stage("distil", lambda: self._distil(model, result))
@@ -208,7 +208,7 @@ class _Trial:
         """Whether the original has gradients: code may overwrite what they are made of."""
         try:
             with torch.random.fork_rng(devices=[]):
-                _mean_square(self.model()(*self.inputs)).backward()
+                torch.autograd.backward(_mean_square(self.model()(*self.inputs)))
         except RuntimeError:
             return False
         return True
