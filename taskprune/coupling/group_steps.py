@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from math import gcd, lcm
+import math
+from collections.abc import Iterator
 
 import numpy as np
 from torch import nn
 
+from taskprune.coupling.axes import Axis
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes
 from taskprune.coupling.groups import IntArray
@@ -33,7 +35,9 @@ def group_steps(
             others = 1 if len(live) > 1 else int(np.prod([f.size for f in axis if f is not factor]))
             for group, count in zip(of_class[labels].tolist(), counts.tolist(), strict=True):
                 if group >= 0:
-                    steps[group] = lcm(steps[group], multiple // gcd(multiple, count * others))
+                    steps[group] = math.lcm(
+                        steps[group], multiple // math.gcd(multiple, count * others)
+                    )
     return steps
 
 
@@ -42,20 +46,33 @@ def fewest_channels(
 ) -> list[int]:
     """Return how many channels of each group must stay.
 
-    Whether an LSTM projects its state, torch tells by the state being narrower than the cells, so
-    there must be more of these. Where several groups make up the cells, each keeps to it alone.
+    Of several groups that make up one length, each may count on one channel of every other.
     """
-    graph, fewest = analysis.graph, [1] * n_groups
+    fewest = [1] * n_groups
+    for axis, shortest in (*analysis.units.shortest, *_cells(analysis)):
+        constant = math.prod(factor.size for factor in axis if factor.units is None)
+        for factor in axis:
+            if factor.units is None:
+                continue
+            labels, counts = np.unique(classes.labels[factor.units], return_counts=True)
+            groups = of_class[labels]
+            stays = int(counts[groups < 0].sum())
+            live = np.unique(groups[groups >= 0]).tolist()
+            wanted = math.ceil(shortest / constant) - stays - (len(live) - 1)
+            for group in live:
+                own = counts[groups == group]
+                fewest[group] = max(fewest[group], min(own.size, math.ceil(wanted / own.min())))
+    return fewest
+
+
+def _cells(analysis: Analysis) -> Iterator[tuple[Axis, int]]:
+    """Yield the cells of LSTMs that project their state, and how many there must be.
+
+    Torch tells that they do by the state being narrower than the cells.
+    """
+    graph = analysis.graph
     for name, number in graph.parameters.items():
         module, _, own = name.rpartition(".")
         kind = graph.modules.get(module, nn.Module)
-        if not (issubclass(kind, nn.LSTM) and own.startswith("weight_hr_l")):
-            continue
-        n_projected, cells = graph.values[number].shape[0], analysis.state(number).axes[1]
-        labels = [classes.labels[f.units] for f in cells if f.units is not None]
-        of_cell = of_class[np.concatenate(labels)] if labels else np.empty(0, dtype=np.int64)
-        n_frozen = int((of_cell < 0).sum())
-        for group in np.unique(of_cell[of_cell >= 0]).tolist():
-            n_own = int((of_cell == group).sum())
-            fewest[group] = max(fewest[group], min(n_own, n_projected + 1 - n_frozen))
-    return fewest
+        if issubclass(kind, nn.LSTM) and own.startswith("weight_hr_l"):
+            yield analysis.state(number).axes[1], graph.values[number].shape[0] + 1

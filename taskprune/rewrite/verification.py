@@ -138,7 +138,8 @@ def _verified(case: _Case, groups: CouplingGroups | None) -> VerificationReport:
         rounded = {error.path for error in measured.errors if error.relative > 0}
         return _told(case, report, measured.may_be_silent - rounded) if plan.drop else report
     crossed = _crossed(plan, everything=measured.only_expected_is_nan)
-    if not crossed or any(error.problem for error in measured.wrong if not error.is_nan):
+    is_broken = any(error.problem for error in measured.wrong if not error.is_nan)
+    if not crossed or is_broken or measured.only_found_is_nan:
         _check_replacements(case)
         raise _difference(measured)
     regrouped = groups is not None and any(name not in groups for name in plan.drop)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import taskprune
@@ -63,3 +65,76 @@ def test_a_budget_leaves_a_projected_lstm_its_cells() -> None:
         (bound.group, bound.n_kept, bound.limit) for bound in result.report.limits
     }
     result.model(x)
+
+
+def pooled(x: Tensor) -> Tensor:
+    return F.adaptive_avg_pool2d(x, 1)
+
+
+def standardised(x: Tensor) -> Tensor:
+    return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1)
+
+
+NARROW: dict[str, Callable[[Tensor], Tensor]] = {
+    "squeeze": lambda x: pooled(x).squeeze(),
+    "squeeze of all dims": lambda x: pooled(x).squeeze((1, 2, 3)),
+    "squeeze of channels": lambda x: x.squeeze(1).mean((2, 3)),
+    "cov": lambda x: pooled(x).flatten(1) @ torch.cov(pooled(x).flatten(1).mT),
+    "std": lambda x: standardised(x).mean((2, 3)),
+    "var": lambda x: (x - x.var(1, keepdim=True)).mean((2, 3)),
+    "var by correction": lambda x: (x - x.var(1, correction=2, keepdim=True)).mean((2, 3)),
+    "var_mean": lambda x: (x - torch.var_mean(x, 1, keepdim=True)[0]).mean((2, 3)),
+    "std_mean": lambda x: (x - torch.std_mean(x, 1, keepdim=True)[0]).mean((2, 3)),
+}
+
+
+class Narrow(nn.Module):
+    """Channels that an operator takes another way once only one is left."""
+
+    def __init__(self, work: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.work = work
+        self.wide, self.head = nn.Conv2d(3, 6, 3), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.head(self.work(self.wide(x)))
+
+
+@pytest.mark.parametrize("work", NARROW.values(), ids=NARROW)
+def test_operators_keep_the_channels_without_which_they_are_others(
+    work: Callable[[Tensor], Tensor],
+) -> None:
+    model, x = randomise_(Narrow(work), seed=0), torch.randn(2, 3, 6, 6)
+    groups = couple(trace(model, x))
+    for group in groups:
+        plan = build_plan(groups, random_drop(groups, 1.0, seed=0))
+        assert plan.kept[group.name] == group.fewest > 1
+        assert_masked_equals_pruned(model, plan, x, groups=groups)
+        assert torch.isfinite(taskprune.apply_plan(model, plan, example_inputs=x)(x)).all()
+
+
+def test_what_has_enough_entries_elsewhere_keeps_one_channel() -> None:
+    def work(x: Tensor) -> Tensor:
+        return (x / (x.std((1, 2, 3), keepdim=True) + 1)).mean((2, 3))
+
+    groups = couple(trace(Narrow(work), torch.randn(2, 3, 6, 6)))
+    assert [group.fewest for group in groups] == [1]
+    groups = couple(trace(Narrow(lambda x: pooled(x).flatten(1)), torch.randn(2, 3, 6, 6)))
+    assert [group.fewest for group in groups] == [1]
+
+
+def test_channels_of_two_layers_count_on_each_other() -> None:
+    class Joined(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 5, 3)
+            self.head = nn.Linear(9, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(pooled(torch.cat([self.one(x), self.two(x)], 1)).squeeze())
+
+    model, x = randomise_(Joined(), seed=0), torch.randn(2, 3, 6, 6)
+    groups = couple(trace(model, x))
+    assert [group.fewest for group in groups] == [1, 1]
+    plan = build_plan(groups, random_drop(groups, 1.0, seed=0))
+    assert_masked_equals_pruned(model, plan, x, groups=groups)

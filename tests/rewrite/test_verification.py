@@ -198,6 +198,19 @@ def test_a_norm_without_parameters_may_run_on_several_groups(
         assert [excluded.name for excluded in report.excluded] == [group.name]
 
 
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+def test_outputs_that_only_the_pruned_model_cannot_compute_are_wrong() -> None:
+    class Spread(Hidden):
+        def middle(self, x: Tensor) -> Tensor:
+            return x / x.std(1, keepdim=True)
+
+    model, inputs = Spread(), torch.randn(4, 3)
+    groups = couple(trace(model, inputs))
+    plan = build_plan(groups, {"hidden": np.arange(5)})
+    with pytest.raises(VerificationError, match="in one model only"):
+        apply_and_verify(model, plan, example_inputs=inputs, groups=groups)
+
+
 def test_statistics_of_unmasked_norms_are_torchs_own() -> None:
     norm = nn.LayerNorm(6)
     x = torch.randn(2, 6)
