@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import nn
 
-from taskprune.coupling.axes import Axis
+from taskprune.coupling.axes import Axis, Factor
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes
 from taskprune.coupling.groups import IntArray
@@ -24,11 +24,7 @@ def group_steps(
     """
     steps = [1] * n_groups
     for axis, multiple in analysis.units.aligned:
-        live = [
-            factor
-            for factor in axis
-            if factor.units is not None and not classes.frozen[classes.labels[factor.units]].all()
-        ]
+        live = _live(axis, classes)
         for factor in live:
             labels, counts = np.unique(classes.labels[factor.units], return_counts=True)
             # A channel that goes takes so many entries of this factor, times what never changes.
@@ -50,19 +46,27 @@ def fewest_channels(
     """
     fewest = [1] * n_groups
     for axis, shortest in (*analysis.units.shortest, *_cells(analysis)):
-        constant = math.prod(factor.size for factor in axis if factor.units is None)
-        for factor in axis:
-            if factor.units is None:
-                continue
+        factors = _live(axis, classes)
+        constant = math.prod(factor.size for factor in axis if factor not in factors)
+        for factor in factors:
             labels, counts = np.unique(classes.labels[factor.units], return_counts=True)
             groups = of_class[labels]
             stays = int(counts[groups < 0].sum())
-            live = np.unique(groups[groups >= 0]).tolist()
-            wanted = math.ceil(shortest / constant) - stays - (len(live) - 1)
-            for group in live:
+            shares = np.unique(groups[groups >= 0]).tolist()
+            wanted = math.ceil(shortest / constant) - stays - (len(shares) - 1)
+            for group in shares:
                 own = counts[groups == group]
                 fewest[group] = max(fewest[group], min(own.size, math.ceil(wanted / own.min())))
     return fewest
+
+
+def _live(axis: Axis, classes: Classes) -> list[Factor]:
+    """Return the factors of an axis that can shrink."""
+    return [
+        factor
+        for factor in axis
+        if factor.units is not None and not classes.frozen[classes.labels[factor.units]].all()
+    ]
 
 
 def _cells(analysis: Analysis) -> Iterator[tuple[Axis, int]]:

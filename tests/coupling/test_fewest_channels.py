@@ -123,6 +123,36 @@ def test_what_has_enough_entries_elsewhere_keeps_one_channel() -> None:
     assert [group.fewest for group in groups] == [1]
 
 
+def by_spread(weight: Tensor) -> Tensor:
+    return weight / (weight.std((1, 2, 3), keepdim=True) + 1e-5)
+
+
+def by_batch_norm(weight: Tensor) -> Tensor:
+    flat = weight.reshape(1, weight.shape[0], -1)
+    return F.batch_norm(flat, None, None, training=True).reshape_as(weight)
+
+
+@pytest.mark.parametrize("standardised", [by_spread, by_batch_norm])
+@pytest.mark.parametrize(("kernel", "fewest"), [(1, 2), (3, 1)])
+def test_a_standardised_kernel_keeps_two_entries(
+    standardised: Callable[[Tensor], Tensor], kernel: int, fewest: int
+) -> None:
+    class Standardised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.inner = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 4, kernel)
+            self.head = nn.Conv2d(4, 2, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(F.conv2d(self.wide(x), standardised(self.inner.weight)))
+
+    model, x = randomise_(Standardised(), seed=0), torch.randn(2, 3, 6, 6)
+    groups = couple(trace(model, x))
+    assert groups["wide"].fewest == fewest
+    plan = build_plan(groups, random_drop(groups, 1.0, seed=0))
+    assert_masked_equals_pruned(model, plan, x, groups=groups)
+
+
 def test_channels_of_two_layers_count_on_each_other() -> None:
     class Joined(nn.Module):
         def __init__(self) -> None:

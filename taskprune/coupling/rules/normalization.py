@@ -34,6 +34,7 @@ def _batch_norm(ctx: RuleContext) -> None:
         across = [axis for d, axis in enumerate(axes) if d != 1]
         ctx.cross(*across)
         ctx.weigh(ctx.tensor("input"), *across)
+        ctx.at_least(tuple(factor for axis in across for factor in axis), 2)
     # With scale and shift zeroed the channel is zero; without them it is only constant.
     ctx.produce(axes, zero=ctx.has("weight") and ctx.has("bias"))
     _produce_statistics(ctx)
