@@ -23,6 +23,7 @@ from taskprune.coupling import CouplingGroups, couple
 from taskprune.errors import InfeasibleBudgetError, InputError, VerificationError
 from taskprune.graph import trace
 from taskprune.plan.plan import build_plan
+from taskprune.restore.copying import deep_copy
 from taskprune.testing import (
     assert_cost_is_exact,
     assert_masked_equals_pruned,
@@ -94,7 +95,7 @@ class _Trial:
         self._stage("oracles", lambda: self._oracles(model, result))
         if result is not None:
             self._stage("reload", lambda: self._reload(result))
-            if self.draw.random() < 0.05:
+            if self.draw.random() < 0.02:
                 self._stage("export", lambda: self._export(result.model))
             if self.draw.random() < 0.3:
                 self._stage("distil", lambda: self._distil(model, result))
@@ -126,13 +127,17 @@ class _Trial:
 
     def _oracles(self, model: nn.Module, result: PruneResult | None) -> None:
         """Remove random channels of all groups and compare; permute those of all groups."""
-        groups = couple(trace(model, self.inputs)) if result is None else result.groups
+        groups = None if result is None else result.groups
+        if groups is None or any(group.readers for group in groups):
+            # Of what was compensated on data: experts may run here that did not run there.
+            groups = couple(trace(model, self.inputs))
         self.record.update(_frozen(groups))
         ratio = self.draw.choice([0.2, 0.5, 0.8])
-        plan = build_plan(groups, random_drop(groups, ratio, self.seed))
+        drop = random_drop(groups, ratio, self.seed)
+        plan = build_plan(groups, {n: gone for n, gone in drop.items() if not groups[n].readers})
         report = assert_masked_equals_pruned(model, plan, self.inputs, groups=groups)
         self._note_error(report.max_relative_error, report.dtype)
-        if "DynamicConv" not in self.record["kinds"]:  # einsum: no products along a length of 1
+        if not _has_open_cost(model):
             assert_cost_is_exact(model, groups, plan, self.inputs)
         if len(groups):
             moved = assert_permutation_invariant(model, groups, None, self.inputs, seed=self.seed)
@@ -182,21 +187,41 @@ class _Trial:
             path = Path(folder) / "net.safetensors"
             taskprune.save_checkpoint(path, result.model, result.plan)
             again = taskprune.load_checkpoint(path, self.model)
-        _assert_equal(_outputs(result.model, self.inputs), _outputs(again, self.inputs))
+        kinds = [[p.dtype for p in net.parameters()] for net in (result.model, again)]
+        assert kinds[0] == kinds[1], "parameters are of other types"
+        # In float64: a few nets make much of rounding, which hangs on where the weights lie.
+        inputs = tuple(x.double() for x in self.inputs)
+        saved = deep_copy(result.model).double()
+        _assert_equal(_outputs(saved, inputs), _outputs(again.double(), inputs))
 
     def _distil(self, model: nn.Module, result: PruneResult) -> None:
-        """Make two steps."""
+        """Make two steps, if the original can make any."""
         loss = Task(lambda outputs, _: _mean_square(outputs))
-        student = taskprune.distill(
-            result.model,
-            teacher=model,
-            tasks={"all": loss},
-            data=[(self.inputs,), (self.inputs,)],
-            plan=result.plan,
-            forward=lambda net, batch: net(*batch[0]),
-            settings=DistillSettings(steps=2, cpu=True),
-        )
-        _outputs(student, self.inputs)
+        try:
+            student = taskprune.distill(
+                result.model,
+                teacher=model,
+                tasks={"all": loss},
+                data=[(self.inputs,), (self.inputs,)],
+                plan=result.plan,
+                forward=lambda net, batch: net(*batch[0]),
+                settings=DistillSettings(steps=2, cpu=True),
+            )
+        except RuntimeError:
+            if self._trains():
+                raise
+            self.record["distil"] = "original is not trained"
+        else:
+            _outputs(student, self.inputs)
+
+    def _trains(self) -> bool:
+        """Whether the original has gradients: code may overwrite what they are made of."""
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.autograd.backward(_mean_square(self.model()(*self.inputs)))
+        except RuntimeError:
+            return False
+        return True
 
     def _export(self, smaller: nn.Module) -> None:
         """Export with `torch.export`, if it takes the original."""
@@ -249,6 +274,19 @@ def _frozen(groups: CouplingGroups) -> Record:
         reasons[kind] = reasons.get(kind, 0) + group.n_channels
     own = {kind: n for kind, n in reasons.items() if kind != "interface"}
     return {"free": free, "frozen": own}
+
+
+def _has_open_cost(model: nn.Module) -> bool:
+    """Whether multiply-adds are no function of sizes alone.
+
+    Experts work on as many tokens as the values send there, which may be others once channels are
+    removed. Einsum makes no products along a length of 1, to which channels may come.
+    """
+    open_ways = ("top", "batched", "einsum")
+    return any(
+        type(module).__name__ == "DynamicConv" or getattr(module, "how", "") in open_ways
+        for module in model.modules()
+    )
 
 
 def _wear(model: nn.Module, draw: random.Random) -> None:

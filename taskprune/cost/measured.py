@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack
 from math import prod
 from typing import Any
 
@@ -13,8 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from taskprune.calling.forward import Forward, call_inputs
-from taskprune.restore.modes import evaluating
-from taskprune.restore.process import preserved_rng, without_fast_path
+from taskprune.restore.borrow import borrowed, buffers_given_back
+from taskprune.restore.caches import caches_given_back
 
 
 def _flops_of_layer(x: Any, from_input: Any, from_state: Any, *_: Any, **__: Any) -> int:
@@ -42,31 +41,23 @@ def measure_macs(model: nn.Module, inputs: Any, *, forward: Forward | None = Non
 
     Counts matrix products, convolutions and attention, as ``torch.utils.flop_counter`` does, and
     the products of recurrent layers; a multiply-add is two flops. Element-wise work and norms are
-    not counted.
+    not counted. The model is given back as it was, whatever its forward left in it.
     """
     counter = FlopCounterMode(display=False, custom_mapping=_FUSED)
-    quiet: tuple[AbstractContextManager[Any], ...] = (
-        evaluating(model),
-        preserved_rng(),
-        torch.no_grad(),
-        _without_gradients(model),
-    )
+    call = forward or call_inputs
     with ExitStack() as stack:
+        for given_back in (
+            caches_given_back(model, call),
+            borrowed(model),
+            buffers_given_back(model),
+            torch.no_grad(),
+        ):
+            stack.enter_context(given_back)
+        model.eval()
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)  # the counter fails on views of those that ask
         # Attention runs as the products it consists of; its fused forms are not all counted.
-        for context in (*quiet, without_fast_path(), sdpa_kernel(SDPBackend.MATH), counter):
-            stack.enter_context(context)
-        (forward or call_inputs)(model, inputs)
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        stack.enter_context(counter)
+        call(model, inputs)
     return counter.get_total_flops() // 2
-
-
-@contextmanager
-def _without_gradients(model: nn.Module) -> Iterator[None]:
-    """Let no parameter ask for gradients: the counter fails on views of those that do."""
-    asking = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in asking:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in asking:
-            parameter.requires_grad_(True)

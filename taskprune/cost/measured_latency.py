@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 
 from taskprune.calling.forward import Forward, call_inputs
 from taskprune.errors import InputError
+from taskprune.restore.borrow import attributes_given_back, buffers_given_back
 from taskprune.restore.caches import caches_given_back
 from taskprune.restore.lending import lent
 from taskprune.restore.modes import evaluating
@@ -76,6 +77,8 @@ def measure_latency(
     times: dict[str, list[float]] = {name: [] for name in models}
     with ExitStack() as stack:
         for model in models.values():
+            stack.enter_context(attributes_given_back(model))
+            stack.enter_context(buffers_given_back(model))
             stack.enter_context(evaluating(model))
             stack.enter_context(caches_given_back(model, call))
         stack.enter_context(preserved_rng())

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from taskprune.coupling.context import Analysis
 from taskprune.coupling.forms import Classes, Form
-from taskprune.coupling.group_steps import group_steps
+from taskprune.coupling.group_steps import fewest_channels, group_steps
 from taskprune.coupling.groups import (
     AttributeForm,
     CouplingGroup,
@@ -319,6 +319,7 @@ def _groups(
     statistics = weight_statistics(analysis, classes, kinds.of_class)
     summed = contracted(analysis, classes, kinds.of_class)
     steps = group_steps(analysis, classes, kinds.of_class, len(kinds.names))
+    fewest = fewest_channels(analysis, classes, kinds.of_class, len(kinds.names))
     return tuple(
         CouplingGroup(
             name=name,
@@ -329,6 +330,7 @@ def _groups(
             crossed_by=tuple(crossed.get(number, ())),
             statistics=tuple(statistics.get(number, ())),
             step=steps[number],
+            fewest=fewest[number],
             contracted=number in summed,
         )
         for number, name in enumerate(kinds.names)

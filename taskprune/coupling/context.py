@@ -278,6 +278,11 @@ class RuleContext:
         if multiple > 1 and is_tracked(axis):
             self.units.aligned.append((axis, multiple))
 
+    def at_least(self, axis: Axis, length: int) -> None:
+        """Note that the operator is another one, or none, where ``axis`` is shorter than this."""
+        if is_tracked(axis):
+            self.units.shortest.append((axis, length))
+
     def weigh(self, state: TensorState, *axes: Axis) -> None:
         """Note that the operator sums up a weight along ``axes``, as the norm of a filter is."""
         if state.weight:

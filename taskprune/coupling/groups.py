@@ -97,7 +97,7 @@ class CouplingGroup:
     Attributes:
         name: Unique in its model, stable between runs: the first producing parameter's path
             without ``.weight``.
-        n_channels: How many channels there are; at least one must stay.
+        n_channels: How many channels there are; at least :attr:`fewest` must stay.
         members: All parameter and buffer entries.
         activations: Where the channels appear in outputs of modules (for feature taps and
             activation-based scores).
@@ -110,6 +110,7 @@ class CouplingGroup:
             zeroing all of its entries. ``aten.native_layer_norm`` of a module counts too.
         statistics: Where weights are summed up along these channels, which parameters read.
         step: Channels can only go so many at a time: an operator takes no other widths.
+        fewest: How many channels must stay: an operator takes no fewer.
         contracted: Whether something else than a parameter adds the channels up: a sum, a product
             of activations. What is lost there when one goes, no weight can make up for.
         readers: Parameters and float buffers that no traced forward read and that could read these
@@ -125,6 +126,7 @@ class CouplingGroup:
     modality: str = ""
     statistics: tuple[WeightStatistic, ...] = ()
     step: int = 1
+    fewest: int = 1
     contracted: bool = False
     readers: tuple[str, ...] = ()
 

@@ -101,6 +101,7 @@ class UnitTable:
         weighed: The same for operators that see nothing but parameters and buffers.
         contracted: Units that a product of two activations sums over.
         aligned: Axes whose lengths an operator takes in multiples only, and of what.
+        shortest: Axes that an operator takes from some length on only, and which.
     """
 
     n_units: int = 0
@@ -115,6 +116,7 @@ class UnitTable:
     weighed: list[tuple[IntArray, str]] = field(default_factory=list)
     contracted: list[IntArray] = field(default_factory=list)
     aligned: list[tuple[Axis, int]] = field(default_factory=list)
+    shortest: list[tuple[Axis, int]] = field(default_factory=list)
     _flattened: dict[tuple[int, ...], tuple[Axis, IntArray]] = field(default_factory=dict)
     _reason_numbers: dict[FreezeReason, int] = field(default_factory=dict)
 

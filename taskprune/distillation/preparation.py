@@ -51,7 +51,7 @@ def prepared(
     tasks: Mapping[str, Task],
     data: Iterable[Any],
     settings: DistillSettings,
-    channel_map: Mapping[str, Sequence[int]],
+    channel_map: Mapping[str, Sequence[int]] | None,
     taps: TapSelector | Sequence[TapSelector] | None,
     forward: Forward,
 ) -> Iterator[tuple[Run, Accelerator]]:
@@ -90,16 +90,20 @@ def prepared(
             check_shardable(trained, sharding, settings, ask_student, example)
         stack.enter_context(resting_parts(trained, settings.rate_factors))
         chosen = _taps(teacher, trained, example, taps, tasks=tasks, forward=ask_teacher)
+        pair = _Pair(
+            trained,
+            teacher,
+            lambda: ask_student(trained, example),
+            lambda: ask_teacher(teacher, example),
+            channel_map or {},
+        )
+        if taps is None and channel_map is not None and not declared_roles(teacher):
+            chosen = pair.comparable(chosen)
         teacher_recorder = stack.enter_context(tapped(teacher, chosen, side="teacher"))
         recorder = stack.enter_context(tapped(trained, chosen, side="student"))
-        alignments = _alignments(
-            _Probe(trained, recorder, lambda: ask_student(trained, example)),
-            _Probe(teacher, teacher_recorder, lambda: ask_teacher(teacher, example)),
-            channel_map,
-        )
         objective = StudentObjective(
             trained,
-            alignments,
+            pair.alignments(recorder, teacher_recorder),
             recorder=recorder,
             forward=forward,
             feature_loss=settings.feature_loss,
@@ -181,34 +185,63 @@ def _taps(
 
 
 @dataclass(frozen=True)
-class _Probe:
-    """A model in eval mode, what reads its taps, and how it is run once."""
+class _Pair:
+    """Both models in eval mode, and how each is run once."""
 
-    model: nn.Module
-    recorder: FeatureRecorder
-    run: Callable[[], Any]
+    student: nn.Module
+    teacher: nn.Module
+    run_student: Callable[[], Any]
+    run_teacher: Callable[[], Any]
+    channel_map: Mapping[str, Sequence[int]]
+
+    def comparable(self, taps: Sequence[Tap]) -> tuple[Tap, ...]:
+        """Leave out tokens of which the student has others, such as learned ones that have gone."""
+        with (
+            tapped(self.teacher, taps, side="teacher") as teacher,
+            tapped(self.student, taps, side="student") as student,
+        ):
+            aligned = self._aligned(student, teacher)
+        return tuple(
+            tap for tap, (one, *both) in zip(taps, aligned, strict=True) if _fits(one, *both)
+        )
+
+    def alignments(self, student: FeatureRecorder, teacher: FeatureRecorder) -> list[Alignment]:
+        """Run both models once and see how their features fit together."""
+        aligned = self._aligned(student, teacher)
+        for alignment, mine, theirs in aligned:
+            alignment(mine, theirs)  # what cannot be compared is said before training
+        return [alignment for alignment, *_ in aligned]
+
+    def _aligned(
+        self, student: FeatureRecorder, teacher: FeatureRecorder
+    ) -> list[tuple[Alignment, Tensor, Tensor]]:
+        if not student.taps:
+            return []
+        with (
+            torch.no_grad(),
+            watched_axes(self.student) as axes,
+            watched_axes(self.teacher) as teacher_axes,
+        ):
+            _, seen = student.run(self.run_student)
+            _, wanted = teacher.run(self.run_teacher)
+        found = []
+        for tap in student.taps:
+            mine, theirs = seen[tap.label], wanted[tap.label]
+            is_mapped = tap.path_in("student") == tap.module
+            keep = self.channel_map.get(tap.module) if is_mapped else None
+            own_axes = (axes.of(mine), teacher_axes.of(theirs))
+            alignment = make_alignment(tap, mine, theirs, keep=keep, axes=own_axes)
+            found.append((alignment, mine, theirs))
+        return found
 
 
-@torch.no_grad()
-def _alignments(
-    student: _Probe, teacher: _Probe, channel_map: Mapping[str, Sequence[int]]
-) -> list[Alignment]:
-    """Run both models once and see how their features fit together."""
-    taps = student.recorder.taps
-    if not taps:
-        return []
-    with watched_axes(student.model) as axes, watched_axes(teacher.model) as teacher_axes:
-        _, seen = student.recorder.run(student.run)
-        _, wanted = teacher.recorder.run(teacher.run)
-    alignments = []
-    for tap in taps:
-        mine, theirs = seen[tap.label], wanted[tap.label]
-        is_mapped = tap.path_in("student") == tap.module
-        keep = channel_map.get(tap.module) if is_mapped else None
-        own_axes = (axes.of(mine), teacher_axes.of(theirs))
-        alignments.append(make_alignment(tap, mine, theirs, keep=keep, axes=own_axes))
-        alignments[-1](mine, theirs)  # what cannot be compared is said before training
-    return alignments
+def _fits(alignment: Alignment, mine: Tensor, theirs: Tensor) -> bool:
+    try:
+        alignment(mine, theirs)
+    except InputError as error:
+        _log.warning("%s The automatic choice of taps goes without it.", error)
+        return False
+    return True
 
 
 def probing(

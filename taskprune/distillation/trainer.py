@@ -103,7 +103,7 @@ def distill(
     check_data(data)
     student, teacher = bare(student), bare(teacher)
     _check_models(student, teacher)
-    arguments = (tasks, data, settings, channel_map or {}, taps, forward)
+    arguments = (tasks, data, settings, channel_map, taps, forward)
     with prepared(student, teacher, *arguments) as (run, accelerator):
         history, step = train(run, accelerator)
     return DistillResult(student, history, run.teacher_recorder.taps, step)

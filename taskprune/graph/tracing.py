@@ -105,6 +105,7 @@ class _Session:
         self.inputs = inputs
         self.forward = forward
         self.recorder = Recorder(model)
+        self.caches = Caches(model, forward)
         self.modes: list[Mode] = []
         self.notes: list[str] = []
         self.attributes: dict[Place, int] = {}
@@ -160,7 +161,7 @@ class _Session:
             stack.enter_context(borrowed(self.model))
             stack.enter_context(readable_kernels())
             stack.enter_context(without_autocast(self.model))
-            stack.enter_context(Caches(self.model, self.forward).aside())
+            stack.enter_context(self.caches.aside())
             set_mode_without_updates(self.model, mode)
             stack.enter_context(uncompiled(self.model))
             stack.enter_context(beside(self.model))

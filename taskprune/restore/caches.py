@@ -47,6 +47,8 @@ _Cached = type(lru_cache(maxsize=1)(lambda: None))
 _CONTAINERS = (dict, list, deque, set, _Cached)
 """What is looked at by whatever name: code may have put the name together."""
 _OF_MODULES = frozenset({"_parameters", "_buffers", "_modules"})
+_REGISTRIES = frozenset(vars(nn.Module()))
+"""What every module has; its registries of hooks are mostly empty."""
 _PLAIN = (bool, int, float, complex, str, bytes, range, Tensor, nn.Module, type(None))
 _NOTHING_IN = frozenset(
     {*_PLAIN, nn.Parameter, torch.dtype, BuiltinFunctionType, CodeType, TypeVar}
@@ -91,8 +93,8 @@ class Caches:
         self._open = {OURS, *(package_of(type(module).__module__) for module in model.modules())}
         for module in model.modules():
             self._todo.append((type(module), 0, OURS))
-            own = (value for name, value in vars(module).items() if name not in _OF_MODULES)
-            self._follow(own, 1, OURS)
+            own = {n: value for n, value in vars(module).items() if n not in _OF_MODULES}
+            self._follow((v for n, v in own.items() if n not in _REGISTRIES or v), 1, OURS)
         while self._todo:
             self._visit(*self._todo.popleft())
 
@@ -161,7 +163,7 @@ class Caches:
             self._closure(function, package)
         if is_library(package):
             return
-        new = set(_names(function.__code__)) - self._names
+        new = _names(function.__code__) - self._names
         self._names |= new
         for name in new:
             self._todo.extend((value, 0, where) for value, where in self._waiting.pop(name, ()))
@@ -273,12 +275,11 @@ def _may_keep(value: Any) -> bool:
     return issubclass(type(value), MutableMapping) or not is_library(type(value).__module__)
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    """Yield the global names and attributes that code mentions, functions inside of it as well."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+@lru_cache(maxsize=4096)
+def _names(code: CodeType) -> frozenset[str]:
+    """Return the global names and attributes that code mentions, functions inside of it as well."""
+    inside = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return frozenset(code.co_names).union(*inside)
 
 
 def _emptying(cached: Any) -> Callable[[], None]:

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from taskprune.restore.process import collection_paused
+
 T = TypeVar("T")
 
 
@@ -30,6 +32,7 @@ class _WithoutHistory(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+@collection_paused()
 def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
     """Return a deep copy whose tensors have no graph.
 
@@ -42,11 +45,12 @@ def deep_copy(value: T, memo: dict[int, Any] | None = None) -> T:
     with _WithoutHistory():
         copied = copy.deepcopy(value, {**instead, **(memo or {})})
     if isinstance(value, nn.Module) and isinstance(copied, nn.Module):
-        asking = {name: p.requires_grad for name, p in value.named_parameters()}
-        for name, parameter in copied.named_parameters():
-            # TorchScript's copies of parameters are results of a clone.
-            if not parameter.is_leaf:
-                parameter.detach_().requires_grad_(asking[name])
+        # TorchScript's copies of parameters are results of a clone.
+        results = {name: p for name, p in copied.named_parameters() if not p.is_leaf}
+        if results:
+            originals = dict(value.named_parameters())
+            for name, parameter in results.items():
+                parameter.detach_().requires_grad_(originals[name].requires_grad)
     return copied
 
 

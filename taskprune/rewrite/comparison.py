@@ -85,6 +85,7 @@ class Comparison:
         dtype: What both ran in, such as ``float64``.
         tolerance: The relative error that goes as equal in this dtype.
         only_expected_is_nan: The first model's outputs are not finite, the second's are.
+        only_found_is_nan: The other way round.
         repeated_choices: How many discrete choices met ties and were made to agree.
         may_be_silent: Outputs that might be the same whatever the model computes.
     """
@@ -93,6 +94,7 @@ class Comparison:
     dtype: str
     tolerance: float
     only_expected_is_nan: bool
+    only_found_is_nan: bool
     repeated_choices: int
     may_be_silent: frozenset[str] = frozenset()
 
@@ -159,12 +161,13 @@ def compare(
             "Nothing was changed. The code uses a size that does not follow the pruning; protect "
             "the module that raised (`protect=`) to go on, and please report the model."
         ) from error
-    only_expected_is_nan = all_finite(got) and not all_finite(wanted)
+    found_is_finite, expected_is_finite = all_finite(got), all_finite(wanted)
     return Comparison(
         errors=errors,
         dtype=str(coarsest).removeprefix("torch."),
         tolerance=tolerance,
-        only_expected_is_nan=only_expected_is_nan,
+        only_expected_is_nan=found_is_finite and not expected_is_finite,
+        only_found_is_nan=expected_is_finite and not found_is_finite,
         repeated_choices=repeated.n_repeated,
         may_be_silent=frozenset(path for path, tensor in wanted.items() if may_be_silent(tensor)),
     )

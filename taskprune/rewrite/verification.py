@@ -138,7 +138,8 @@ def _verified(case: _Case, groups: CouplingGroups | None) -> VerificationReport:
         rounded = {error.path for error in measured.errors if error.relative > 0}
         return _told(case, report, measured.may_be_silent - rounded) if plan.drop else report
     crossed = _crossed(plan, everything=measured.only_expected_is_nan)
-    if not crossed or any(error.problem for error in measured.wrong if not error.is_nan):
+    is_broken = any(error.problem for error in measured.wrong if not error.is_nan)
+    if not crossed or is_broken or measured.only_found_is_nan:
         _check_replacements(case)
         raise _difference(measured)
     regrouped = groups is not None and any(name not in groups for name in plan.drop)
@@ -195,6 +196,8 @@ def _compared_again(case: _Case) -> Comparison | None:
     except (TraceError, VerificationError):
         return None
     wrong = [error for error in measured.wrong if not error.is_nan]
+    if measured.only_expected_is_nan:
+        return None  # what is chosen by such values is another as well
     if wrong and not _crossed(case.plan, everything=False):
         raise _difference(measured)
     return None if measured.wrong else measured
@@ -241,7 +244,7 @@ def _verify_in_parts(
     case: _Case, groups: CouplingGroups, crossed: Mapping[str, str]
 ) -> VerificationReport:
     """Check the groups without a crossing by masking, the others by permutation."""
-    original, inputs, forward, draws = case.original, case.inputs, case.forward, case.draws
+    original = case.original
     rest = {n: np.asarray(drop) for n, drop in case.plan.drop.items() if n not in crossed}
     part = build_plan(groups, rest)
     smaller = skeleton(original, part.replacements)
@@ -252,15 +255,25 @@ def _verify_in_parts(
         _check_replacements(case)
         raise _difference(measured)
     try:
-        check_permutation(
-            original, groups, list(crossed), inputs=inputs, forward=forward, draws=draws
-        )
+        _permuted(case, groups, list(crossed))
     except VerificationError:
         for name in crossed:  # which of them it is
-            check_permutation(original, groups, [name], inputs=inputs, forward=forward, draws=draws)
+            _permuted(case, groups, [name])
         raise
     excluded = tuple(ExcludedGroup(name, reason, "permutation") for name, reason in crossed.items())
     return _report("permutation", measured, excluded)
+
+
+def _permuted(case: _Case, groups: CouplingGroups, names: Sequence[str]) -> Comparison:
+    return check_permutation(
+        case.original,
+        groups,
+        names,
+        inputs=case.inputs,
+        forward=case.forward,
+        draws=case.draws,
+        caches=case.caches,
+    )
 
 
 def check_permutation(
@@ -272,10 +285,12 @@ def check_permutation(
     forward: Forward,
     seed: int = 0,
     draws: Draws | None = None,
+    caches: Caches | None = None,
 ) -> Comparison:
     """Permute the channels of groups, each in all of its members, and compare outputs.
 
-    Both models hold what `draws` has for them; default: their values as they are.
+    Both models hold what `draws` has for them; default: their values as they are. `caches` are
+    those of the model's code, if known already.
 
     Raises:
         VerificationError: An output moved: an entry is missing from a group, or one too many.
@@ -287,7 +302,7 @@ def check_permutation(
         lambda: skeleton(model, groups.replacements),
         inputs,
         forward,
-        caches=Caches(model, forward),
+        caches=caches or Caches(model, forward),
         expected_values=draws.replaced(groups.replacements, as_they_are),
         found_values=draws.replaced(groups.replacements, permuting(chosen, seed)),
     )

@@ -20,8 +20,8 @@ from taskprune.solver.step_context import ALONE, StepContext
 Limit: TypeAlias = str
 """What holds a group back: a field of :class:`Safety` (``"round_to"`` where single channels could
 still go, but no step of so many), ``"protected"`` for the quantile, ``"step"`` where an operator
-takes no width in between, :data:`UNREAD`, :data:`SAVES_NO_TIME`, and
-``"max_loss_increase of lane"`` with the task that can afford no more."""
+takes no width in between, ``"fewest"`` where it takes none below, :data:`UNREAD`,
+:data:`SAVES_NO_TIME`, and ``"max_loss_increase of lane"`` with the task that can afford no more."""
 
 UNREAD: Limit = "unread parameters"
 """Code that no trace has seen could read the group, see :attr:`Safety.unused`."""
@@ -149,6 +149,7 @@ def _removable(
         "protected": len(order),
         "min_channels": max(0, n - math.ceil(safety.min_channels / channel_width(group))),
         "max_removed_private" if private else "max_removed": context.most_removable(group, cap),
+        "fewest": n - group.fewest,
     }
     held_by: Limit = min(allowed, key=lambda limit: allowed[limit])
     order = order[: allowed[held_by]]

@@ -59,7 +59,7 @@ def randomise_(model: nn.Module, seed: int) -> nn.Module:
 
 
 def random_drop(groups: CouplingGroups, ratio: float, seed: int) -> dict[str, IntArray]:
-    """Choose about ``ratio`` of the channels of every group at random; at least one stays.
+    """Choose about ``ratio`` of the channels of every group at random; as many stay as must.
 
     Returns:
         ``{group name: channels to drop, ascending}``, for :func:`taskprune.plan.build_plan`.
@@ -67,7 +67,8 @@ def random_drop(groups: CouplingGroups, ratio: float, seed: int) -> dict[str, In
     rng = np.random.default_rng(seed)
     drop: dict[str, IntArray] = {}
     for group in groups:
-        n_drop = min(group.n_channels - 1, max(group.step, round(ratio * group.n_channels)))
+        wanted = max(group.step, round(ratio * group.n_channels))
+        n_drop = min(group.n_channels - group.fewest, wanted)
         n_drop -= n_drop % group.step
         if ratio > 0 and n_drop > 0:
             chosen = rng.choice(group.n_channels, n_drop, replace=False)

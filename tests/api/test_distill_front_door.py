@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from front_nets import batches, mean_losses, two_task_net, two_tasks
+from torch import Tensor, nn
 
 import taskprune
 from taskprune import DistillSettings
+from taskprune.coupling import couple
 from taskprune.errors import InputError, TaskPruneError
-from taskprune.testing import unchanged
+from taskprune.graph import trace
+from taskprune.plan.plan import build_plan
+from taskprune.testing import randomise_, unchanged
 
 
 def pruned() -> tuple[torch.nn.Module, taskprune.PruneResult]:
@@ -83,3 +90,39 @@ def test_a_pruned_and_distilled_model_survives_its_file(tmp_path: Path) -> None:
     with torch.no_grad():
         first, second = student(batches(1)[0][0]), again(batches(1)[0][0])
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_learned_tokens_that_have_gone_are_no_default_tap(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Summed(nn.Module):
+        """Tokens read a few learned ones that have read them, as induced points do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Linear(5, 6), nn.Linear(6, 2)
+            self.few, self.value = nn.Parameter(torch.randn(1, 4, 6)), nn.Linear(6, 6)
+
+        def attend(self, x: Tensor, memory: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(x, memory, self.value(memory))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.embed(x)
+            found: Tensor = self.head(
+                self.attend(x, self.attend(self.few.expand(len(x), -1, -1), x))
+            )
+            return found
+
+    teacher, x = randomise_(Summed(), seed=0), torch.randn(2, 7, 5)
+    groups = couple(trace(teacher, x))
+    plan = build_plan(groups, {"few": np.array([1])})
+    with caplog.at_level(logging.WARNING, "taskprune"):
+        taskprune.distill(
+            taskprune.apply_plan(teacher, plan, example_inputs=x, groups=groups),
+            teacher=teacher,
+            tasks={"all": taskprune.Task(lambda outputs, _: outputs.square().mean())},
+            data=[x],
+            plan=plan,
+            settings=DistillSettings(steps=1),
+        )
+    assert "goes without it" in caplog.text

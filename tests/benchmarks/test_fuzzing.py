@@ -50,6 +50,10 @@ def test_a_random_net_comes_through_every_stage(seed: int) -> None:
     assert record["error"] <= fuzzing_trial.WORST
 
 
+def test_rounding_of_which_a_net_makes_much_is_no_fault_of_a_checkpoint() -> None:
+    assert fuzzing_trial.try_net(4316)["reload"] == "ok"
+
+
 def test_a_net_that_goes_wrong_is_recorded_with_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise IndexError("list index out of range")

@@ -16,7 +16,7 @@ from taskprune.coupling import couple
 from taskprune.errors import InputError
 from taskprune.graph import trace
 from taskprune.plan.plan import build_plan
-from taskprune.testing import assert_cost_is_exact, random_drop
+from taskprune.testing import assert_cost_is_exact, random_drop, unchanged
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "rewrite"))
 from small_nets import conv_net
@@ -79,6 +79,36 @@ def test_layers_that_run_fused_on_a_gpu_are_counted_by_their_shapes() -> None:
 
     weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
     assert measure_macs(layer, x, forward=fused) == weights * 5 * 3
+
+
+class _Leaving(nn.Module):
+    """Leaves its last result, and counts its calls in a buffer."""
+
+    calls: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.last = nn.Linear(4, 4), torch.zeros(4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.last = self.layer(x)
+        return self.last
+
+
+def test_counting_leaves_nothing_in_the_model() -> None:
+    model, x = _Leaving(), torch.randn(2, 4)
+    groups = couple(trace(model, x))
+    with unchanged(model, but=["writes"]):
+        assert measure_macs(model, x) == 2 * 16
+        assert_cost_is_exact(model, groups, build_plan(groups, {}), x)
+
+
+def test_timing_leaves_nothing_in_the_model() -> None:
+    model, x = _Leaving(), torch.randn(2, 4)
+    with unchanged(model, but=["writes"]):
+        measure_latency({"a": model}, x, repeats=2, warmup=1)
 
 
 def test_latency_compares_models_and_leaves_no_trace() -> None:

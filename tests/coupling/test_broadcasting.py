@@ -150,3 +150,41 @@ class Grids(nn.Module):
 @pytest.mark.parametrize("which", [0, 1])
 def test_both_dims_of_a_grid_are_those_of_what_spans_it(indexing: str, which: int) -> None:
     check(Grids(indexing, which), "rows", seed=which)
+
+
+def _copied(a: Tensor) -> Tensor:
+    return (a[:, None] * a).copy_(a[:, None])
+
+
+SPREAD: dict[str, Callable[[Tensor], Tensor]] = {
+    "expand": lambda a: a[:, None].expand(-1, a.shape[0]),
+    "broadcast_to": lambda a: a[:, None].broadcast_to(a.shape[0], a.shape[0]),
+    "expand_as": lambda a: a[:, None].expand_as(a[:, None] * a),
+    "broadcast_tensors": lambda a: broadcast(a[:, None], a)[0],
+    "repeat": lambda a: a[:, None].repeat(1, a.shape[0]),
+    "tile": lambda a: a[:, None].tile(1, a.shape[0]),
+    "meshgrid": lambda a: torch.meshgrid(a, a.tanh(), indexing="ij")[0],
+    "added": lambda a: a[:, None] + torch.zeros_like(a),
+    "copied": _copied,
+}
+
+
+@pytest.mark.parametrize("how", SPREAD)
+def test_what_is_the_same_along_channels_is_not_zero_without_them(how: str) -> None:
+    """A sum over it counts channels, so the masked original says nothing."""
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.head = nn.Linear(3, 6), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.wide(x)
+            return self.head(x) + SPREAD[how](x[0]).sum()
+
+    model, x = randomise_(Counting(), seed=0), torch.randn(2, 3)
+    groups = couple(trace(model, x))
+    (group,) = groups
+    assert group.crossed_by
+    plan = build_plan(groups, random_drop(groups, 0.5, seed=0))
+    assert_masked_equals_pruned(model, plan, x, groups=groups)

@@ -12,14 +12,18 @@ import pytest
 import torch
 from small_nets import hand_made, member, rows
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 import taskprune
 from taskprune import PruneSettings
+from taskprune.coupling import couple
 from taskprune.coupling.groups import CouplingGroup, TensorSlice
 from taskprune.errors import VerificationError
+from taskprune.graph import trace
 from taskprune.plan.plan import build_plan
 from taskprune.rewrite import VerificationReport, apply_and_verify
 from taskprune.rewrite.drawing import Draws
+from taskprune.testing import randomise_
 
 
 class Net(nn.Module):
@@ -214,6 +218,26 @@ def test_constants_that_code_compares_with_do_no_harm(caplog: pytest.LogCaptureF
         report = verified(Switched, torch.randn(5, 3))
     assert report.told_by == "outputs"
     assert not caplog.messages
+
+
+def test_choices_by_what_zeroing_makes_nan_tell_nothing() -> None:
+    class Normed(nn.Module):
+        """A filter that is divided by its norm, beside an output that no channel moves."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.head = weight_norm(nn.Conv2d(3, 6, 1)), nn.Conv2d(6, 9, 1)
+
+        def forward(self, x: Tensor) -> Any:
+            y = self.head(self.wide(x))
+            return {"constant": x.mean(), "scores": y, "best": y.argmax(1)}
+
+    model, x = randomise_(Normed(), seed=0), torch.randn(2, 3, 8, 8)
+    groups = couple(trace(model, x))
+    plan = build_plan(groups, {groups.groups[0].name: np.array([1])})
+    report = apply_and_verify(model, plan, example_inputs=x, groups=groups)[1]
+    assert report is not None
+    assert report.oracle == "masked"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

@@ -14,8 +14,10 @@ import torch.nn.functional as F
 from small_nets import choosing_net, crossing_net, hand_made, member, rows
 from torch import Tensor, nn
 
+from taskprune.coupling import couple
 from taskprune.coupling.groups import AttributeForm, CouplingGroup, LinearForm
 from taskprune.errors import VerificationError
+from taskprune.graph import trace
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.restore.caches import Caches
@@ -23,6 +25,7 @@ from taskprune.rewrite import VerificationReport, apply_and_verify
 from taskprune.rewrite.choices import RecordedChoices, RepeatedChoices
 from taskprune.rewrite.comparison import compare
 from taskprune.rewrite.norms import KeptStatistics
+from taskprune.testing import randomise_
 
 
 def hidden_group(n: int, reader: str = "head", crossed_by: tuple[str, ...] = ()) -> CouplingGroup:
@@ -167,6 +170,45 @@ def test_norms_without_parameters_are_known_by_their_module(norm: nn.Module) -> 
     assert report is not None
     assert report.oracle == "masked"
     assert report.max_relative_error < 1e-12
+
+
+@pytest.mark.parametrize("widths", [(8, 8), (8, 4)], ids=["one width", "two widths"])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_norm_without_parameters_may_run_on_several_groups(
+    widths: tuple[int, int], parts: int
+) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, widths[0]), nn.Linear(*widths)
+            self.last, self.norm = nn.Linear(widths[1], 2), nn.GroupNorm(parts, 8, affine=False)
+
+        def forward(self, x: Tensor) -> Any:
+            x = self.norm(self.first(x)).tanh()
+            return self.last(self.norm(self.second(x)).tanh())
+
+    model, inputs = randomise_(Twice(), seed=0), torch.randn(4, 3)
+    groups = couple(trace(model, inputs))
+    for group in groups:
+        drop = {group.name: np.arange(group.step)}
+        report = apply_and_verify(
+            model, build_plan(groups, drop), example_inputs=inputs, groups=groups
+        )[1]
+        assert report is not None
+        assert [excluded.name for excluded in report.excluded] == [group.name]
+
+
+@pytest.mark.filterwarnings("ignore:.*degrees of freedom")
+def test_outputs_that_only_the_pruned_model_cannot_compute_are_wrong() -> None:
+    class Spread(Hidden):
+        def middle(self, x: Tensor) -> Tensor:
+            return x / x.std(1, keepdim=True)
+
+    model, inputs = Spread(), torch.randn(4, 3)
+    groups = couple(trace(model, inputs))
+    plan = build_plan(groups, {"hidden": np.arange(5)})
+    with pytest.raises(VerificationError, match="in one model only"):
+        apply_and_verify(model, plan, example_inputs=inputs, groups=groups)
 
 
 def test_statistics_of_unmasked_norms_are_torchs_own() -> None:

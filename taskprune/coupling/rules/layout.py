@@ -49,6 +49,8 @@ def _squeeze(ctx: RuleContext) -> None:
     dims = ctx.argument("dim")
     wanted = range(rank) if dims is None else dims if isinstance(dims, tuple) else (dims,)
     gone = {d % rank for d in wanted if state.shape[d % rank] == 1} if rank else set()
+    for d in {d % rank for d in wanted} - gone if rank else ():
+        ctx.at_least(state.axes[d], 2)  # a dim of one channel would go
     ctx.produce([axis for d, axis in enumerate(state.axes) if d not in gone], zero=state.zero)
 
 

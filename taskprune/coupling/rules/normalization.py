@@ -34,6 +34,7 @@ def _batch_norm(ctx: RuleContext) -> None:
         across = [axis for d, axis in enumerate(axes) if d != 1]
         ctx.cross(*across)
         ctx.weigh(ctx.tensor("input"), *across)
+        ctx.at_least(tuple(factor for axis in across for factor in axis), 2)
     # With scale and shift zeroed the channel is zero; without them it is only constant.
     ctx.produce(axes, zero=ctx.has("weight") and ctx.has("bias"))
     _produce_statistics(ctx)
@@ -108,10 +109,17 @@ def _cross(ctx: RuleContext, axes: Sequence[Axis]) -> None:
     ctx.weigh(ctx.tensor("input"), *axes)
     kind = ctx.analysis.graph.modules.get(ctx.call.module, nn.Module)
     owns = ctx.has("weight") and ctx.analysis.graph.values[ctx.argument("weight").value].name
-    if owns or issubclass(kind, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm):
+    known = issubclass(kind, nn.LayerNorm | nn.GroupNorm | nn.RMSNorm)
+    if owns or (known and not _runs_again(ctx)):
         ctx.cross(*axes)
     else:
         ctx.cross(*axes, statistic="a norm without parameters")
+
+
+def _runs_again(ctx: RuleContext) -> bool:
+    """Whether the norm's module runs several times, so that it does not tell the channels."""
+    ran = [o.module for o in ctx.analysis.graph.module_outputs if o.mode == ctx.operation.mode]
+    return ran.count(ctx.call.module) > 1
 
 
 def _produce_statistics(ctx: RuleContext) -> None:

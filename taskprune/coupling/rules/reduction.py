@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from taskprune.coupling.axes import Axis, is_tracked, untracked
@@ -20,8 +22,8 @@ def _sum(ctx: RuleContext) -> None:
 
 @channel_rule(
     *overloads(
-        "mean", "nanmean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean",
-        "prod", "logsumexp", "all", "any", "aminmax", "_is_all_true", "_is_any_true",
+        "mean", "nanmean", "amax", "amin", "max", "min", "prod",
+        "logsumexp", "all", "any", "aminmax", "_is_all_true", "_is_any_true",
     )
 )  # fmt: skip
 def _summarise(ctx: RuleContext) -> None:
@@ -29,6 +31,17 @@ def _summarise(ctx: RuleContext) -> None:
         pointwise(ctx, zero=False)
     else:
         _reduce(ctx, crosses=True)
+
+
+@channel_rule(*overloads("var", "std", "var_mean", "std_mean"))
+def _spread(ctx: RuleContext) -> None:
+    """Of as many entries as are taken off their number, it is not a number."""
+    state, correction = ctx.tensor("self"), ctx.argument("correction")
+    if correction is None:
+        correction = int(ctx.argument("unbiased") is not False)
+    entries = tuple(factor for d in sorted(_reduced_dims(ctx)) for factor in state.axes[d])
+    ctx.at_least(entries, math.floor(correction) + 1)
+    _reduce(ctx, crosses=True)
 
 
 @channel_rule(*overloads("argmax", "argmin"))

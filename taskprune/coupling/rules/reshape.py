@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from taskprune.coupling.axes import Axis, axis_size, is_tracked, joined, untracked
-from taskprune.coupling.context import RuleContext
+from taskprune.coupling.context import RuleContext, TensorState
 from taskprune.coupling.registry import channel_rule
 from taskprune.coupling.rules.elementwise import shared_axis
 from taskprune.graph.records import Size
@@ -84,7 +85,7 @@ def _expand(ctx: RuleContext) -> None:
     shape = ctx.output_shape()
     if ctx.call.function in _COMMON_SIZES:
         axes = _COMMON_SIZES[ctx.call.function](ctx)
-        ctx.produce(axes, zero=state.zero)
+        ctx.produce(axes, zero=state.zero and _has_all(state, axes))
         return
     written = _written_expansion(ctx, shape)
     missing = len(shape) - len(state.axes)
@@ -99,7 +100,17 @@ def _expand(ctx: RuleContext) -> None:
             axes.append(ctx.following(size, Constant(size)))
         else:
             axes.append(ctx.following(size, expr))
-    ctx.produce(axes, zero=state.zero)
+    ctx.produce(axes, zero=state.zero and _has_all(state, axes))
+
+
+def _has_all(state: TensorState, axes: Sequence[Axis]) -> bool:
+    """Whether a tensor has all channels of what it is expanded to: along others it is the same."""
+    missing = len(axes) - len(state.axes)
+    return all(
+        d >= missing and is_tracked(state.axes[d - missing])
+        for d, axis in enumerate(axes)
+        if is_tracked(axis)
+    )
 
 
 def follow_broadcast(ctx: RuleContext) -> list[Axis]:
@@ -146,10 +157,13 @@ def _repeat(ctx: RuleContext) -> None:
         written = repeats
     missing = len(repeats) - len(state.axes)
     axes = []
+    zero = state.zero
     for d, (times, size) in enumerate(zip(repeats, written, strict=True)):
         before = state.axes[d - missing] if d >= missing else ()
-        axes.append(joined([ctx.following(times, ctx.expr(size)), before]))
-    ctx.produce(axes, zero=state.zero and not any(is_tracked(a) for a in axes[:missing]))
+        copies = ctx.following(times, ctx.expr(size))
+        axes.append(joined([copies, before]))
+        zero = zero and not is_tracked(copies)  # copies are alike, those that go as well
+    ctx.produce(axes, zero=zero)
 
 
 @channel_rule(aten.unfold.default)
