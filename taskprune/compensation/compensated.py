@@ -25,6 +25,8 @@ class ReaderReport:
         aware: Whether it was fitted to what it reads in the smaller network, errors included.
         shifted: Name of the bias or running mean that took the shift; empty where none could.
         undone: Why it was given back, or left as sliced; empty where it was changed.
+        folded: Of a weight that makes queries: fraction of the squared error of their products with
+            the keys that went away by what was folded into it.
     """
 
     name: str
@@ -35,6 +37,7 @@ class ReaderReport:
     aware: bool = False
     shifted: str = ""
     undone: str = ""
+    folded: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +63,8 @@ class CompensationResult:
         model: The smaller model with its readers re-weighted.
         readers: A record for each, in the order of the forward pass.
         weights: Readers and what took their shifts, in the coordinates of the original: entries
-            that read dropped channels are 0.
+            that read dropped channels are 0, and so are the rows that make queries of dropped
+            channels where others were folded.
         losses: ``{task: its loss}`` on the calibration data; without labels the squared distance
             of each output from the original's, in units of its variance.
     """

@@ -170,6 +170,14 @@ def _of_original(
             whole = found[reader.name] = originals[reader.name].detach().clone()
             gone = sorted(set(range(kept.size)) - set(kept.keep))
             whole.index_fill_(kept.dim, torch.tensor(gone, device=whole.device), 0)
+    changed = {change.reader for change in changes}
+    for fold in run.folds.values():
+        if fold.change is not None and fold.queries.name in changed:
+            for name, dim in ((fold.queries.name, fold.queries.out_dim), (fold.queries.bias, 0)):
+                if name:
+                    whole = found[name] if name in found else originals[name].detach().clone()
+                    rows = torch.tensor(fold.gone, device=whole.device)
+                    found[name] = whole.index_fill_(dim, rows, 0)
     for name, after in ((n, after) for c in changes for n, _, _, after in c.tensors):
         whole = found[name] if name in found else originals[name].detach().clone()
         where = [torch.arange(size, device=whole.device) for size in whole.shape]

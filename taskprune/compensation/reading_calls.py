@@ -141,7 +141,7 @@ class ReadingMode(TorchFunctionMode):
         return result
 
     def _reads(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> tuple[Read, ...]:
-        recognise = _RECOGNISERS.get(func)
+        recognise = RECOGNISERS.get(func)
         if recognise is None:
             return ()
         found: list[Read] = []
@@ -373,7 +373,7 @@ _MATRICES = {_T.mT.__get__, _T.mH.__get__}
 _BY_DIMS = {torch.transpose, _T.transpose, torch.swapaxes, _T.swapaxes}
 _TRANSPOSITIONS = {torch.t, _T.t, _T.T.__get__, _T.H.__get__} | _MATRICES | _BY_DIMS
 
-_RECOGNISERS: dict[Any, Callable[..., Iterable[_Recognised]]] = {
+RECOGNISERS: dict[Any, Callable[..., Iterable[_Recognised]]] = {
     torch.conv1d: _conv,
     torch.conv2d: _conv,
     torch.conv3d: _conv,

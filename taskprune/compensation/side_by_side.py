@@ -2,21 +2,26 @@
 
 The student of a batch stops before a reader that is not solved yet, the teacher after each that it
 has passed. When all students are there, their rows and the teacher's decide the reader's new
-weights, and the students go on with them. So each reader is fitted to what it will read.
+weights, and the students go on with them. So each reader is fitted to what it will read. Where
+queries meet keys that lost channels, both stop as well, for the queries' projection to be folded.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taskprune.compensation.attention_products import Product, ProductMode
+from taskprune.compensation.attention_widths import Fold, Taken, agree, foldable
 from taskprune.compensation.compensated import ReaderReport
 from taskprune.compensation.harm import Change
 from taskprune.compensation.lockstep import Stoppable
+from taskprune.compensation.query_folding import Met
 from taskprune.compensation.reading_calls import Read, ReadingMode
 from taskprune.compensation.reads import Geometry, StackGeometry
 from taskprune.compensation.refitting import Refitted, Rows, refit
@@ -40,6 +45,7 @@ class SideBySide:
 
     Attributes:
         readers: Those that may be re-weighted, in the order of the forward pass.
+        folds: What may be folded into projections that make queries, by name.
         changes: What was done to the student, in order.
         lanes: Teacher and student on each batch.
     """
@@ -57,8 +63,12 @@ class SideBySide:
         found = (self._unless_blocks_go(survey.readers.get(name, Reader(name))) for name in kept)
         order = {name: number for number, name in enumerate(survey.readers)}
         self.readers = sorted(found, key=lambda reader: order.get(reader.name, len(order)))
+        self.folds = foldable(
+            survey.queries, self._plan, len(survey.batches), survey.settings.entries
+        )
         self.changes: list[Change] = []
         self.solved: set[str] = set()
+        self.folded: set[str] = set()
         self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
         self.lanes = [
             _Lane(self, n, batch, teacher, student) for n, batch in enumerate(survey.batches)
@@ -67,7 +77,12 @@ class SideBySide:
     def refit_all(self) -> tuple[ReaderReport, ...]:
         """Go through the readers in the order of the forward pass, then let all run to the end."""
         try:
-            reports = tuple(self._refit(reader) for reader in self.readers)
+            reports: dict[str, ReaderReport] = {}
+            for step in self._in_order():
+                if isinstance(step, Reader):
+                    reports[step.name] = self._refit(step)
+                else:
+                    self._fold(step, reports)
             for lane in self.lanes:
                 lane.finish()
         finally:
@@ -76,7 +91,40 @@ class SideBySide:
                 call.abandon()
             for call in calls:
                 call.join()
-        return reports
+        return tuple(reports.values())
+
+    def is_done(self, call: Read | Product) -> bool:
+        """Return whether a call may run, with what it takes as it will be."""
+        return call.name in (self.solved if isinstance(call, Read) else self.folded)
+
+    def _in_order(self) -> list[Reader | Fold]:
+        order = {name: number for number, name in enumerate(self.survey.readers)}
+        steps: list[tuple[float, Reader | Fold]] = [
+            (order.get(reader.name, len(order)), reader) for reader in self.readers
+        ]
+        steps += [(fold.queries.after - 0.5, fold) for fold in self.folds.values()]
+        return [step for _, step in sorted(steps, key=lambda found: found[0])]
+
+    def _fold(self, fold: Fold, reports: dict[str, ReaderReport]) -> None:
+        """Fold into a projection what lets its queries say to the keys what all channels said."""
+        name, bias = fold.queries.name, fold.queries.bias
+        aware = self.survey.settings.aware and fold.queries.corresponds
+        parts, is_whole = [], True
+        for lane in self.lanes:
+            if lane.approach_product(name):
+                met = lane.met(fold, aware=aware)
+                is_whole &= met is not None
+                parts += [] if met is None else [fold.moments(met)]
+        weight = self._of_student[name]
+        if agree(is_whole):
+            found = fold.solved(parts, weight)
+            if not found.is_nothing:
+                old = self._of_student[bias].detach() if bias else None
+                made, shifted = fold.folded(weight.detach(), old)
+                self._change(name, {name: made} | ({bias: shifted} if shifted is not None else {}))
+                report = reports.get(name, ReaderReport(name, aware=aware, shifted=bias))
+                reports[name] = replace(report, folded=found.gain, undone="")
+        self.folded.add(name)
 
     def _unless_blocks_go(self, reader: Reader) -> Reader:
         """Refuse a stack of matrices of which whole ones go: teacher and student do not pair up."""
@@ -147,13 +195,23 @@ class SideBySide:
             if name:
                 old = self._of_student[name].detach().double()
                 new[name] = old + sign * refitted.shift.reshape(-1)
-        found = []
+        self._change(reader.name, new)
+
+    def _change(self, reader: str, new: Mapping[str, Tensor]) -> None:
+        """Put values in place; what changes twice is one change, from the sliced to the last."""
+        at = next((n for n, own in enumerate(self.changes) if own.reader == reader), None)
+        known = {} if at is None else {own[0]: own for own in self.changes[at].tensors}
         for name, value in new.items():
             tensor = self._of_student[name]
             after = torch.empty_like(tensor.data).copy_(value.reshape(tensor.shape))
-            found.append((name, tensor, tensor.data, after))
-        self.changes.append(Change(reader.name, tuple(found)))
-        self.changes[-1].redo()
+            before = known[name][2] if name in known else tensor.data
+            known[name] = (name, tensor, before, after)
+        change = Change(reader, tuple(known.values()))
+        if at is None:
+            self.changes.append(change)
+        else:
+            self.changes[at] = change
+        change.redo()
 
 
 class _Lane:
@@ -164,22 +222,42 @@ class _Lane:
     ) -> None:
         self._run, self._number = run, number
         self._passed: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
-        self.teacher = _Forward(run, teacher, batch, after=self._pass)
-        self.student = _Forward(run, student, batch, before=self._wait)
+        self._met: dict[str, Taken | None] = {}
+        self.teacher = _Forward(run, teacher, batch, self._pass_product, after=self._pass)
+        self.student = _Forward(run, student, batch, self._wait_product, before=self._wait)
 
     def approach(self, name: str) -> None:
         """Let the student come as far as it can, and the teacher pass a reader."""
         expected = len(self._run.survey.samples.get(name, {}).get(self._number, ()))
         while len(self._passed.get(name, ())) < expected and not self.teacher.call.is_finished:
             self.teacher.call.advance()
-        while not self.student.call.is_finished and not self._is_waiting():
-            self.student.call.advance()
+        self._let_student_come()
+
+    def approach_product(self, name: str) -> bool:
+        """Let both come to where queries meet keys; return whether they do in this batch."""
+        comes = self._number in self._run.survey.queries.loudness.get(name, {})
+        while comes and name not in self._met and not self.teacher.call.is_finished:
+            self.teacher.call.advance()
+        self._let_student_come()
+        return comes
+
+    def met(self, fold: Fold, *, aware: bool) -> Met | None:
+        """Return the queries and keys of both; ``None`` if they are not those of the survey."""
+        name, queries = fold.queries.name, self._run.survey.queries
+        product = None
+        if aware:
+            calls: tuple[Read | Product, ...] = self.student.call.stopped_at or ()
+            product = next((c for c in calls if isinstance(c, Product) and c.name == name), None)
+            if product is None:
+                return None
+        counts = queries.weights(name, self._number, self._run.survey.settings.floor)
+        return fold.met(self._met.pop(name, None), product, counts)
 
     def rows(self, name: str, keep: Tensor, outputs: Tensor, *, aware: bool) -> list[Rows]:
         """Return the rows of all calls of a reader in this batch."""
         found = []
-        waiting: tuple[Read, ...] = self.student.call.stopped_at or ()
-        own = next((read for read in waiting if read.name == name), None)
+        waiting: tuple[Read | Product, ...] = self.student.call.stopped_at or ()
+        own = next((c for c in waiting if isinstance(c, Read) and c.name == name), None)
         samples = self._run.survey.samples.get(name, {}).get(self._number, [])
         for sample, (x, y) in zip(samples, self._passed.pop(name, []), strict=True):
             whole = x.double()
@@ -205,13 +283,27 @@ class _Lane:
         """Both forwards."""
         return self.teacher.call, self.student.call
 
-    def _is_waiting(self) -> bool:
-        waiting = self.student.call.stopped_at or ()
-        return any(read.name not in self._run.solved for read in waiting)
+    def _let_student_come(self) -> None:
+        """Let the student come as far as it can."""
+        call = self.student.call
+        while not call.is_finished and all(map(self._run.is_done, call.stopped_at or ())):
+            call.advance()
 
     def _wait(self, reads: tuple[Read, ...]) -> None:
-        while any(read.name not in self._run.solved for read in reads):
+        while not all(map(self._run.is_done, reads)):
             self.student.call.stop(reads)
+
+    def _wait_product(self, product: Product) -> Tensor | None:
+        fold = self._run.folds.get(product.name)
+        while fold is not None and not self._run.is_done(product):
+            self.student.call.stop((product,))
+        return None if fold is None else fold.applied(product)
+
+    def _pass_product(self, product: Product) -> None:
+        fold = self._run.folds.get(product.name)
+        if fold is not None and not self._run.is_done(product):
+            self._met[product.name] = fold.taken(product, fold.rows)
+            self.teacher.call.stop((product,))
 
     def _pass(self, reads: tuple[Read, ...]) -> None:
         """Keep the rows that count: the teacher's output may be overwritten further on."""
@@ -248,6 +340,7 @@ class _Forward:
         run: SideBySide,
         model: nn.Module,
         batch: Any,
+        on_product: Callable[[Product], Tensor | None],
         *,
         before: Callable[[tuple[Read, ...]], None] | None = None,
         after: Callable[[tuple[Read, ...]], None] | None = None,
@@ -262,12 +355,17 @@ class _Forward:
             for reader in run.readers
             if (kept := run.kept_of(reader)) is not None
         }
-        mode = ReadingMode(dict(model.named_parameters()), dims, self)
+        parameters = dict(model.named_parameters())
+        modes: list[Any] = [ReadingMode(parameters, dims, self)]
+        if run.folds:
+            modes.append(ProductMode(parameters, on_product))
 
         def call() -> None:
             # Other forwards stand in the middle of this batch: what writes to it needs its own.
             self.batch = deep_copy(batch)
-            with mode:
+            with ExitStack() as stack:
+                for mode in modes:
+                    stack.enter_context(mode)
                 self.outputs = run_forward(
                     own, self.batch, run.survey.forward, where="a calibration batch"
                 )

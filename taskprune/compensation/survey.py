@@ -21,6 +21,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from taskprune.calling.forward import Forward
 from taskprune.calling.task import Task
 from taskprune.calling.wrappers import bare, uncompiled
+from taskprune.compensation.attention_widths import QuerySurvey
 from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.correspondence import Correspondence
 from taskprune.compensation.reading_calls import Read, ReadingMode, has_tensor
@@ -127,6 +128,7 @@ class Survey:
         readers: By name, in the order of the forward pass.
         samples: ``{reader: {number of the batch: one for each call}}``.
         batches: Those that were looked at.
+        queries: What was seen of weights that make queries.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class Survey:
         self.readers: dict[str, Reader] = {}
         self.samples: dict[str, dict[int, list[Sample]]] = {}
         self.batches: list[Any] = []
+        self.queries = QuerySurvey(len(tasks), settings.power)
         self._totals: dict[str, Tensor] = {}
         self._is_finished = False
 
@@ -196,7 +199,10 @@ class Survey:
         self._parameters = parameters = dict(model.named_parameters())
         dims = {n: d for n, d in self.dims.items() if n in parameters and parameters[n].ndim > 1}
         mode = ReadingMode(parameters, dims, self)
-        with mode:
+        queries = self.queries.recording(
+            parameters, len(self.batches) - 1, lambda: len(self.readers), self._rows.holds
+        )
+        with mode, queries:
             yield
         self._parameters = {}
         for name, function in mode.unrecognised.items():
@@ -212,6 +218,7 @@ class Survey:
                     rows = rows / found.scale**2 if found.scale != 1 else rows
                     self._loudness[place][found.task] = rows.pow_(self.settings.power)
                 self._heard[place] = None
+            self.queries.listen(found.task, found.scale)
             yield found
         for (read, device), by_task in zip(self._reads, self._loudness, strict=True):
             self._sample(read, self._told(read, by_task, device))
@@ -267,6 +274,7 @@ class Survey:
         }
         none = torch.zeros(len(self.tasks) + 1, dtype=torch.float64, device="cpu")
         self._totals = {name: summed(self._totals.get(name, none)) for name in names}
+        self.queries.finish()
 
     def weights(self, name: str, sample: Sample) -> Tensor:
         """Return what each row of a sample counts. Shape ``[blocks, S]``, float64."""

@@ -62,6 +62,29 @@ class Tokens(nn.Module):
         return made
 
 
+class Widths(nn.Module):
+    """Attention twice, with a fixed number of heads: its widths go, of the second one packed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.q, self.k, self.v, self.mix = (
+            nn.Linear(5 if n == 0 else 12, 12) for n in range(5)
+        )
+        self.norm, self.qkv, self.out = nn.LayerNorm(12), nn.Linear(12, 36), nn.Linear(12, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.embed(x))
+        q, k, v = (
+            layer(x).view(*x.shape[:2], 2, -1).transpose(1, 2) for layer in (self.q, self.k, self.v)
+        )
+        y = F.scaled_dot_product_attention(q, k, v, scale=0.7)
+        x = self.norm(x + self.mix(y.transpose(1, 2).flatten(2)))
+        q, k, v = self.qkv(x).view(*x.shape[:2], 3, 2, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        y = (q * 0.7 @ k.transpose(-2, -1)).softmax(-1) @ v
+        made: Tensor = self.out(y.transpose(1, 2).flatten(2))
+        return made
+
+
 class Chosen(nn.Module):
     """Behind the top-k rows of teacher and student are different tokens."""
 

@@ -17,6 +17,7 @@ from nets_of_readers import (
     ThereAndBack,
     Tokens,
     TwoHeads,
+    Widths,
     images,
     made,
     sequences,
@@ -43,6 +44,7 @@ from taskprune.testing import unchanged
 NETS: list[tuple[Callable[[], nn.Module], Callable[[], list[Tensor]]]] = [
     (TwoHeads, images),
     (Tokens, sequences),
+    (Widths, sequences),
     (Chosen, sequences),
 ]
 
