@@ -121,6 +121,21 @@ class Fit:
         return self.ridge == torch.inf
 
 
+def chosen_ridge(base: float, left_by: Callable[[float], float | None]) -> tuple[float, float]:
+    """Return the ridge that leaves the least held-out error, infinite where none helps, and that.
+
+    Args:
+        base: The error where nothing changes.
+        left_by: Returns the error that a ridge leaves; ``None`` where it has no solution.
+    """
+    best, winner = base, torch.inf
+    for ridge in RIDGES:
+        value = left_by(ridge)
+        if value is not None and value < best and value < base * (1 - LEAST_GAIN):
+            best, winner = value, ridge
+    return winner, best
+
+
 def fit(fitted: Sums, held: Sums, *, intercept: bool, error: Error) -> Fit:
     """Choose the ridge on held-out rows, then fit on all.
 
@@ -131,15 +146,13 @@ def fit(fitted: Sums, held: Sums, *, intercept: bool, error: Error) -> Fit:
         error: What counts.
     """
     nothing = Fit(torch.zeros_like(fitted.xe), torch.zeros_like(fitted.e))
-    base = best = float(error(held, nothing.matrix, nothing.shift))
-    winner = torch.inf
-    for ridge in RIDGES:
+    base = float(error(held, nothing.matrix, nothing.shift))
+
+    def left_by(ridge: float) -> float | None:
         found = _solved(fitted, ridge, intercept=intercept)
-        if found is None:
-            continue
-        value = float(error(held, *found))
-        if value < best and value < base * (1 - LEAST_GAIN):
-            best, winner = value, ridge
+        return None if found is None else float(error(held, *found))
+
+    winner, best = chosen_ridge(base, left_by)
     if winner == torch.inf:
         return nothing
     found = _solved(fitted.without_errors() + held.without_errors(), winner, intercept=intercept)

@@ -21,8 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taskprune.compensation import least_squares
-from taskprune.compensation.least_squares import LEAST_GAIN, TINY
+from taskprune.compensation.least_squares import TINY, chosen_ridge
 from taskprune.importance.distributed import summed
 
 MOST_STEPS = 200
@@ -177,12 +176,8 @@ def fit_queries(fitted: Moments, held: Moments) -> QueryFit:
         held: Moments to choose by.
     """
     nothing = QueryFit(torch.zeros_like(fitted.r))
-    base = best = held.error(nothing.change)
-    winner = torch.inf
-    for ridge in least_squares.RIDGES:
-        value = held.error(_solved(fitted, ridge))
-        if value < best and value < base * (1 - LEAST_GAIN):
-            best, winner = value, ridge
+    base = held.error(nothing.change)
+    winner, best = chosen_ridge(base, lambda ridge: held.error(_solved(fitted, ridge)))
     if winner == torch.inf:
         return nothing
     change = _solved(Moments.joined([fitted, held]), winner)

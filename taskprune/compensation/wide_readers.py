@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taskprune.compensation.least_squares import LEAST_GAIN, RIDGES, TINY, Fit
+from taskprune.compensation.least_squares import TINY, Fit, chosen_ridge
 from taskprune.importance.distributed import gathered
 
 MOST_ROWS = 2048
@@ -49,12 +49,10 @@ def fit_rows(
             left = torch.einsum("gnr,gork->gnok", left, through).flatten(2)
         return float((left.square().sum(2) * w).sum())
 
-    base = best = error(nothing.matrix, nothing.shift)
-    winner = torch.inf
-    for ridge in RIDGES:
-        value = error(*_solved(*fitted, ridge, intercept=intercept))
-        if value < best and value < base * (1 - LEAST_GAIN):
-            best, winner = value, ridge
+    base = error(nothing.matrix, nothing.shift)
+    winner, best = chosen_ridge(
+        base, lambda ridge: error(*_solved(*fitted, ridge, intercept=intercept))
+    )
     if winner == torch.inf:
         return nothing
     everything = tuple(torch.cat(pair, 1) for pair in zip(fitted, held, strict=True))
