@@ -23,6 +23,7 @@ from taskprune.compensation.side_by_side import SideBySide
 from taskprune.coupling import couple
 from taskprune.coupling.partition import prefer_inner
 from taskprune.graph import trace
+from taskprune.plan.composition import compose
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite.masking import masked_copy
 
@@ -249,10 +250,8 @@ def test_removed_equals_masked_in_the_compensated_original(
     assert distance(result.model, masked_copy(original, plan), batches) < 1e-11
 
 
-@pytest.mark.parametrize("kind", FOLDED)
-def test_a_planted_dependence_costs_nothing(kind: Callable[[], nn.Module]) -> None:
-    model, batches = made(kind), sequences()
-    plan = narrowed(model, batches[0])
+def plant(model: nn.Module, plan: PruningPlan) -> None:
+    """Make what a plan removes of each head linear in what stays of it, in no two heads alike."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for kept in (k for k in plan.tensors if k.dim == 0):
@@ -274,6 +273,40 @@ def test_a_planted_dependence_costs_nothing(kind: Callable[[], nn.Module]) -> No
                 if gone:
                     mix = torch.randn(len(gone), len(keep), generator=draw, dtype=torch.float64)
                     tensor[gone] = torch.tensordot(mix, tensor[keep], 1)
+
+
+@pytest.mark.parametrize("kind", FOLDED)
+def test_a_planted_dependence_costs_nothing(kind: Callable[[], nn.Module]) -> None:
+    model, batches = made(kind), sequences()
+    plan = narrowed(model, batches[0])
+    plant(model, plan)
+    sliced = distance(apply_plan(model, plan, verify=False), model, batches)
+    assert sliced > 1e-2
+    result = compensate(model, plan, batches)
+    assert distance(result.model, model, batches) < 1e-5 * sliced
+
+
+class Several(Separate):
+    """Four heads, each of which can go."""
+
+    key_heads = 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = self.key_heads = 4
+        self.q, self.out = nn.Linear(12, 24), nn.Linear(24, 12)
+
+
+@pytest.mark.parametrize("gone", [[0], [1, 2], [3]])
+def test_heads_that_stay_are_told_from_those_that_go(gone: list[int]) -> None:
+    model, batches = made(Several), sequences()
+    plant(model, narrowed(model, batches[0]))
+    with torch.no_grad():  # nobody misses the heads that go
+        model.get_parameter("out.weight").unflatten(1, (4, 6))[:, gone] = 0
+    groups = couple(trace(model, batches[0], forward=call_inputs))
+    heads = next(g for g in groups if any(m.name == "q.weight" and m.produces for m in g.members))
+    first = build_plan(groups, {heads.name: np.array(gone)})
+    plan = compose(first, narrowed(apply_plan(model, first), batches[0]))
     sliced = distance(apply_plan(model, plan, verify=False), model, batches)
     assert sliced > 1e-2
     result = compensate(model, plan, batches)
