@@ -89,6 +89,9 @@ WAYS: Mapping[str, Way] = {
     "compensated, in steps, distilled": Way(
         "task_change", compensate=True, steps="auto", distilled=True
     ),
+    "detection ×4, compensated, in steps": Way(
+        "task_change", compensate=True, steps="auto", weights={"detection": 4.0}
+    ),
     "floor 0.1, compensated, in steps": Way(
         TaskChangeImportance(floor=0.1), compensate=True, steps="auto"
     ),

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ class Way:
         labels: Whether the tasks are known, or the outputs alone.
         distilled: Whether it is trained afterwards.
         safety: Limits; ``None``: the default ones.
+        weights: What tasks count, where it is not 1.
     """
 
     importance: str | Importance
@@ -45,6 +46,7 @@ class Way:
     labels: bool = True
     distilled: bool = False
     safety: Safety | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -80,11 +82,12 @@ def pruned(
     example: Any = None,
 ) -> Student:
     """Prune through the front door, nothing trained; latencies are those of the example."""
+    weighed = {n: replace(t, weight=way.weights.get(n, t.weight)) for n, t in tasks.items()}
     started = time.process_time()
     with flushed_denormals():
         result = taskprune.prune(
             teacher,
-            tasks if way.labels else None,
+            weighed if way.labels else None,
             data=data,
             forward=forward,
             budget=budget,

@@ -302,7 +302,7 @@ def test_heads_that_stay_are_told_from_those_that_go(gone: list[int]) -> None:
     model, batches = made(Several), sequences()
     plant(model, narrowed(model, batches[0]))
     with torch.no_grad():  # nobody misses the heads that go
-        model.get_parameter("out.weight").unflatten(1, (4, 6))[:, gone] = 0
+        model.get_parameter("out.weight").view(12, 4, 6)[:, gone] = 0
     groups = couple(trace(model, batches[0], forward=call_inputs))
     heads = next(g for g in groups if any(m.name == "q.weight" and m.produces for m in g.members))
     first = build_plan(groups, {heads.name: np.array(gone)})
