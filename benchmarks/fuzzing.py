@@ -1,19 +1,21 @@
 """Random architectures of a wide grammar, each pruned, checked, distilled, saved and exported.
 
-A net is a seed (:mod:`fuzzing_grammar`); what is done to it is in ``fuzzing_trial.py``. A run goes
-on where it was stopped: what became of a net is appended to ``results/cells/fuzzing.jsonl``, unless
-``--cells`` names another folder. Nets run in processes of their own, so that a crash costs one.
+A net is a seed (:mod:`fuzzing_grammar`); what is done to it is in ``fuzzing_trial.py``. Nets are
+tried in blocks of 500 seeds, each in a process of its own; a crash costs one net. What became of a
+block is appended to ``results/cells/fuzzing.jsonl``, unless ``--cells`` names another folder:
+counts, and every net that was lost. A run goes on where it was stopped.
 
-    python benchmarks/fuzzing.py --nets 5000
+    python benchmarks/fuzzing.py --blocks 10
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,16 +26,18 @@ from children import Report, preload, run_all, run_forked
 from fuzzing_trial import LIMIT, Record
 from protocol import RESULTS, record, show
 
-CHUNK = 20
+BLOCK = 500
 """Nets that a process tries one after the other."""
 
 STAGES = ("prune", "oracles", "reload", "distil", "export", "given back")
+ENDS = ("ok", "refused", "wrong", "raw")
 LOST = ("wrong", "raw", "crash", "time-out")
 
 
-def try_chunk(report: Report, name: str) -> None:
+def try_nets(report: Report, name: str) -> None:
     """Try the nets whose seeds the name holds, and report all so far after each."""
     logging.disable()
+    gc.freeze()  # what is imported by now stays
     records = []
     for seed in map(int, name.split()):
         records.append(fuzzing_trial.try_net(seed))
@@ -44,7 +48,7 @@ def tried(seeds: Sequence[int]) -> list[Record]:
     """Try nets in a process of their own; one that ends it costs its own record alone."""
     records: list[Record] = []
     while rest := seeds[len(records) :]:
-        outcome = run_forked(try_chunk, " ".join(map(str, rest)), limit=LIMIT * len(rest))
+        outcome = run_forked(try_nets, " ".join(map(str, rest)), limit=LIMIT * len(rest))
         found = outcome.get("records", [])
         records += found
         if len(found) < len(rest):
@@ -53,101 +57,112 @@ def tried(seeds: Sequence[int]) -> list[Record]:
     return records
 
 
-def run(seeds: Iterable[int], cells: Cells, jobs: int) -> None:
-    """Try the nets that have no record yet."""
-    known = {cell["seed"] for cell in cells.all()}
-    open_seeds = [seed for seed in seeds if seed not in known]
+def run(blocks: Iterable[int], cells: Cells, jobs: int) -> None:
+    """Try the blocks that have no cell yet."""
+    known = {cell["block"] for cell in cells.all()}
     preload("fuzzing_trial", "accelerate", "torch.export")
-    chunks = [open_seeds[n : n + CHUNK] for n in range(0, len(open_seeds), CHUNK)]
-    work = {str(chunk[0]): partial(_outcome, chunk) for chunk in chunks}
-    for _, outcome in run_all("nets", work, jobs=jobs):
-        for found in outcome["records"]:
-            cells.append(found)
+    work = {str(block): partial(_tried_block, block) for block in blocks if block not in known}
+    for _, outcome in run_all("blocks of nets", work, jobs=jobs):
+        cells.append(outcome["cell"])
 
 
-def _outcome(seeds: Sequence[int]) -> dict[str, Any]:
-    return {"records": tried(seeds)}
+def _tried_block(block: int) -> dict[str, Any]:
+    seeds = range(block * BLOCK, (block + 1) * BLOCK)
+    return {"cell": {"block": block, **counted(tried(seeds))}}
 
 
-def ended(cell: Record, stage: str) -> str:
+def ended(net: Record, stage: str) -> str:
     """Return how a stage of a net ended: ``ok``, ``refused``, ``wrong``, ``raw``, or empty."""
-    return str(cell.get(stage, "")).partition(":")[0]
+    return str(net.get(stage, "")).partition(":")[0]
 
 
-def lost(cell: Record) -> list[str]:
+def lost(net: Record) -> list[str]:
     """Return what went wrong with a net, in words."""
-    said = [f"{stage}: {cell[stage]}" for stage in STAGES if ended(cell, stage) in LOST]
-    return said + [f"{how}: {cell[how]}" for how in ("crash", "time-out") if how in cell]
+    said = [f"{stage}: {net[stage]}" for stage in STAGES if ended(net, stage) in LOST]
+    return said + [f"{how}: {net[how]}" for how in ("crash", "time-out") if how in net]
+
+
+def counted(nets: Sequence[Record]) -> Record:
+    """Return what became of some nets, so that two of these add up."""
+    counts: Counter[str] = Counter()
+    for net in nets:
+        counts.update(_counts(net))
+    return {
+        "nets": len(nets),
+        "seconds": round(sum(net.get("seconds", 0.0) for net in nets), 1),
+        "worst error": max(net.get("error", 0.0) for net in nets),
+        "counts": dict(sorted(counts.items())),
+        "lost": [{"seed": net["seed"], "what": what} for net in nets for what in lost(net)],
+    }
+
+
+def _counts(net: Record) -> Counter[str]:
+    """Return how often each thing was seen of one net; the names are paths into tables."""
+    pruned = ended(net, "prune")
+    counts = Counter({f"stage/{stage}/{ended(net, stage)}": 1 for stage in STAGES if stage in net})
+    counts["compensated"] += bool(net.get("compensated")) and pruned == "ok"
+    for stage in STAGES:
+        if ended(net, stage) == "refused":
+            words = re.sub(r"`[^`]*`", "`…`", net[stage].removeprefix("refused: "))
+            counts[f"refusal/{stage}/{words.partition('. ')[0][:160]}"] += 1
+    frozen = net.get("frozen", {})
+    counts.update({f"frozen/{reason}": n for reason, n in frozen.items()})
+    for kind in set(net.get("kinds", ())):
+        own = {"tried": 1, "pruned": pruned == "ok", "refused": pruned == "refused"}
+        own |= {"lost": bool(lost(net)), "frozen": sum(frozen.values()), "free": net.get("free", 0)}
+        counts.update({f"kind/{kind}/{what}": int(n) for what, n in own.items()})
+    return +counts
 
 
 def summary(cells: Sequence[Record]) -> dict[str, Any]:
     """Return the tables: by stage, by kind of block, reasons of refusals, and what was lost."""
-    stages = [
-        {"stage": stage, **{how: n for how, n in _counts(cells, stage).items() if how}}
-        for stage in STAGES
-    ]
-    kinds = sorted({kind for cell in cells for kind in cell.get("kinds", ())})
+    counts: Counter[str] = Counter()
+    for cell in cells:
+        counts.update(cell["counts"])
+    names = [name.split("/", 2) for name in counts]
+    refusals = Counter({n: c for n, c in counts.items() if n.startswith("refusal/")})
+    frozen = Counter({n: c for n, c in counts.items() if n.startswith("frozen/")})
     return {
-        "nets": len(cells),
-        "seeds": [min(cell["seed"] for cell in cells), max(cell["seed"] for cell in cells)],
-        "compensated": sum(bool(c.get("compensated")) and ended(c, "prune") == "ok" for c in cells),
-        "worst error": max(cell.get("error", 0.0) for cell in cells),
-        "processor hours": round(sum(cell.get("seconds", 0.0) for cell in cells) / 3600, 2),
-        "stages": stages,
-        "kinds": [_kind(kind, cells) for kind in kinds],
-        "refusals": list(_refusals(cells)),
-        "frozen": dict(_frozen(cells).most_common()),
-        "lost": [{"seed": c["seed"], "what": what} for c in cells for what in lost(c)],
+        "nets": sum(cell["nets"] for cell in cells),
+        "seeds": [
+            min(cell["block"] for cell in cells) * BLOCK,
+            (max(cell["block"] for cell in cells) + 1) * BLOCK - 1,
+        ],
+        "compensated": counts["compensated"],
+        "worst error": max(cell["worst error"] for cell in cells),
+        "processor hours": round(sum(cell["seconds"] for cell in cells) / 3600, 2),
+        "stages": [
+            {"stage": stage, **{how: counts[f"stage/{stage}/{how}"] for how in ENDS}}
+            for stage in STAGES
+        ],
+        "kinds": [_kind(kind, counts) for kind in sorted({n[1] for n in names if n[0] == "kind"})],
+        "refusals": [
+            {"stage": name.split("/")[1], "reason": name.split("/", 2)[2], "nets": n}
+            for name, n in refusals.most_common()
+        ],
+        "frozen": {name.split("/")[1]: n for name, n in frozen.most_common()},
+        "lost": [one for cell in cells for one in cell["lost"]],
     }
 
 
-def _counts(cells: Sequence[Record], stage: str) -> Counter[str]:
-    found = Counter(ended(cell, stage) for cell in cells)
-    return Counter({how: found[how] for how in ("ok", "refused", "wrong", "raw")})
-
-
-def _kind(kind: str, cells: Sequence[Record]) -> dict[str, Any]:
-    having = [cell for cell in cells if kind in cell.get("kinds", ())]
-    frozen = sum(_frozen(having).values())
-    free = sum(cell.get("free", 0) for cell in having)
+def _kind(kind: str, counts: Counter[str]) -> dict[str, Any]:
+    of = {what: counts[f"kind/{kind}/{what}"] for what in ("frozen", "free")}
     return {
         "kind": kind,
-        "tried": len(having),
-        "pruned": sum(ended(cell, "prune") == "ok" for cell in having),
-        "refused": sum(ended(cell, "prune") == "refused" for cell in having),
-        "lost": sum(bool(lost(cell)) for cell in having),
-        "frozen %": round(100 * frozen / max(1, frozen + free), 1),
+        **{w: counts[f"kind/{kind}/{w}"] for w in ("tried", "pruned", "refused", "lost")},
+        "frozen %": round(100 * of["frozen"] / max(1, sum(of.values())), 1),
     }
-
-
-def _frozen(cells: Iterable[Record]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for cell in cells:
-        found.update(cell.get("frozen", {}))
-    return found
-
-
-def _refusals(cells: Iterable[Record]) -> Iterator[dict[str, Any]]:
-    """Yield reasons, the most frequent first: the error, and its words up to the first stop."""
-    found: Counter[tuple[str, str]] = Counter()
-    for cell in cells:
-        for stage in STAGES:
-            if ended(cell, stage) == "refused":
-                words = re.sub(r"`[^`]*`", "`…`", cell[stage].removeprefix("refused: "))
-                found[stage, words.partition(". ")[0][:160]] += 1
-    for (stage, reason), n in found.most_common():
-        yield {"stage": stage, "reason": reason, "nets": n}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nets", type=int, default=5000)
-    parser.add_argument("--first", type=int, default=0, help="seed of the first net")
+    parser.add_argument("--blocks", type=int, default=10, help="of 500 nets each")
+    parser.add_argument("--first", type=int, default=0, help="the first block")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--cells", type=Path, default=RESULTS / "cells")
     args = parser.parse_args()
     cells = Cells("fuzzing", args.cells)
-    run(range(args.first, args.first + args.nets), cells, args.jobs)
+    run(range(args.first, args.first + args.blocks), cells, args.jobs)
     found = summary(cells.all())
     show("Stages", found["stages"])
     show("Kinds of blocks", found["kinds"])

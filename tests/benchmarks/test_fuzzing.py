@@ -71,8 +71,10 @@ def test_the_tables_count_nets_by_kind_and_name_what_was_lost() -> None:
         {"seed": 5, "kinds": ["Cell"], "prune": "raw: KeyError: 'x'", "error": 1e-12},
         {"seed": 6, "crash": "exit status -11"},
     ]
-    found = fuzzing.summary(nets)
-    assert (found["nets"], found["seeds"], found["worst error"]) == (4, [3, 6], 1e-12)
+    # Whatever blocks they are in.
+    blocks = [{"block": n, **fuzzing.counted(part)} for n, part in enumerate((nets[:1], nets[1:]))]
+    found = fuzzing.summary(blocks)
+    assert (found["nets"], found["seeds"], found["worst error"]) == (4, [0, 999], 1e-12)
     assert found["stages"][0] == {"stage": "prune", "ok": 1, "refused": 1, "wrong": 0, "raw": 1}
     cell, conv = found["kinds"]
     assert conv == {
@@ -95,9 +97,10 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
         return [{"seed": seed} for seed in seeds]
 
     monkeypatch.setattr(fuzzing, "tried", tried)
+    monkeypatch.setattr(fuzzing, "BLOCK", 2)
     monkeypatch.setattr(fuzzing, "preload", lambda *_: None)
     cells = Cells("fuzzing", tmp_path)
+    fuzzing.run(range(1), cells, jobs=1)
     fuzzing.run(range(3), cells, jobs=1)
-    fuzzing.run(range(5), cells, jobs=1)
-    assert asked == [0, 1, 2, 3, 4]
-    assert [cell["seed"] for cell in cells.all()] == asked
+    assert asked == [0, 1, 2, 3, 4, 5]
+    assert [(cell["block"], cell["nets"]) for cell in cells.all()] == [(0, 2), (1, 2), (2, 2)]
