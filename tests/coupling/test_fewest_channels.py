@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 import taskprune
 from taskprune import Safety
 from taskprune.coupling import couple
+from taskprune.errors import InputError
 from taskprune.graph import trace
+from taskprune.plan.composition import compose
 from taskprune.plan.plan import build_plan
 from taskprune.testing import assert_masked_equals_pruned, random_drop, randomise_
 
@@ -98,6 +101,28 @@ class Narrow(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.head(self.work(self.wide(x)))
+
+
+@pytest.mark.parametrize("work", NARROW.values(), ids=NARROW)
+def test_plans_made_by_hand_keep_them_too(work: Callable[[Tensor], Tensor]) -> None:
+    groups = couple(trace(Narrow(work), torch.randn(2, 3, 6, 6)))
+    group = groups["wide"]
+    one_more = np.arange(group.n_channels - group.fewest + 1)
+    with pytest.raises(InputError, match=f"`wide` to keep at least {group.fewest} of its 6"):
+        build_plan(groups, {"wide": one_more})
+    assert build_plan(groups, {"wide": one_more[1:]}).kept["wide"] == group.fewest
+
+
+def test_plans_in_turn_keep_what_must_stay() -> None:
+    model, x = randomise_(Projected(), seed=0), torch.randn(2, 5, 6)
+    whole: taskprune.PruningPlan | None = None
+    smaller: nn.Module = model
+    for seed in range(3):
+        groups = couple(trace(smaller, x))
+        plan = build_plan(groups, random_drop(groups, 0.4, seed))
+        whole = plan if whole is None else compose(whole, plan)
+        smaller = taskprune.apply_plan(model, whole, example_inputs=x)
+    assert smaller.layer.hidden_size == smaller.layer.proj_size + 1 == 2  # type: ignore[union-attr, operator]
 
 
 @pytest.mark.parametrize("work", NARROW.values(), ids=NARROW)
