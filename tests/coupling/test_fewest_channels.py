@@ -78,11 +78,20 @@ def standardised(x: Tensor) -> Tensor:
     return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1)
 
 
+def ones(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[1], dtype=x.dtype, device=x.device)
+
+
 NARROW: dict[str, Callable[[Tensor], Tensor]] = {
     "squeeze": lambda x: pooled(x).squeeze(),
     "squeeze of all dims": lambda x: pooled(x).squeeze((1, 2, 3)),
     "squeeze of channels": lambda x: x.squeeze(1).mean((2, 3)),
     "cov": lambda x: pooled(x).flatten(1) @ torch.cov(pooled(x).flatten(1).mT),
+    "corrcoef": lambda x: pooled(x).flatten(1) @ torch.corrcoef(pooled(x).flatten(1).mT),
+    "cov of observations": lambda x: x[:, :, 0, 0] + torch.cov(pooled(x).flatten(1)).sum(),
+    "cov by correction": lambda x: x[:, :, 0, 0] + torch.cov(pooled(x)[0, :, 0, 0], correction=2),
+    "cov by weights": lambda x: x[:, :, 0, 0] * torch.cov(x[0, :, 0, 0], aweights=ones(x)),
+    "corrcoef of observations": lambda x: x[:, :, 0, 0] * torch.corrcoef(x[:, :, 1, 1]).mean(),
     "std": lambda x: standardised(x).mean((2, 3)),
     "var": lambda x: (x - x.var(1, keepdim=True)).mean((2, 3)),
     "var by correction": lambda x: (x - x.var(1, correction=2, keepdim=True)).mean((2, 3)),

@@ -9,13 +9,21 @@ import torch
 from taskprune.coupling.axes import Axis, axis_size, is_tracked
 from taskprune.coupling.context import RuleContext, TensorState
 from taskprune.coupling.registry import channel_rule, overloads
+from taskprune.graph.records import Size
 
 aten = torch.ops.aten
+
+_COVARIANCES = ("cov", "corrcoef")
+"""Products over observations that are divided by their number less the correction."""
 
 
 @channel_rule(aten.mm.default, aten.bmm.default)
 def _mm(ctx: RuleContext) -> None:
     _product(ctx, ctx.tensor("self"), ctx.tensor("mat2"))
+    if ctx.call.function in _COVARIANCES:
+        correction = ctx.call.kwargs.get("correction", 1)
+        value = correction.value if isinstance(correction, Size) else int(correction)
+        ctx.at_least(ctx.axes("self")[-1], value + 1)
 
 
 @channel_rule(aten.addmm.default, aten.addmm_.default)
