@@ -160,6 +160,11 @@ class RuleContext:
             return self.call.kwargs[name]
         return self.call.args[position] if position < len(self.call.args) else None
 
+    def call_number(self, position: int, name: str) -> Any:
+        """Return an integer argument of the Python call as a number, whatever its origin."""
+        value = self.call_argument(position, name)
+        return value.value if isinstance(value, Size) else value
+
     def call_tensors(self) -> list[TensorState]:
         """Return the tensors given to the Python call, alone or in lists, to read from."""
         given = (value for name, value in self.call.kwargs.items() if name != "out")

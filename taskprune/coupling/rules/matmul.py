@@ -9,7 +9,6 @@ import torch
 from taskprune.coupling.axes import Axis, axis_size, is_tracked
 from taskprune.coupling.context import RuleContext, TensorState
 from taskprune.coupling.registry import channel_rule, overloads
-from taskprune.graph.records import Size
 
 aten = torch.ops.aten
 
@@ -21,9 +20,8 @@ _COVARIANCES = ("cov", "corrcoef")
 def _mm(ctx: RuleContext) -> None:
     _product(ctx, ctx.tensor("self"), ctx.tensor("mat2"))
     if ctx.call.function in _COVARIANCES:
-        correction = ctx.call.kwargs.get("correction", 1)
-        value = correction.value if isinstance(correction, Size) else int(correction)
-        ctx.at_least(ctx.axes("self")[-1], value + 1)
+        correction = ctx.call_number(1, "correction")
+        ctx.at_least(ctx.axes("self")[-1], 1 + (1 if correction is None else correction))
 
 
 @channel_rule(aten.addmm.default, aten.addmm_.default)
