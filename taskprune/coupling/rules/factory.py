@@ -18,7 +18,9 @@ _NEW_FILLS = ("new_zeros", "new_ones", "new_full", "new_empty")
 _DROPOUTS = ("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout")
 
 _FILLED_BY_TORCH = {
-    **{"pad": 0, "pad_sequence": 2, "_pad_packed_sequence": 2},
+    "pad": 0,
+    "pad_sequence": 2,
+    "_pad_packed_sequence": 2,
     **{f"fractional_max_pool{n}d{form}": 0 for n in (2, 3) for form in ("", "_with_indices")},
     **{form: 0 for name in _DROPOUTS for form in (name, f"{name}_")},
 }
