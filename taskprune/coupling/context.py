@@ -16,7 +16,7 @@ from taskprune.coupling.axes import (
     tracked_units,
     untracked,
 )
-from taskprune.coupling.groups import FreezeKind, FreezeReason, IntArray
+from taskprune.coupling.groups import ORDERED_BY_SIZES, FreezeKind, FreezeReason, IntArray
 from taskprune.coupling.unit_table import Constraint, UnitTable
 from taskprune.errors import CouplingError
 from taskprune.graph.records import ModelGraph, Operation, Ref, Size, TensorValue, references
@@ -301,9 +301,11 @@ class RuleContext:
 
     def count(self, multiplier: int, *axes: Axis) -> None:
         """Note multiply-adds: ``multiplier`` times the lengths of ``axes``."""
+        operands = sum(1 for _ in references(self.call.args))
+        ordered = operands > 2 and self.call.function in ORDERED_BY_SIZES
         self.analysis.work.append(
             Work(
-                self.operation.target,
+                self.call.function if ordered else self.operation.target,
                 self.call.module,
                 multiplier,
                 tuple(axes),
