@@ -30,7 +30,11 @@ def count_params(groups: CouplingGroups, kept: Mapping[str, int] | None = None) 
 
 
 def count_macs(groups: CouplingGroups, kept: Mapping[str, int] | None = None) -> int:
-    """Return the multiply-adds of one forward pass on the traced inputs, whole batch."""
+    """Return the multiply-adds of one forward pass on the traced inputs, whole batch.
+
+    Exact, but for functions that order matrix products by their sizes, such as
+    ``torch.linalg.multi_dot``: they are counted in the recorded order, which bounds them.
+    """
     return CostModel.of_macs(groups).value(kept)
 
 

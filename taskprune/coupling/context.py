@@ -16,7 +16,7 @@ from taskprune.coupling.axes import (
     tracked_units,
     untracked,
 )
-from taskprune.coupling.groups import FreezeKind, FreezeReason, IntArray
+from taskprune.coupling.groups import ORDERED_BY_SIZES, FreezeKind, FreezeReason, IntArray
 from taskprune.coupling.unit_table import Constraint, UnitTable
 from taskprune.errors import CouplingError
 from taskprune.graph.records import ModelGraph, Operation, Ref, Size, TensorValue, references
@@ -160,6 +160,11 @@ class RuleContext:
             return self.call.kwargs[name]
         return self.call.args[position] if position < len(self.call.args) else None
 
+    def call_number(self, position: int, name: str) -> Any:
+        """Return an integer argument of the Python call as a number, whatever its origin."""
+        value = self.call_argument(position, name)
+        return value.value if isinstance(value, Size) else value
+
     def call_tensors(self) -> list[TensorState]:
         """Return the tensors given to the Python call, alone or in lists, to read from."""
         given = (value for name, value in self.call.kwargs.items() if name != "out")
@@ -296,9 +301,11 @@ class RuleContext:
 
     def count(self, multiplier: int, *axes: Axis) -> None:
         """Note multiply-adds: ``multiplier`` times the lengths of ``axes``."""
+        operands = sum(1 for _ in references(self.call.args))
+        ordered = operands > 2 and self.call.function in ORDERED_BY_SIZES
         self.analysis.work.append(
             Work(
-                self.operation.target,
+                self.call.function if ordered else self.operation.target,
                 self.call.module,
                 multiplier,
                 tuple(axes),

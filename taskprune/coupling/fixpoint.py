@@ -18,6 +18,7 @@ from taskprune.coupling.context import OUTSIDE, Analysis, RuleContext, TensorSta
 from taskprune.coupling.groups import CouplingGroups, FreezeReason
 from taskprune.coupling.partition import FactorPolicy, prefer_outer
 from taskprune.coupling.provenance import add_constant_sizes, settle
+from taskprune.coupling.randomness import keep_what_is_drawn
 from taskprune.coupling.registry import find_rule, functional_form, operator_of
 from taskprune.coupling.rules.attention import keep_default_scale
 from taskprune.coupling.rules.elementwise import leave_torch
@@ -170,6 +171,7 @@ def _run_rules(analysis: Analysis, *, strict: bool) -> None:
             _freeze_unknown(ctx, strict=strict)
         else:
             rule(ctx)
+            keep_what_is_drawn(ctx)
         if operation.mode != macs_of:
             # Costs are those of one forward pass.
             del analysis.work[n_work:]

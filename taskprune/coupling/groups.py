@@ -164,10 +164,18 @@ class LinearForm:
         return self.constant + sum(c * kept[g] for g, c in self.coefficients.items())
 
 
+ORDERED_BY_SIZES = frozenset({"linalg_multi_dot", "chain_matmul", "einsum"})
+"""Functions that multiply several matrices in the order that is cheapest for their sizes.
+
+In smaller matrices another order may be; the recorded one then costs more than they do.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class MacsTerm:
     """Multiply-adds of one operator call: ``multiplier * prod(factor.value(kept))``.
 
+    ``operator`` is its name, or that of the function if that is among :data:`ORDERED_BY_SIZES`;
     ``multiplier`` holds every size that pruning does not change (batch, space, kernel, tokens);
     ``inputs`` are those of the model that the operator's result was computed from.
     """

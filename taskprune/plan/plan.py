@@ -215,8 +215,8 @@ def build_plan(
         rationale: Reasons to carry along.
 
     Raises:
-        InputError: An unknown group, a channel out of range, a group that would lose all, or one
-            of which so many channels cannot go.
+        InputError: An unknown group, a channel out of range, a group that would keep fewer than
+            must stay, or one of which so many channels cannot go.
     """
     dropped = {name: _checked_drop(groups, name, channels) for name, channels in drop.items()}
     kept = {g.name: g.n_channels - len(dropped.get(g.name, ())) for g in groups}
@@ -284,9 +284,11 @@ def _checked_drop(groups: CouplingGroups, name: str, channels: IntArray) -> IntA
             f"Group `{name}` has channels 0 to {n_channels - 1}. Found "
             f"{unique[0] if unique[0] < 0 else unique[-1]} among those to drop."
         )
-    if unique.size == n_channels:
+    if unique.size > (most := n_channels - (fewest := groups[name].fewest)):
+        why = "" if fewest == 1 else ": fewer, and an operator fails or computes something else"
         raise InputError(
-            f"Group `{name}` would lose all of its {n_channels} channels; at least one must stay."
+            f"Expected group `{name}` to keep at least {fewest} of its {n_channels} channels{why}. "
+            f"Found {unique.size} to drop; drop {most} at most."
         )
     if unique.size % (step := groups[name].step):
         raise InputError(

@@ -11,7 +11,7 @@ from torch import nn
 
 from taskprune.calling.forward import Forward, call_inputs
 from taskprune.cost import count_macs, count_params, measure_macs, measure_params
-from taskprune.coupling.groups import CouplingGroups, IntArray
+from taskprune.coupling.groups import ORDERED_BY_SIZES, CouplingGroups, IntArray
 from taskprune.errors import VerificationError
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.restore.caches import Caches
@@ -186,7 +186,12 @@ def assert_cost_is_exact(
     *,
     forward: Forward | None = None,
 ) -> None:
-    """Assert that predicted parameters and multiply-adds equal those of the pruned model."""
+    """Assert that predicted parameters and multiply-adds equal those of the pruned model.
+
+    Where a function orders matrix products by their sizes, such as ``torch.linalg.multi_dot``, the
+    pruned model may take fewer multiply-adds than predicted, but never more.
+    """
+    may_be_fewer = any(term.operator in ORDERED_BY_SIZES for term in groups.macs)
     smaller = apply_plan(model, plan, verify=False)
     for version, kept, when in (
         (model, groups.full_counts(), "before"),
@@ -197,4 +202,5 @@ def assert_cost_is_exact(
             f"Predicted {params} parameters {when} pruning. Found {measure_params(version)}."
         )
         measured = measure_macs(version, inputs, forward=forward)
-        assert macs == measured, f"Predicted {macs} MACs {when} pruning. Found {measured}."
+        fewer = may_be_fewer and version is smaller and measured < macs
+        assert fewer or macs == measured, f"Predicted {macs} MACs {when} pruning. Found {measured}."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 import taskprune
 from taskprune import Safety
 from taskprune.coupling import couple
+from taskprune.errors import InputError
 from taskprune.graph import trace
+from taskprune.plan.composition import compose
 from taskprune.plan.plan import build_plan
 from taskprune.testing import assert_masked_equals_pruned, random_drop, randomise_
 
@@ -75,11 +78,20 @@ def standardised(x: Tensor) -> Tensor:
     return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1)
 
 
+def ones(x: Tensor) -> Tensor:
+    return torch.ones(x.shape[1], dtype=x.dtype, device=x.device)
+
+
 NARROW: dict[str, Callable[[Tensor], Tensor]] = {
     "squeeze": lambda x: pooled(x).squeeze(),
     "squeeze of all dims": lambda x: pooled(x).squeeze((1, 2, 3)),
     "squeeze of channels": lambda x: x.squeeze(1).mean((2, 3)),
     "cov": lambda x: pooled(x).flatten(1) @ torch.cov(pooled(x).flatten(1).mT),
+    "corrcoef": lambda x: pooled(x).flatten(1) @ torch.corrcoef(pooled(x).flatten(1).mT),
+    "cov of observations": lambda x: x[:, :, 0, 0] + torch.cov(pooled(x).flatten(1)).sum(),
+    "cov by correction": lambda x: x[:, :, 0, 0] + torch.cov(pooled(x)[0, :, 0, 0], correction=2),
+    "cov by weights": lambda x: x[:, :, 0, 0] * torch.cov(x[0, :, 0, 0], aweights=ones(x)),
+    "corrcoef of observations": lambda x: x[:, :, 0, 0] * torch.corrcoef(x[:, :, 1, 1]).mean(),
     "std": lambda x: standardised(x).mean((2, 3)),
     "var": lambda x: (x - x.var(1, keepdim=True)).mean((2, 3)),
     "var by correction": lambda x: (x - x.var(1, correction=2, keepdim=True)).mean((2, 3)),
@@ -98,6 +110,28 @@ class Narrow(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         return self.head(self.work(self.wide(x)))
+
+
+@pytest.mark.parametrize("work", NARROW.values(), ids=NARROW)
+def test_plans_made_by_hand_keep_them_too(work: Callable[[Tensor], Tensor]) -> None:
+    groups = couple(trace(Narrow(work), torch.randn(2, 3, 6, 6)))
+    group = groups["wide"]
+    one_more = np.arange(group.n_channels - group.fewest + 1)
+    with pytest.raises(InputError, match=f"`wide` to keep at least {group.fewest} of its 6"):
+        build_plan(groups, {"wide": one_more})
+    assert build_plan(groups, {"wide": one_more[1:]}).kept["wide"] == group.fewest
+
+
+def test_plans_in_turn_keep_what_must_stay() -> None:
+    model, x = randomise_(Projected(), seed=0), torch.randn(2, 5, 6)
+    whole: taskprune.PruningPlan | None = None
+    smaller: nn.Module = model
+    for seed in range(3):
+        groups = couple(trace(smaller, x))
+        plan = build_plan(groups, random_drop(groups, 0.4, seed))
+        whole = plan if whole is None else compose(whole, plan)
+        smaller = taskprune.apply_plan(model, whole, example_inputs=x)
+    assert smaller.layer.hidden_size == smaller.layer.proj_size + 1 == 2  # type: ignore[union-attr, operator]
 
 
 @pytest.mark.parametrize("work", NARROW.values(), ids=NARROW)

@@ -36,6 +36,8 @@ ON_MAPS: dict[str, Callable[[Any], Tensor]] = {
     "pairs": lambda x: torch.view_as_real(
         torch.view_as_complex(x.contiguous().unflatten(3, (-1, 2))) * (1 + 2j)
     ).flatten(3),
+    "layers of shapes": nn.Sequential(nn.Unflatten(-1, (4, -1)), nn.Flatten(-2), nn.Flatten(2)),
+    "layers of channels": nn.Sequential(nn.Unflatten(1, (2, 3)), nn.Flatten(1, 2)),
     "unpool": lambda x: nn.MaxUnpool2d(2)(*F.max_pool2d(x, 2, return_indices=True)),
     "unpool to size": lambda x: nn.MaxUnpool2d(2)(
         *F.max_pool2d(x, 2, return_indices=True), output_size=x.size()

@@ -28,11 +28,12 @@ _ZERO_IS_MOVED = overloads(
     "logical_and", "logical_or", "logical_xor", "bitwise_not", "bitwise_and", "bitwise_or",
     "bitwise_xor", "__lshift__", "__rshift__", "remainder", "fmod", "atan2", "hypot",
     "logaddexp", "logaddexp2", "floor_divide", "masked_fill", "lerp", "addcmul", "addcdiv",
-    "bernoulli", "normal", "uniform", "polar", "xlogy", "heaviside", "copysign",
+    "bernoulli", "uniform", "polar", "xlogy", "heaviside", "copysign",
     "nextafter", "fill", "zero", "random", "exponential", "bitwise_left_shift",
     "bitwise_right_shift", "isposinf", "isneginf", "signbit", "silu_backward",
     "sigmoid_backward",
 )  # fmt: skip
+_NORMAL = [form for form in overloads("normal") if form is not aten.normal.float_float]
 _ZERO_IF_ALL = overloads("maximum", "minimum", "fmax", "fmin", "where", "copy", "complex")
 
 
@@ -41,7 +42,7 @@ def _keeps_zero(ctx: RuleContext) -> None:
     pointwise(ctx, zero=_carriers(ctx, ctx.tensors()[:1]))
 
 
-@channel_rule(*_ZERO_IS_MOVED)
+@channel_rule(*_ZERO_IS_MOVED, *_NORMAL)
 def _moves_zero(ctx: RuleContext) -> None:
     pointwise(ctx, zero=False)
 

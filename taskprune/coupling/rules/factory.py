@@ -15,14 +15,22 @@ aten = torch.ops.aten
 _FILLS = ("zeros", "ones", "full", "empty", "rand", "randn")
 _NEW_FILLS = ("new_zeros", "new_ones", "new_full", "new_empty")
 
-_FILLED_BY_TORCH = {"pad": 0, "pad_sequence": 2, "_pad_packed_sequence": 2}
-"""Functions that copy operands into a result that they make as large, from this dim on."""
+_DROPOUTS = ("dropout1d", "dropout2d", "dropout3d", "feature_dropout", "feature_alpha_dropout")
+
+_FILLED_BY_TORCH = {
+    "pad": 0,
+    "pad_sequence": 2,
+    "_pad_packed_sequence": 2,
+    **{f"fractional_max_pool{n}d{form}": 0 for n in (2, 3) for form in ("", "_with_indices")},
+    **{form: 0 for name in _DROPOUTS for form in (name, f"{name}_")},
+}
+"""Functions that make a tensor as large as their operands, which it meets, from this dim on."""
 
 
 @channel_rule(
     *(aten.empty.memory_format, aten.zeros.default, aten.ones.default, aten.full.default),
     *(aten.rand.default, aten.randn.default, aten.empty_strided.default),
-    *overloads(*_NEW_FILLS, "new_empty_strided", "randint"),
+    *(*overloads(*_NEW_FILLS, "new_empty_strided", "randint"), aten.normal.float_float),
 )
 def _fill(ctx: RuleContext) -> None:
     """All entries alike: such a tensor can be made in any size."""
@@ -33,6 +41,8 @@ def _fill(ctx: RuleContext) -> None:
         sizes = ctx.call_sizes(0, "size")
     elif function in _NEW_FILLS:
         sizes = ctx.call_sizes(1, "size")
+    elif function == "normal":
+        sizes = ctx.call_sizes(2, "size")
     if function in _FILLED_BY_TORCH:
         first = _FILLED_BY_TORCH[function]
         axes = [ctx.following(n, None) if d >= first else untracked(n) for d, n in enumerate(shape)]

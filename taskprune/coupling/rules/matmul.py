@@ -12,10 +12,16 @@ from taskprune.coupling.registry import channel_rule, overloads
 
 aten = torch.ops.aten
 
+_COVARIANCES = ("cov", "corrcoef")
+"""Products over observations that are divided by their number less the correction."""
+
 
 @channel_rule(aten.mm.default, aten.bmm.default)
 def _mm(ctx: RuleContext) -> None:
     _product(ctx, ctx.tensor("self"), ctx.tensor("mat2"))
+    if ctx.call.function in _COVARIANCES:
+        correction = ctx.call_number(1, "correction")
+        ctx.at_least(ctx.axes("self")[-1], 1 + (1 if correction is None else correction))
 
 
 @channel_rule(aten.addmm.default, aten.addmm_.default)

@@ -18,14 +18,14 @@ _ONE_DIM = overloads(
 )  # fmt: skip
 _TWO_DIMS = overloads(
     "avg_pool2d", "adaptive_avg_pool2d", "_adaptive_avg_pool2d", "max_pool2d",
-    "max_pool2d_with_indices", "adaptive_max_pool2d", "fractional_max_pool2d",
+    "max_pool2d_with_indices", "adaptive_max_pool2d",
     "upsample_nearest2d", "_upsample_nearest_exact2d", "upsample_bilinear2d",
     "_upsample_bilinear2d_aa", "upsample_bicubic2d", "_upsample_bicubic2d_aa",
     "reflection_pad2d", "replication_pad2d",
 )  # fmt: skip
 _THREE_DIMS = overloads(
     "avg_pool3d", "adaptive_avg_pool3d", "_adaptive_avg_pool3d", "max_pool3d",
-    "max_pool3d_with_indices", "adaptive_max_pool3d", "fractional_max_pool3d", "upsample_nearest3d",
+    "max_pool3d_with_indices", "adaptive_max_pool3d", "upsample_nearest3d",
     "_upsample_nearest_exact3d", "upsample_trilinear3d", "reflection_pad3d", "replication_pad3d",
 )  # fmt: skip
 
@@ -39,6 +39,17 @@ def _unpool(ctx: RuleContext) -> None:
         ctx.tie(axis, own)
     for size in ctx.call_argument(5, "output_size") or ():
         ctx.expr(size)  # those of batch and channels, if given, are not looked at
+    _over_space(ctx, rank)
+
+
+@channel_rule(*overloads("fractional_max_pool2d", "fractional_max_pool3d"))
+def _fractional_pool(ctx: RuleContext) -> None:
+    """Samples ``[batch, channels, rank]`` tell where the windows of each channel begin."""
+    state, samples = ctx.tensor("self"), ctx.tensor("random_samples")
+    rank = samples.shape[-1]
+    for axis, own in zip(state.axes[-rank - 1 :: -1], samples.axes[-2::-1], strict=False):
+        ctx.tie(axis, own)
+    ctx.fix(samples.axes[-1])
     _over_space(ctx, rank)
 
 

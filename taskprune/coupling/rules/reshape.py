@@ -65,7 +65,7 @@ def _written_sizes(ctx: RuleContext, shape: tuple[int, ...]) -> list[SizeExpr | 
     if function == "unflatten":
         inner = ctx.call_argument(2, "sizes")
         rank = len(shape) - len(inner) + 1
-        first = int(ctx.call_argument(1, "dim")) % rank
+        first = int(ctx.call_number(1, "dim")) % rank
         rest = [None] * (len(shape) - first - len(inner))
         return [*[None] * first, *(_open_or_expr(ctx, size) for size in inner), *rest]
     if function in OPAQUE_CALLS:
