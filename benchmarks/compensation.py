@@ -95,6 +95,9 @@ WAYS: Mapping[str, Way] = {
     "floor 0.1, compensated, in steps": Way(
         TaskChangeImportance(floor=0.1), compensate=True, steps="auto"
     ),
+    "outputs 0.1, compensated, in steps": Way(
+        TaskChangeImportance(outputs=0.1), compensate=True, steps="auto"
+    ),
     "measured, compensated, in steps": Way(
         MeasuredDamage("task_change"), compensate=True, steps="auto"
     ),

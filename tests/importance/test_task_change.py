@@ -63,9 +63,11 @@ def test_effects_that_cancel_in_the_loss_are_not_free() -> None:
     opposed = Task(lambda out, _: (out[:, 0] - out[:, 1] + 1).square().mean())
     taylor = hidden_scores(model, opposed, "task_taylor")
     found = hidden_scores(model, opposed, TaskChangeImportance())
+    fewer = hidden_scores(model, opposed, TaskChangeImportance(outputs=0.1))
     assert float(taylor[0]) == pytest.approx(0.0, abs=1e-6 * float(taylor.max()))
     assert float(found[0]) > 0.05 * float(found.max())
     assert float(found[2]) == 0.0
+    assert float(fewer[0]) == pytest.approx(0.1 * float(found[0]))
 
 
 def scores(tasks: dict[str, Task]) -> ChannelScores:
@@ -108,7 +110,7 @@ def test_a_loss_on_features_alone_is_scored_by_what_it_loses() -> None:
         torch.testing.assert_close(found[name].total, own.total / sums)
 
 
-@pytest.mark.parametrize("changes", [{"floor": 0.0}, {"correlation": 2.0}])
+@pytest.mark.parametrize("changes", [{"floor": 0.0}, {"correlation": 2.0}, {"outputs": -0.1}])
 def test_settings_out_of_range_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"`{next(iter(changes))}` must"):
         TaskChangeImportance(**changes)

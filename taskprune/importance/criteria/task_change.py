@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from zlib import crc32
 
@@ -23,11 +24,11 @@ from taskprune.importance.scores import ChannelScores, Evidence, GroupScores
 @criterion
 @dataclass(frozen=True)
 class TaskChangeImportance:
-    r"""Each task's loss and each task's outputs, in equal shares.
+    r"""What each task's loss and each task's outputs change by, each in shares of its sum.
 
     .. math:: S_c = \mathrm{aggregate}_t \Bigl( \omega_t^2 \Bigl[
               \frac{E_b[s_{b,t,c}^2]}{\sum_d E_b[s_{b,t,d}^2]} +
-              \frac{E_b[p_{b,t,c}^2]}{\sum_d E_b[p_{b,t,d}^2]} \Bigr] \Bigr)
+              \beta \frac{E_b[p_{b,t,c}^2]}{\sum_d E_b[p_{b,t,d}^2]} \Bigr] \Bigr)
 
     with *s* the signed effect on the task's loss (:mod:`taskprune.importance.effects`), as in
     Taylor importance (Molchanov et al., arXiv:1906.10771), and *p* that on a random projection of
@@ -46,6 +47,7 @@ class TaskChangeImportance:
     Attributes:
         aggregate: ``[T, C] -> [C]``, see :mod:`taskprune.importance.aggregation`.
         correlation: See :class:`~taskprune.importance.TaskTaylorImportance`.
+        outputs: :math:`\beta`, what outputs count beside losses.
         floor: What an entry of an output counts that its loss does not look at, where the mean of
             what its loss looks at is 1.
         seed: Of the projections; no other generator is touched.
@@ -53,6 +55,7 @@ class TaskChangeImportance:
 
     aggregate: Aggregation = aggregation.total
     correlation: float = 0.1
+    outputs: float = 1.0
     floor: float = 1.0
     seed: int = 0
 
@@ -60,6 +63,10 @@ class TaskChangeImportance:
         if not 0 <= self.correlation <= 1:
             raise InputError(
                 f"`correlation` must lie between 0 and 1. Found {short(self.correlation)}."
+            )
+        if not 0 <= self.outputs < math.inf:
+            raise InputError(
+                f"`outputs` must be a number of at least 0. Found {short(self.outputs)}."
             )
         if not self.floor > 0:
             raise InputError(f"`floor` must be above 0. Found {short(self.floor)}.")
@@ -98,7 +105,8 @@ class TaskChangeImportance:
     def _scores(self, statistics: TaskStatistics, weights: Tensor) -> GroupScores:
         """Return the scores of all channels in running order."""
         effects = statistics.mean_squares(torch.ones_like(weights))
-        per_task = weights.square()[:, None] * (_shares(effects) + _shares(statistics.probes))
+        both = _shares(effects) + self.outputs * _shares(statistics.probes)
+        per_task = weights.square()[:, None] * both
         total = self.aggregate(per_task)
         scale = weights * effects.sum(1).rsqrt().nan_to_num(posinf=0.0)
         pairs = of_pairs(EffectConflict()(statistics, scale, total))
