@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from taskprune.compensation.query_operands import Operands, operands_of
-from taskprune.compensation.reading_calls import RECOGNISERS, has_tensor
+from taskprune.compensation.reading_calls import has_tensor
 from taskprune.compensation.reads import ConvGeometry, ProductGeometry
+from taskprune.compensation.recognised_calls import RECOGNISERS
 
 _T: Any = Tensor
 _GETTERS = {_T.mT.__get__, _T.T.__get__}
