@@ -101,7 +101,7 @@ class ReadingMode(TorchFunctionMode):
         super().__init__()
         self.listener = listener
         self.unrecognised: dict[str, str] = {}
-        self._dims = dims
+        self._parameters, self._dims = parameters, dims
         # Those that lose nothing as well: they may run side by side with one that does.
         self._weights = {
             id(tensor): _Weight((name,), (len(tensor),))
@@ -122,6 +122,7 @@ class ReadingMode(TorchFunctionMode):
         reads = self._reads(func, args, kwargs)
         if reads:
             self.listener.about_to_read(reads)
+            self._renew(args, kwargs)
         result = func(*args, **kwargs)
         if reads:
             whole = result[0] if isinstance(result, tuple) else result
@@ -206,6 +207,15 @@ class ReadingMode(TorchFunctionMode):
                 return
         for name in (name for group in names for name in group if name in self._dims):
             self.unrecognised.setdefault(name, getattr(func, "__name__", str(func)))
+
+    def _renew(self, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Give copies of parameters side by side the values that these have by now."""
+        if torch.is_grad_enabled():  # nobody changes weights there
+            return
+        for value in (*args, *kwargs.values()):
+            joined = self._weights.get(id(value)) or self._biases.get(id(value))
+            if joined is not None and len(joined.names) > 1:
+                value.copy_(torch.cat([self._parameters[name] for name in joined.names]))
 
     def _known(self, args: tuple[Any, ...], kwargs: Any) -> list[_Weight]:
         values = [v for value in (*args, *kwargs.values())

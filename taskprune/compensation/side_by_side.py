@@ -204,7 +204,7 @@ class SideBySide:
         for name, value in new.items():
             tensor = self._of_student[name]
             after = torch.empty_like(tensor.data).copy_(value.reshape(tensor.shape))
-            before = known[name][2] if name in known else tensor.data
+            before = known[name][2] if name in known else tensor.data.clone()
             known[name] = (name, tensor, before, after)
         change = Change(reader, tuple(known.values()))
         if at is None:

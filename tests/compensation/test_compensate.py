@@ -27,7 +27,7 @@ from nets_of_readers import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskprune import apply_plan
+from taskprune import Task, apply_plan
 from taskprune.calling.forward import call_batch, call_inputs
 from taskprune.calling.outputs import flatten_outputs
 from taskprune.compensation import CompensationSettings, compensate
@@ -232,6 +232,30 @@ def test_no_calibration_loss_rises() -> None:
     for name, loss in result.losses.items():
         assert found[name] == loss.compensated <= loss.sliced == sliced[name]
         assert loss.original == original[name]
+
+
+class TakenEarly(nn.Module):
+    """A view, or a copy, of the weights is made before the call that reads."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed, self.how = nn.Linear(5, 12), how
+        self.one, self.two = (nn.Parameter(0.3 * torch.randn(n, 12)) for n in (7, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.embed(x))
+        return (
+            x @ self.one.t() if self.how == "view" else F.linear(x, torch.cat([self.one, self.two]))
+        )
+
+
+@pytest.mark.parametrize("how", ["view", "copy"])
+def test_losses_are_of_the_new_weights_wherever_a_forward_took_them(how: str) -> None:
+    model, batches = made(lambda: TakenEarly(how)), sequences()
+    square = {"square": Task(lambda outputs, _: (outputs - 1).square().mean())}
+    result = compensate(model, third(model, batches[0]), batches, tasks=square)
+    found = Harm(square, ()).of(runs(result.model, batches, call_batch))
+    assert found["square"] == result.losses["square"].compensated < result.losses["square"].sliced
 
 
 def test_what_a_task_is_worse_off_with_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
