@@ -8,29 +8,27 @@ queries meet keys that lost channels, both stop as well, for the queries' projec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taskprune.compensation.attention_products import Product, ProductMode
+from taskprune.compensation.attention_products import Product
 from taskprune.compensation.attention_widths import Fold, Taken, agree, foldable
 from taskprune.compensation.compensated import ReaderReport
 from taskprune.compensation.harm import Change
 from taskprune.compensation.lockstep import Stoppable
 from taskprune.compensation.query_folding import Met
-from taskprune.compensation.reading_calls import Read, ReadingMode
+from taskprune.compensation.reading_calls import Read
 from taskprune.compensation.reads import Geometry, StackGeometry
 from taskprune.compensation.refitting import Refitted, Rows, refit
+from taskprune.compensation.stopping_forward import StoppingForward
 from taskprune.compensation.survey import Reader, Survey
-from taskprune.importance.calibration import run_forward
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan
-from taskprune.restore.copying import deep_copy
-from taskprune.rewrite.surgery import duplicate, named_tensors
+from taskprune.rewrite.surgery import named_tensors
 
 
 class SideBySide:
@@ -47,6 +45,7 @@ class SideBySide:
         readers: Those that may be re-weighted, in the order of the forward pass.
         folds: What may be folded into projections that make queries, by name.
         changes: What was done to the student, in order.
+        dims: The dims along which readers read what goes, by name of the parameter.
         lanes: Teacher and student on each batch.
     """
 
@@ -70,6 +69,10 @@ class SideBySide:
         self.solved: set[str] = set()
         self.folded: set[str] = set()
         self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
+        self.dims: dict[str, set[int]] = {}
+        for reader in self.readers:
+            if (reads := self.kept_of(reader)) is not None:
+                self.dims.setdefault(reader.name, set()).add(reads.dim)
         self.lanes = [
             _Lane(self, n, batch, teacher, student) for n, batch in enumerate(survey.batches)
         ]
@@ -223,8 +226,11 @@ class _Lane:
         self._run, self._number = run, number
         self._passed: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
         self._met: dict[str, Taken | None] = {}
-        self.teacher = _Forward(run, teacher, batch, self._pass_product, after=self._pass)
-        self.student = _Forward(run, student, batch, self._wait_product, before=self._wait)
+        means = {reader.norm for reader in run.readers}
+        of_batch = batch, run.survey.forward, run.dims, means
+        met, waits = (self._pass_product, self._wait_product) if run.folds else (None, None)
+        self.teacher = StoppingForward(teacher, *of_batch, after=self._pass, on_product=met)
+        self.student = StoppingForward(student, *of_batch, before=self._wait, on_product=waits)
 
     def approach(self, name: str) -> None:
         """Let the student come as far as it can, and the teacher pass a reader."""
@@ -322,68 +328,6 @@ class _Lane:
 
 def _finite(ridge: float) -> float | None:
     return None if ridge == torch.inf else ridge
-
-
-class _Forward:
-    """A model on a batch, that stops at readers.
-
-    It has modules and buffers of its own, so that what the forwards of other batches leave in
-    theirs stays apart; what is re-weighted is the model's.
-
-    Attributes:
-        batch: A copy of the batch, as the model leaves it.
-        outputs: What it made of it, at the end.
-    """
-
-    def __init__(
-        self,
-        run: SideBySide,
-        model: nn.Module,
-        batch: Any,
-        on_product: Callable[[Product], Tensor | None],
-        *,
-        before: Callable[[tuple[Read, ...]], None] | None = None,
-        after: Callable[[tuple[Read, ...]], None] | None = None,
-    ) -> None:
-        self.batch = self.outputs = None
-        means = {reader.norm for reader in run.readers}
-        shared = [b for name, b in model.named_buffers() if name in means]
-        own = duplicate(model, instead={t: t for t in (*model.parameters(), *shared)}).eval()
-        self._before, self._after = before, after
-        dims = {
-            reader.name: (kept.dim,)
-            for reader in run.readers
-            if (kept := run.kept_of(reader)) is not None
-        }
-        parameters = dict(model.named_parameters())
-        modes: list[Any] = [ReadingMode(parameters, dims, self)]
-        if run.folds:
-            modes.append(ProductMode(parameters, on_product))
-
-        def call() -> None:
-            # Other forwards stand in the middle of this batch: what writes to it needs its own.
-            self.batch = deep_copy(batch)
-            with ExitStack() as stack:
-                for mode in modes:
-                    stack.enter_context(mode)
-                self.outputs = run_forward(
-                    own, self.batch, run.survey.forward, where="a calibration batch"
-                )
-
-        self.call = Stoppable(call)
-
-    def about_to_read(self, reads: tuple[Read, ...]) -> None:
-        """See :class:`~.reading_calls.Listener`."""
-        if self._before is not None:
-            self._before(reads)
-
-    def has_read(self, reads: tuple[Read, ...]) -> None:
-        """See :class:`~.reading_calls.Listener`."""
-        if self._after is not None:
-            self._after(reads)
-
-    def has_called(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
-        """See :class:`~.reading_calls.Listener`."""
 
 
 def _by_block(kept: KeptEntries, geometry: Geometry, weight: Tensor) -> Tensor:
