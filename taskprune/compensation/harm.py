@@ -41,12 +41,12 @@ class Change:
     def undo(self) -> None:
         """Give the sliced values back."""
         for _, tensor, before, _ in self.tensors:
-            tensor.data.copy_(before)
+            tensor.copy_(before)
 
     def redo(self) -> None:
         """Put the new values in place."""
         for _, tensor, _, after in self.tensors:
-            tensor.data.copy_(after)
+            tensor.copy_(after)
 
 
 Losses: TypeAlias = Mapping[str, float]

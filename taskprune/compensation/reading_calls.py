@@ -2,8 +2,9 @@
 
 A function mode sees the functions of ``torch`` with their arguments whoever calls them: modules,
 functional code, shared and repeated layers. A parameter is known by its identity, also behind a
-transposition or a concatenation with others. What is not recognised is never guessed at: a
-parameter that anything else makes a tensor of is reported with the name of that function.
+transposition, a concatenation with others, or a matrix picked out of a stack. What is not
+recognised is never guessed at: a parameter that anything else makes a tensor of is reported with
+the name of that function.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from taskprune.compensation.picks import located, part_of, picked, spelled
 from taskprune.compensation.reads import (
     ConvGeometry,
     Geometry,
@@ -31,12 +33,15 @@ class Read:
     """One call that reads channels through one parameter.
 
     Attributes:
-        name: Of the parameter.
+        name: Of the parameter, or of the part of it that was picked out of it.
         geometry: How it reads.
         x: The channels, those of this parameter alone.
-        bias: Name of the bias that is added; ``None`` without one, or if it is no parameter.
+        bias: Name of the bias that is added; ``None`` without one, or if it is no parameter, or
+            picked by other numbers than the weight.
         place: ``(dim, first, size)``: where in the call's output this parameter's part is;
             ``None``: everywhere.
+        block: Numbers of what was picked out of the parameter; empty where it is read whole.
+        weight: What was read through.
         y: The call's whole output, after it has run.
     """
 
@@ -45,6 +50,8 @@ class Read:
     x: Tensor
     bias: str | None = None
     place: tuple[int, int, int] | None = None
+    block: tuple[int, ...] = ()
+    weight: Tensor | None = None
     y: Tensor | None = None
 
     def own(self, whole: Tensor) -> Tensor:
@@ -70,7 +77,7 @@ class _Weight:
     """A tensor that is nothing but parameters.
 
     Attributes:
-        names: One, or several side by side along dim 0.
+        names: One, or several side by side along dim 0; of parameters, or parts picked out of them.
         sizes: Of each along that dim.
         is_transposed: Whether its last two dims are exchanged.
     """
@@ -90,6 +97,7 @@ class ReadingMode(TorchFunctionMode):
 
     Attributes:
         unrecognised: ``{parameter: name of a function that makes something else of it}``.
+        elsewhere: Biases, or stacks of such, that anything but a reader takes: no shift is theirs.
     """
 
     def __init__(
@@ -101,6 +109,7 @@ class ReadingMode(TorchFunctionMode):
         super().__init__()
         self.listener = listener
         self.unrecognised: dict[str, str] = {}
+        self.elsewhere: set[str] = set()
         self._parameters, self._dims = parameters, dims
         # Those that lose nothing as well: they may run side by side with one that does.
         self._weights = {
@@ -131,6 +140,7 @@ class ReadingMode(TorchFunctionMode):
             self.listener.has_read(reads)
         else:
             self._remember(func, args, kwargs, result)
+        self._note_biases(args, kwargs, reads, result)
         self.listener.has_called(func, args, kwargs, result)
         return result
 
@@ -156,20 +166,51 @@ class ReadingMode(TorchFunctionMode):
                 return
             other = {ProductGeometry: 1, StackGeometry: 3}[type(geometry)] - geometry.dim
             geometry = type(geometry)(other, geometry.by_output)
-        bias = self._biases.get(id(call.bias)) if call.bias is not None else None
+        biases = self._biases_of(call, weight)
+        if call.bias is not None and None in biases:
+            # What is added is not known, so what the product makes is not what the call returns.
+            if not isinstance(geometry, ProductGeometry | StackGeometry):
+                return
+            geometry = type(geometry)(geometry.dim, by_output=False)
         if len(weight.names) == 1:
-            if geometry.dim in self._dims.get(weight.names[0], ()):
-                name = bias.names[0] if bias and len(bias.names) == 1 else None
-                yield Read(weight.names[0], geometry, call.x, name)
+            yield from self._read(weight.names[0], geometry, call.x, biases[0], None, call.weight)
             return
-        yield from self._joined(call, geometry, weight, bias)
+        yield from self._joined(call, geometry, weight, biases)
+
+    def _biases_of(self, call: Recognised, weight: _Weight) -> tuple[str | None, ...]:
+        """Return the bias of each parameter that a call reads through."""
+        bias = self._biases.get(id(call.bias)) if call.bias is not None else None
+        if bias is None or len(bias.names) != len(weight.names):
+            return (None,) * len(weight.names)
+        pairs = zip(bias.names, weight.names, strict=True)
+        return tuple(own if self._block(own) == self._block(name) else None for own, name in pairs)
+
+    def _block(self, name: str) -> tuple[int, ...]:
+        return located(name, self._parameters)[1]
+
+    def _read(
+        self,
+        name: str,
+        geometry: Geometry,
+        x: Tensor,
+        bias: str | None,
+        place: tuple[int, int, int] | None,
+        weight: Tensor,
+    ) -> Iterable[Read]:
+        """Return what is read through one parameter, if it is along a dim that loses channels."""
+        stack, block = located(name, self._parameters)
+        if geometry.dim + len(block) in self._dims.get(stack, ()):
+            yield Read(name, geometry, x, bias, place, block, weight)
 
     def _joined(
-        self, call: Recognised, geometry: Geometry, weight: _Weight, bias: _Weight | None
+        self,
+        call: Recognised,
+        geometry: Geometry,
+        weight: _Weight,
+        biases: tuple[str | None, ...],
     ) -> Iterable[Read]:
         """Take apart a call with several parameters side by side."""
         n_parts = len(weight.names)
-        biases = bias.names if bias and len(bias.names) == n_parts else (None,) * n_parts
         x, first = call.x, 0
         for number, (name, size) in enumerate(zip(weight.names, weight.sizes, strict=True)):
             own, part, place = geometry, x, None
@@ -186,8 +227,7 @@ class ReadingMode(TorchFunctionMode):
                 place = (-1, first, size)
             else:
                 return
-            if own.dim in self._dims.get(name, ()):
-                yield Read(name, own, part, biases[number], place)
+            yield from self._read(name, own, part, biases[number], place, call.weight)
             first += size
 
     def _remember(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
@@ -197,6 +237,8 @@ class ReadingMode(TorchFunctionMode):
             if func is torch.cat or func is torch.concat:
                 self._follow_biases(args, result)
             return
+        if self._follow_picks(func, args, kwargs, result):
+            return
         if isinstance(result, Tensor):
             derived = self._derived(func, args, kwargs)
             if derived is not None:
@@ -205,8 +247,12 @@ class ReadingMode(TorchFunctionMode):
                 return
             if any(result is value for value in args):  # `requires_grad_` and the like
                 return
-        for name in (name for group in names for name in group if name in self._dims):
-            self.unrecognised.setdefault(name, getattr(func, "__name__", str(func)))
+        stacks = (located(name, self._parameters)[0] for group in names for name in group)
+        for name in stacks:
+            if name in self._dims:
+                self.unrecognised.setdefault(name, getattr(func, "__name__", str(func)))
+            else:
+                self.elsewhere.add(name)
 
     def _renew(self, args: tuple[Any, ...], kwargs: Any) -> None:
         """Give copies of parameters side by side the values that these have by now."""
@@ -215,13 +261,21 @@ class ReadingMode(TorchFunctionMode):
         for value in (*args, *kwargs.values()):
             joined = self._weights.get(id(value)) or self._biases.get(id(value))
             if joined is not None and len(joined.names) > 1:
-                value.copy_(torch.cat([self._parameters[name] for name in joined.names]))
+                value.copy_(torch.cat([part_of(self._parameters, n) for n in joined.names]))
+
+    def _note_biases(
+        self, args: tuple[Any, ...], kwargs: Any, reads: tuple[Read, ...], result: Any
+    ) -> None:
+        """Note biases that a call adds to something else than what a reader makes."""
+        if any(result is value for value in args) or id(result) in self._biases:
+            return  # nothing was made, or they lie side by side
+        if has_tensor(result):
+            own = {read.bias for read in reads}
+            found = [self._biases[id(v)] for v in _tensors(args, kwargs) if id(v) in self._biases]
+            self.elsewhere.update(n for bias in found for n in bias.names if n not in own)
 
     def _known(self, args: tuple[Any, ...], kwargs: Any) -> list[_Weight]:
-        values = [v for value in (*args, *kwargs.values())
-                  for v in (value if isinstance(value, list | tuple) else (value,))]  # fmt: skip
-        return [self._weights[id(v)] for v in values
-                if isinstance(v, Tensor) and id(v) in self._weights]  # fmt: skip
+        return [self._weights[id(v)] for v in _tensors(args, kwargs) if id(v) in self._weights]
 
     def _derived(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> _Weight | None:
         first = args[0] if args else None
@@ -240,6 +294,24 @@ class ReadingMode(TorchFunctionMode):
             return self._side_by_side(self._weights, args, kwargs)
         return None
 
+    def _follow_picks(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> bool:
+        """Follow matrices, and rows of biases, out of a stack; return whether these are such."""
+        parts = picked(func, args, kwargs, result)
+        known = self._weights.get(id(args[0])) if parts else None
+        if known is None or len(known.names) > 1:
+            return False
+        stack, block = located(known.names[0], self._parameters)
+        found = [(part, spelled(stack, (*block, *numbers))) for part, numbers in parts]
+        for part, name in found:
+            is_row = part.ndim == 1 and not known.is_transposed and stack not in self._dims
+            if (part.ndim < 2 and not is_row) or name in self._parameters:
+                return False
+        for part, name in found:
+            of = self._weights if part.ndim > 1 else self._biases
+            of[id(part)] = _Weight((name,), (len(part),), known.is_transposed)
+            self._held.append(part)
+        return True
+
     def _follow_biases(self, args: tuple[Any, ...], result: Any) -> None:
         joined = self._side_by_side(self._biases, args, {})
         if joined is not None:
@@ -256,6 +328,13 @@ class ReadingMode(TorchFunctionMode):
             return None
         whole = [p for p in parts if p is not None]
         return _Weight(tuple(p.names[0] for p in whole), tuple(p.sizes[0] for p in whole))
+
+
+def _tensors(args: tuple[Any, ...], kwargs: Any) -> list[Tensor]:
+    """Return the tensors among arguments, also those in lists."""
+    values = [v for value in (*args, *kwargs.values())
+              for v in (value if isinstance(value, list | tuple) else (value,))]  # fmt: skip
+    return [v for v in values if isinstance(v, Tensor)]
 
 
 def has_tensor(result: Any) -> bool:

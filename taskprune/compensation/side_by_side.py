@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from taskprune.compensation.attention_widths import Fold, Taken, agree, foldable
 from taskprune.compensation.compensated import ReaderReport
 from taskprune.compensation.harm import Change
 from taskprune.compensation.lockstep import Stoppable
+from taskprune.compensation.picks import located, part_of, spelled
 from taskprune.compensation.query_folding import Met
 from taskprune.compensation.reading_calls import Read
 from taskprune.compensation.reads import Geometry, StackGeometry
@@ -59,7 +61,8 @@ class SideBySide:
     ) -> None:
         self.survey, self.kept = survey, kept
         self._plan = {(kept.name, kept.dim): kept for kept in plan.tensors}
-        found = (self._unless_blocks_go(survey.readers.get(name, Reader(name))) for name in kept)
+        self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
+        found = [reader for name in kept for reader in self._readers_of(name)]
         order = {name: number for number, name in enumerate(survey.readers)}
         self.readers = sorted(found, key=lambda reader: order.get(reader.name, len(order)))
         self.folds = foldable(
@@ -68,11 +71,12 @@ class SideBySide:
         self.changes: list[Change] = []
         self.solved: set[str] = set()
         self.folded: set[str] = set()
-        self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
         self.dims: dict[str, set[int]] = {}
         for reader in self.readers:
             if (reads := self.kept_of(reader)) is not None:
-                self.dims.setdefault(reader.name, set()).add(reads.dim)
+                self.dims.setdefault(reads.name, set()).add(reads.dim)
+            else:
+                self.solved.add(reader.name)
         self.lanes = [
             _Lane(self, n, batch, teacher, student) for n, batch in enumerate(survey.batches)
         ]
@@ -129,17 +133,36 @@ class SideBySide:
                 reports[name] = replace(report, folded=found.gain, undone="")
         self.folded.add(name)
 
-    def _unless_blocks_go(self, reader: Reader) -> Reader:
-        """Refuse a stack of matrices of which whole ones go: teacher and student do not pair up."""
-        if isinstance(reader.geometry, StackGeometry) and (reader.name, 0) in self._plan:
-            return replace(reader, refused=reader.refused or "whole matrices of it go")
-        return reader
+    def _readers_of(self, stack: str) -> list[Reader]:
+        """Return the readers through a parameter: one, or each matrix that may be picked of it.
+
+        A stack of which whole matrices go is refused: teacher and student do not pair up.
+        """
+        readers = self.survey.readers
+        depths = {
+            len(block)
+            for of, block in (located(name, self._of_teacher) for name in readers)
+            if of == stack and block
+        }
+        depth = max(depths, default=0)
+        whole = readers.get(stack, Reader(stack))
+        if len(depths) > 1:
+            whole = replace(whole, refused=whole.refused or "it is picked apart in several ways")
+        is_stack = depth or isinstance(whole.geometry, StackGeometry)
+        if is_stack and any((stack, dim) in self._plan for dim in range(depth or 1)):
+            whole = replace(whole, refused=whole.refused or "whole matrices of it go")
+        if whole.refused or not depth:
+            return [whole]
+        sizes = self._of_teacher[stack].shape[:depth]
+        blocks = [spelled(stack, block) for block in product(*map(range, sizes))]
+        return [readers.get(name, Reader(name)) for name in blocks]
 
     def kept_of(self, reader: Reader) -> KeptEntries | None:
         """Return what a reader keeps of the dim that it reads; ``None`` if it loses nothing."""
         if reader.geometry is None or reader.refused:
             return None
-        return self.kept[reader.name].get(reader.geometry.dim)
+        stack, block = located(reader.name, self._of_teacher)
+        return self.kept[stack].get(reader.geometry.dim + len(block))
 
     def _refit(self, reader: Reader) -> ReaderReport:
         kept, geometry = self.kept_of(reader), reader.geometry
@@ -149,16 +172,17 @@ class SideBySide:
         report = ReaderReport(reader.name, dropped=kept.size - len(kept.keep))
         settings = self.survey.settings
         aware = settings.aware and reader.corresponds and reader.calls == 1
-        weight = geometry.blocks(self._of_teacher[reader.name].detach().double())
+        weight = geometry.blocks(part_of(self._of_teacher, reader.name).double())
         keep = _by_block(kept, geometry, weight)
         outputs = self._outputs(reader.name, geometry, weight)
+        shifted = (reader.bias or reader.norm) if reader.shifts_alone else ""
         rows = []
         for lane in self.lanes:
             lane.approach(reader.name)
             rows += lane.rows(reader.name, keep, outputs, aware=aware)
         bias = weight.new_zeros(outputs.shape if geometry.by_output else ())
         if reader.bias and geometry.by_output:
-            whole = self._of_teacher[reader.bias].detach().double()
+            whole = part_of(self._of_teacher, reader.bias).double()
             bias = whole.reshape(weight.shape[0], -1).gather(1, outputs)
         refitted = refit(
             weight.gather(1, outputs[:, :, None, None].expand(-1, -1, *weight.shape[2:])),
@@ -166,10 +190,10 @@ class SideBySide:
             keep,
             rows,
             geometry=geometry,
-            intercept=bool(reader.bias or reader.norm),
+            intercept=bool(shifted),
             settings=settings,
         )
-        self._write(reader, geometry, refitted)
+        self._write(reader, shifted, geometry, refitted)
         self.solved.add(reader.name)
         return replace(
             report,
@@ -177,27 +201,28 @@ class SideBySide:
             ridge=_finite(refitted.ridge),
             tap_ridge=_finite(refitted.tap_ridge),
             aware=aware,
-            shifted=reader.bias or reader.norm,
+            shifted=shifted,
         )
 
     def _outputs(self, name: str, geometry: Geometry, weight: Tensor) -> Tensor:
         """Return the numbers of the outputs that stay. Shape ``[G, O]``."""
-        kept = self._plan.get((name, geometry.out_dim))
+        stack, block = located(name, self._of_teacher)
+        kept = self._plan.get((stack, geometry.out_dim + len(block)))
         if kept is None:
             return torch.arange(weight.shape[1], device=weight.device).expand(len(weight), -1)
-        stays = torch.zeros_like(self._of_teacher[name], dtype=torch.bool)
+        stays = torch.zeros_like(part_of(self._of_teacher, name), dtype=torch.bool)
         stays.index_fill_(geometry.out_dim, torch.tensor(kept.keep, device=stays.device), True)
         by_block = geometry.blocks(stays)[:, :, 0, 0]
         return by_block.nonzero()[:, 1].reshape(len(weight), -1)
 
-    def _write(self, reader: Reader, geometry: Geometry, refitted: Refitted) -> None:
+    def _write(self, reader: Reader, shifted: str, geometry: Geometry, refitted: Refitted) -> None:
         if refitted.ridge == refitted.tap_ridge == torch.inf:
             return
         new = {reader.name: geometry.weight(refitted.weight)}
-        for name, sign in ((reader.bias, 1), (reader.norm, -1)):
-            if name:
-                old = self._of_student[name].detach().double()
-                new[name] = old + sign * refitted.shift.reshape(-1)
+        if shifted:
+            sign = 1 if reader.bias else -1
+            old = part_of(self._of_student, shifted).double()
+            new[shifted] = old + sign * refitted.shift.reshape(-1)
         self._change(reader.name, new)
 
     def _change(self, reader: str, new: Mapping[str, Tensor]) -> None:
@@ -205,9 +230,9 @@ class SideBySide:
         at = next((n for n, own in enumerate(self.changes) if own.reader == reader), None)
         known = {} if at is None else {own[0]: own for own in self.changes[at].tensors}
         for name, value in new.items():
-            tensor = self._of_student[name]
-            after = torch.empty_like(tensor.data).copy_(value.reshape(tensor.shape))
-            before = known[name][2] if name in known else tensor.data.clone()
+            tensor = part_of(self._of_student, name)
+            after = torch.empty_like(tensor).copy_(value.reshape(tensor.shape))
+            before = known[name][2] if name in known else tensor.clone()
             known[name] = (name, tensor, before, after)
         change = Change(reader, tuple(known.values()))
         if at is None:

@@ -14,6 +14,8 @@ import pytest
 import torch
 from nets_of_readers import (
     Chosen,
+    Picked,
+    Routed,
     ThereAndBack,
     Tokens,
     TwoHeads,
@@ -37,6 +39,7 @@ from taskprune.compensation.side_by_side import SideBySide
 from taskprune.coupling import couple
 from taskprune.errors import TraceError
 from taskprune.graph import trace
+from taskprune.importance.projections import output_tasks
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite.masking import masked_copy
 from taskprune.testing import unchanged
@@ -46,6 +49,8 @@ NETS: list[tuple[Callable[[], nn.Module], Callable[[], list[Tensor]]]] = [
     (Tokens, sequences),
     (Widths, sequences),
     (Chosen, sequences),
+    (Routed, sequences),
+    (Picked, sequences),
 ]
 
 
@@ -232,6 +237,38 @@ def test_no_calibration_loss_rises() -> None:
     for name, loss in result.losses.items():
         assert found[name] == loss.compensated <= loss.sliced == sliced[name]
         assert loss.original == original[name]
+
+
+class Biased(nn.Module):
+    """What is added to what a reader makes is computed, or added to something else as well."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed, self.how = nn.Linear(5, 12), how
+        self.one, self.two = (nn.Parameter(0.3 * torch.randn(6, 12)) for _ in range(2))
+        self.bias = nn.Parameter(9 * torch.ones(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.embed(x))
+        if self.how == "computed":
+            return F.linear(x, self.one, self.bias * 2)
+        if self.how == "of two readers":
+            return F.linear(x, self.one, self.bias) * F.linear(x, self.two, self.bias)
+        return F.linear(x, self.one, self.bias) * (self.bias + 1)
+
+
+@pytest.mark.parametrize("how", ["computed", "of two readers", "added elsewhere"])
+def test_a_bias_that_is_not_its_own_takes_no_shift(how: str) -> None:
+    model, batches = made(lambda: Biased(how)), sequences()
+    all_of_it = CompensationSettings(cautious=False)
+    result = compensate(model, third(model, batches[0]), batches, settings=all_of_it)
+    assert {report.shifted for report in result.readers} == {""}
+    assert all(report.ridge is not None for report in result.readers)
+    assert result.model.get_parameter("bias").eq(9).all()
+    harm = Harm(output_tasks(model, batches[0], forward=call_batch), map(model, batches))
+    sliced = apply_plan(model, third(model, batches[0]), verify=False).eval()
+    before = harm.of(runs(sliced, batches, call_batch))["output"]
+    assert harm.of(runs(result.model, batches, call_batch))["output"] < 0.5 * before
 
 
 class TakenEarly(nn.Module):
