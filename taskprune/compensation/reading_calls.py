@@ -41,7 +41,7 @@ class Read:
         place: ``(dim, first, size)``: where in the call's output this parameter's part is;
             ``None``: everywhere.
         block: Numbers of what was picked out of the parameter; empty where it is read whole.
-        weight: What was read through.
+        given: All tensors that the call was given.
         y: The call's whole output, after it has run.
     """
 
@@ -51,7 +51,7 @@ class Read:
     bias: str | None = None
     place: tuple[int, int, int] | None = None
     block: tuple[int, ...] = ()
-    weight: Tensor | None = None
+    given: tuple[Tensor, ...] = ()
     y: Tensor | None = None
 
     def own(self, whole: Tensor) -> Tensor:
@@ -157,6 +157,8 @@ class ReadingMode(TorchFunctionMode):
             weight = self._weights.get(id(call.weight))
             if weight is not None:
                 found += self._parts(call, weight)
+        for read in found:
+            read.given = tuple(_tensors(args, kwargs))
         return tuple(found)
 
     def _parts(self, call: Recognised, weight: _Weight) -> Iterable[Read]:
@@ -173,7 +175,7 @@ class ReadingMode(TorchFunctionMode):
                 return
             geometry = type(geometry)(geometry.dim, by_output=False)
         if len(weight.names) == 1:
-            yield from self._read(weight.names[0], geometry, call.x, biases[0], None, call.weight)
+            yield from self._read(weight.names[0], geometry, call.x, biases[0], None)
             return
         yield from self._joined(call, geometry, weight, biases)
 
@@ -195,12 +197,11 @@ class ReadingMode(TorchFunctionMode):
         x: Tensor,
         bias: str | None,
         place: tuple[int, int, int] | None,
-        weight: Tensor,
     ) -> Iterable[Read]:
         """Return what is read through one parameter, if it is along a dim that loses channels."""
         stack, block = located(name, self._parameters)
         if geometry.dim + len(block) in self._dims.get(stack, ()):
-            yield Read(name, geometry, x, bias, place, block, weight)
+            yield Read(name, geometry, x, bias, place, block)
 
     def _joined(
         self,
@@ -227,7 +228,7 @@ class ReadingMode(TorchFunctionMode):
                 place = (-1, first, size)
             else:
                 return
-            yield from self._read(name, own, part, biases[number], place, call.weight)
+            yield from self._read(name, own, part, biases[number], place)
             first += size
 
     def _remember(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:

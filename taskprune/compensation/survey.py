@@ -241,7 +241,7 @@ class Survey:
                 reader.refused = "it is read along more dims than one"
             if reader.geometry is None or reader.geometry.by_output:
                 reader.geometry = read.geometry
-            reader.corresponds &= self._rows.holds(read.x) and self._is_same(read)
+            reader.corresponds &= self._is_same(read)
             reader.biases.add(read.bias or "")
             self._calls[read.name] = self._calls.get(read.name, 0) + 1
             if self.on_read is not None and not read.block:
@@ -311,9 +311,9 @@ class Survey:
         return self.readers.setdefault(name, Reader(name))
 
     def _is_same(self, read: Read) -> bool:
-        """Return whether both networks pick the same matrix for the same rows."""
-        weight, rows = read.weight, self._rows
-        return not read.block or weight is None or (rows.holds(weight) and not rows.has_left)
+        """Return whether both networks read the same positions, through the same matrix."""
+        is_picked = bool(read.block)
+        return all(map(self._rows.holds, read.given)) and not (is_picked and self._rows.has_left)
 
     def _follow(self, reads: tuple[Read, ...], tensor: Tensor) -> None:
         """Hear the gradients of a tensor, which the model may overwrite further on."""
@@ -324,7 +324,7 @@ class Survey:
         shapes = []
         for read in reads:
             made = None if read.y is None else _shape_of(read.y)
-            shapes.append(replace(read, x=_shape_of(read.x), y=made, weight=None))
+            shapes.append(replace(read, x=_shape_of(read.x), y=made, given=()))
         first = len(self._heard)
         self._reads += [(shape, tensor.device) for shape in shapes]
         self._loudness += [[None] * len(self.tasks) for _ in shapes]

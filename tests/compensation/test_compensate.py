@@ -403,6 +403,29 @@ def test_rows_behind_a_choice_are_not_taken_for_the_same() -> None:
     assert aware == {"score.weight": True, "inner.weight": False, "out.weight": False}
 
 
+class SortedGroups(nn.Module):
+    """Groups of a convolution that run as one call, behind a choice of positions by value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Conv1d(5, 8, 1), nn.Conv1d(6, 2, 1)
+        self.one, self.two = (nn.Parameter(0.3 * torch.randn(3, 4, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.mT).relu()
+        best = x.sum(1, keepdim=True).topk(4, dim=2).indices
+        x = x.gather(2, best.expand(-1, x.shape[1], -1))
+        made: Tensor = self.out(F.conv1d(x, torch.cat([self.one, self.two]), groups=2))
+        return made
+
+
+def test_rows_of_groups_that_run_as_one_call_are_told_apart_as_well() -> None:
+    model, batches = made(SortedGroups), sequences()
+    result = compensate(model, third(model, batches[0]), batches)
+    assert "one" in {report.name for report in result.readers}
+    assert not any(report.aware for report in result.readers)
+
+
 def test_wide_readers_are_fitted_from_rows() -> None:
     model, plan = dependent()
     plan = narrowed(model, {d.name: d.drop for d in plan.groups if d.name in ("stem", "up")})
