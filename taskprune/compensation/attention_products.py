@@ -209,7 +209,12 @@ class ProductMode(TorchFunctionMode):
         for call in calls:
             geometry, name = call.geometry, self._names.get(id(call.weight))
             bias = "" if call.bias is None else self._names.get(id(call.bias))
-            if name is None or bias is None or (call.bias is not None and call.bias.ndim != 1):
+            if (
+                name is None
+                or bias is None
+                or call.block
+                or (call.bias is not None and call.bias.ndim != 1)
+            ):
                 continue
             if isinstance(geometry, ProductGeometry) and geometry.by_output:
                 behind = 0

@@ -1,6 +1,7 @@
 """Matrices that are picked out of a stack one by one: experts of a mixture, layers in a loop.
 
-Each is a reader of its own, ``experts.up[3]`` by name: its rows are those that were sent to it.
+Each is a reader of its own, ``experts.up[3]`` by name: its rows are those that were sent to it. So
+is each matrix of a grouped product, to which rows are sent that lie side by side.
 """
 
 from __future__ import annotations

@@ -175,9 +175,12 @@ class ReadingMode(TorchFunctionMode):
                 return
             geometry = type(geometry)(geometry.dim, by_output=False)
         if len(weight.names) == 1:
-            yield from self._read(weight.names[0], geometry, call.x, biases[0], None)
+            stack, block = located(weight.names[0], self._parameters)
+            name = spelled(stack, (*block, *call.block))
+            yield from self._read(name, geometry, call.x, biases[0], call.place)
             return
-        yield from self._joined(call, geometry, weight, biases)
+        if not call.block:
+            yield from self._joined(call, geometry, weight, biases)
 
     def _biases_of(self, call: Recognised, weight: _Weight) -> tuple[str | None, ...]:
         """Return the bias of each parameter that a call reads through."""

@@ -27,12 +27,16 @@ class Recognised:
         x: The channels.
         weight: What they are read through.
         bias: What is added; ``None`` without one.
+        block: Numbers of the matrix of the weight that this part reads through; empty for all.
+        place: Where the part is in what the call returns; see :class:`~.reading_calls.Read`.
     """
 
     geometry: Geometry
     x: Tensor
     weight: Tensor
     bias: Tensor | None = None
+    block: tuple[int, ...] = ()
+    place: tuple[int, int, int] | None = None
 
 
 def _numbers(value: Any, rank: int) -> tuple[int, ...]:
@@ -107,6 +111,17 @@ def _baddbmm(
         yield Recognised(StackGeometry(1), batch1, batch2, input)
 
 
+def _grouped_mm(
+    input: Tensor, mat2: Tensor, offs: Tensor | None = None, bias: Tensor | None = None, **_: Any
+) -> Iterable[Recognised]:
+    if input.ndim == 2 and mat2.ndim == 3 and offs is not None and bias is None:
+        ends = offs.tolist()
+        for n, (first, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            rows = input[first:end]
+            place = (-2, first, len(rows))
+            yield Recognised(ProductGeometry(0), rows, mat2, None, (n,), place)
+
+
 def _einsum(equation: str, *operands: Any) -> Iterable[Recognised]:
     tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) \
         else operands  # fmt: skip
@@ -168,3 +183,5 @@ RECOGNISERS: dict[Any, Callable[..., Iterable[Recognised]]] = {
     torch.rnn_tanh: _recurrent,
     torch.rnn_relu: _recurrent,
 }
+if hasattr(torch, "_grouped_mm"):
+    RECOGNISERS[torch._grouped_mm] = _grouped_mm

@@ -269,6 +269,55 @@ def test_where_values_choose_the_matrix_rows_are_not_taken_for_the_same(
     assert found["router.weight"].aware
 
 
+class Sorted(nn.Module):
+    """Tokens sorted by expert, in grouped products; none goes to the last."""
+
+    def __init__(self, *, by_rows: bool) -> None:
+        super().__init__()
+        self.by_rows = by_rows
+        self.embed, self.router, self.out = nn.Linear(5, 12), nn.Linear(12, 4), nn.Linear(12, 3)
+        self.router.bias.data = torch.tensor([0.0, 0.0, 0.5, -100])
+        up, down = (4, 12, 16), (4, 16, 12)
+        self.up = nn.Parameter(0.3 * torch.randn(up if by_rows else (4, 16, 12)))
+        self.down = nn.Parameter(0.3 * torch.randn(down if by_rows else (4, 12, 16)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).relu()
+        flat = x.flatten(0, 1)
+        expert = self.router(flat).argmax(-1)
+        order = expert.argsort(stable=True)
+        ends = (expert[:, None] == torch.arange(4)).sum(0).cumsum(0).to(torch.int32)
+        up, down = (self.up, self.down) if self.by_rows else (self.up.mT, self.down.mT)
+        inner = torch._grouped_mm(flat[order], up, offs=ends).relu()
+        y = torch._grouped_mm(inner, down, offs=ends)[order.argsort()]
+        made: Tensor = self.out(x + y.view_as(x))
+        return made
+
+
+@pytest.mark.skipif(not hasattr(torch, "_grouped_mm"), reason="no grouped products")
+@pytest.mark.parametrize("by_rows", [False, True])
+def test_each_matrix_of_a_grouped_product_is_a_reader_of_its_own(by_rows: bool) -> None:
+    model = made(lambda: Sorted(by_rows=by_rows)).float()
+    batches = [batch.float() for batch in sequences(8)]
+    groups = couple(trace(model, batches[0], forward=call_inputs))
+    plan = build_plan(groups, {g.name: np.arange(4) for g in groups if g.n_channels > 4})
+    result = compensate(model, plan, batches, settings=ALL_OF_IT)
+    found = reports(result)
+    for stack in ("up", "down"):
+        own = [found.pop(f"{stack}[{n}]") for n in range(4)]
+        assert not any(report.undone or report.aware for report in own)
+        assert any(report.gain > 0.3 for report in own)
+        assert own[3].ridge is None
+        sliced = apply_plan(model, plan, verify=False).get_parameter(stack)
+        assert torch.equal(result.model.get_parameter(stack)[3], sliced[3])
+    assert found.keys() == {"router.weight", "out.weight"}
+    masked = masked_copy(result.original(model, plan), plan)
+    assert distance(result.model, masked, batches) < 1e-5
+    twice = compensate(result.original(model, plan), plan, batches, settings=ALL_OF_IT)
+    assert furthest(result.model, twice.model) < 1e-4
+    assert all(loss.compensated < loss.sliced for loss in result.losses.values())
+
+
 def test_moments_are_not_taken_of_single_matrices() -> None:
     model, batches = made(Picked), sequences()
     moments = Moments()
