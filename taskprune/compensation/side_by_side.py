@@ -24,7 +24,7 @@ from taskprune.compensation.lockstep import Stoppable
 from taskprune.compensation.picks import located, part_of, spelled
 from taskprune.compensation.query_folding import Met
 from taskprune.compensation.reading_calls import Read
-from taskprune.compensation.reads import Geometry, StackGeometry
+from taskprune.compensation.reads import Geometry, ProductGeometry, StackGeometry
 from taskprune.compensation.refitting import Refitted, Rows, refit
 from taskprune.compensation.stopping_forward import StoppingForward
 from taskprune.compensation.survey import Reader, Survey
@@ -62,7 +62,7 @@ class SideBySide:
         self.survey, self.kept = survey, kept
         self._plan = {(kept.name, kept.dim): kept for kept in plan.tensors}
         self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
-        found = [reader for name in kept for reader in self._readers_of(name)]
+        found = [_of_one_bias(reader) for name in kept for reader in self._readers_of(name)]
         order = {name: number for number, name in enumerate(survey.readers)}
         self.readers = sorted(found, key=lambda reader: order.get(reader.name, len(order)))
         self.folds = foldable(
@@ -349,6 +349,16 @@ class _Lane:
                     made = read.geometry.targets(read.own(read.y), rows)
                 calls.append((read.geometry.columns(read.x, rows), made))
         self.teacher.call.stop(reads)
+
+
+def _of_one_bias(reader: Reader) -> Reader:
+    """Take what calls return for unknown where they add several biases, or only some add one."""
+    geometry = reader.geometry
+    if len(reader.biases) < 2 or geometry is None or not geometry.by_output:
+        return reader
+    if isinstance(geometry, ProductGeometry | StackGeometry):
+        return replace(reader, geometry=type(geometry)(geometry.dim, by_output=False))
+    return replace(reader, refused=reader.refused or "its calls add different biases")
 
 
 def _finite(ridge: float) -> float | None:

@@ -246,7 +246,8 @@ class Biased(nn.Module):
         super().__init__()
         self.embed, self.how = nn.Linear(5, 12), how
         self.one, self.two = (nn.Parameter(0.3 * torch.randn(6, 12)) for _ in range(2))
-        self.bias = nn.Parameter(9 * torch.ones(6))
+        self.bias, self.other = (nn.Parameter(n * torch.ones(6)) for n in (9, -7))
+        self.kernel = nn.Parameter(0.3 * torch.randn(6, 12, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.embed(x))
@@ -254,10 +255,14 @@ class Biased(nn.Module):
             return F.linear(x, self.one, self.bias * 2)
         if self.how == "of two readers":
             return F.linear(x, self.one, self.bias) * F.linear(x, self.two, self.bias)
+        if self.how == "of two calls":
+            return F.linear(x, self.one, self.bias) * F.linear(x + 1, self.one, self.other)
+        if self.how == "of a convolution":
+            return F.conv1d(x.mT, self.kernel, self.bias * 2).mT
         return F.linear(x, self.one, self.bias) * (self.bias + 1)
 
 
-@pytest.mark.parametrize("how", ["computed", "of two readers", "added elsewhere"])
+@pytest.mark.parametrize("how", ["computed", "of two readers", "of two calls", "added elsewhere"])
 def test_a_bias_that_is_not_its_own_takes_no_shift(how: str) -> None:
     model, batches = made(lambda: Biased(how)), sequences()
     all_of_it = CompensationSettings(cautious=False)
@@ -269,6 +274,13 @@ def test_a_bias_that_is_not_its_own_takes_no_shift(how: str) -> None:
     sliced = apply_plan(model, third(model, batches[0]), verify=False).eval()
     before = harm.of(runs(sliced, batches, call_batch))["output"]
     assert harm.of(runs(result.model, batches, call_batch))["output"] < 0.5 * before
+
+
+def test_a_convolution_with_a_computed_bias_stays_as_sliced() -> None:
+    model, batches = made(lambda: Biased("of a convolution")), sequences()
+    result = compensate(model, third(model, batches[0]), batches)
+    found = {report.name: report.undone for report in result.readers}
+    assert found == {"kernel": "`conv1d` takes it as well"}
 
 
 class TakenEarly(nn.Module):

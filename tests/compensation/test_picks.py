@@ -269,6 +269,37 @@ def test_where_values_choose_the_matrix_rows_are_not_taken_for_the_same(
     assert found["router.weight"].aware
 
 
+class RoutedImages(nn.Module):
+    """Each image goes through one kernel of a stack; none through the last, which is called too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Conv1d(5, 12, 1), nn.Conv1d(6, 2, 1)
+        self.kernels = nn.Parameter(0.3 * torch.randn(3, 6, 12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.mT).relu()
+        chosen = (x.mean((1, 2)) > 0.45).long()
+        y = x.new_zeros(len(x), 6, x.shape[2])
+        for expert in range(3):
+            image = torch.where(chosen == expert)[0]
+            y = y.index_add(0, image, F.conv1d(x[image], self.kernels[expert], padding=1))
+        made: Tensor = self.out(y)
+        return made
+
+
+def test_kernels_are_picked_as_well_also_for_no_images() -> None:
+    model, batches = made(RoutedImages), sequences()
+    plan = third(model, batches[0])
+    result = compensate(model, plan, batches, settings=ALL_OF_IT)
+    found = reports(result)
+    assert not any(found[f"kernels[{n}]"].undone for n in range(3))
+    assert found["kernels[0]"].gain > 0.1
+    assert found["kernels[2]"].ridge is None
+    masked = masked_copy(result.original(model, plan), plan)
+    assert distance(result.model, masked, batches) < 1e-12
+
+
 class Sorted(nn.Module):
     """Tokens sorted by expert, in grouped products; none goes to the last."""
 
