@@ -102,7 +102,7 @@ def free_among(
         return FreeChannels()
     with replaced_modules(bare(model), groups.replacements), torch.no_grad():
         tensors = named_tensors(bare(model))
-        shifts = {name: _shift(survey.readers[name], survey.readers) for name in rows}
+        shifts = {name: _shift(survey.readers[name]) for name in rows}
         blocks = {
             name: _blocks(
                 geometry,
@@ -198,14 +198,13 @@ def _blocks(
     ]
 
 
-def _shift(reader: Reader, readers: Mapping[str, Reader]) -> tuple[str, int]:
+def _shift(reader: Reader) -> tuple[str, int]:
     """Return what takes a constant, and its sign; an empty name if nothing can exactly."""
     geometry = reader.geometry
     padded = isinstance(geometry, ConvGeometry) and any(map(any, geometry.padding))
     whole = isinstance(geometry, ProductGeometry | StackGeometry | ConvGeometry) and not padded
     name = reader.bias or reader.norm
-    shared = any(name in (o.bias, *o.consumers) for o in readers.values() if o is not reader)
-    return (name if whole and not shared else "", 1 if reader.bias else -1)
+    return (name if whole and reader.shifts_alone else "", 1 if reader.bias else -1)
 
 
 def _chosen(inputs: Sequence[Inputs], waiting: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class Moments:
     def has_read(self, reads: tuple[Read, ...]) -> None:
         """Add the rows of one call."""
         for read in reads:
-            rows = _rows(read)
+            rows = None if read.block else _rows(read)
             if rows is None or rows.shape[1] > WIDEST:
                 continue
             if len(rows) > ROWS:

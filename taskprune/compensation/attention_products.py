@@ -20,8 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 from taskprune.compensation.query_operands import Operands, operands_of
-from taskprune.compensation.reading_calls import RECOGNISERS, has_tensor
+from taskprune.compensation.reading_calls import has_tensor
 from taskprune.compensation.reads import ConvGeometry, ProductGeometry
+from taskprune.compensation.recognised_calls import RECOGNISERS
 
 _T: Any = Tensor
 _GETTERS = {_T.mT.__get__, _T.T.__get__}
@@ -208,7 +209,12 @@ class ProductMode(TorchFunctionMode):
         for call in calls:
             geometry, name = call.geometry, self._names.get(id(call.weight))
             bias = "" if call.bias is None else self._names.get(id(call.bias))
-            if name is None or bias is None or (call.bias is not None and call.bias.ndim != 1):
+            if (
+                name is None
+                or bias is None
+                or call.block
+                or (call.bias is not None and call.bias.ndim != 1)
+            ):
                 continue
             if isinstance(geometry, ProductGeometry) and geometry.by_output:
                 behind = 0

@@ -16,7 +16,7 @@ class ReaderReport:
     """What was done to one parameter that reads channels.
 
     Attributes:
-        name: The parameter.
+        name: The parameter, or ``stack[3]`` for a matrix that is picked out of it.
         dropped: How many of the channels that it read go.
         gain: Fraction of its output's squared error, as the tasks weigh it, that went away.
         ridge: Of the channel map, relative to the mean square of the channels; ``None`` where it

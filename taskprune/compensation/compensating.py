@@ -17,6 +17,7 @@ from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.compensation.compensated import CompensationResult, LossReport, ReaderReport
 from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.harm import Change, Harm, runs, settle
+from taskprune.compensation.picks import located
 from taskprune.compensation.side_by_side import SideBySide
 from taskprune.compensation.survey import Survey
 from taskprune.errors import InputError
@@ -167,9 +168,11 @@ def _of_original(
     for reader in run.readers:
         kept = run.kept_of(reader)
         if kept is not None:
-            whole = found[reader.name] = originals[reader.name].detach().clone()
+            whole = found.setdefault(kept.name, originals[kept.name].detach().clone())
+            _, block = located(reader.name, originals)
             gone = sorted(set(range(kept.size)) - set(kept.keep))
-            whole.index_fill_(kept.dim, torch.tensor(gone, device=whole.device), 0)
+            index = torch.tensor(gone, device=whole.device)
+            whole[block].index_fill_(kept.dim - len(block), index, 0)
     changed = {change.reader for change in changes}
     for fold in run.folds.values():
         if fold.change is not None and fold.queries.name in changed:
@@ -178,12 +181,14 @@ def _of_original(
                     whole = found[name] if name in found else originals[name].detach().clone()
                     rows = torch.tensor(fold.gone, device=whole.device)
                     found[name] = whole.index_fill_(dim, rows, 0)
-    for name, after in ((n, after) for c in changes for n, _, _, after in c.tensors):
+    for part, after in ((n, after) for c in changes for n, _, _, after in c.tensors):
+        name, block = located(part, originals)
         whole = found[name] if name in found else originals[name].detach().clone()
         where = [torch.arange(size, device=whole.device) for size in whole.shape]
         for own in plan.tensors:
             if own.name == name:
                 where[own.dim] = torch.tensor(own.keep, device=whole.device)
+        where[: len(block)] = [torch.tensor([number], device=whole.device) for number in block]
         whole[torch.meshgrid(*where, indexing="ij")] = after
         found[name] = whole
     return found

@@ -35,16 +35,27 @@ _INDEXING = frozenset(
 """Functions that take rows by number or by mask."""
 
 
+_LEAVING = frozenset(
+    ("item", "tolist", "numpy", "__int__", "__index__", "__bool__", "__float__", "__array__")
+)
+"""Functions that make Python's numbers of a tensor's."""
+
+
 class Correspondence:
     """Follows, call by call, which tensors hang on weights, and which have rows of their own.
 
     Args:
         parameters: The model's.
+
+    Attributes:
+        has_left: Whether a number that hangs on weights has become one of Python's. What the code
+            does with it nobody sees.
     """
 
     def __init__(self, parameters: Iterator[Tensor]) -> None:
         self._computed: Any = WeakIdKeyDictionary()
         self._reordered: Any = WeakIdKeyDictionary()
+        self.has_left = False
         for parameter in parameters:
             self._computed[parameter] = True
 
@@ -61,6 +72,7 @@ class Correspondence:
         if not computed:
             return
         name = getattr(function, "__name__", "")
+        self.has_left |= name in _LEAVING
         reordered = any(t in self._reordered for t in inputs)
         if not reordered and name in _ORDERING:
             reordered = True

@@ -31,7 +31,8 @@ class Change:
     Attributes:
         reader: Name of the parameter.
         tensors: ``(name, tensor of the smaller model, data before, data after)`` of the weight and
-            of what took the shift.
+            of what took the shift. Data is written in place: a forward that stands in the middle
+            may hold transposed or picked views of it.
     """
 
     reader: str
@@ -40,12 +41,12 @@ class Change:
     def undo(self) -> None:
         """Give the sliced values back."""
         for _, tensor, before, _ in self.tensors:
-            tensor.data = before
+            tensor.copy_(before)
 
     def redo(self) -> None:
         """Put the new values in place."""
         for _, tensor, _, after in self.tensors:
-            tensor.data = after
+            tensor.copy_(after)
 
 
 Losses: TypeAlias = Mapping[str, float]

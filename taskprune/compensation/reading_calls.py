@@ -2,13 +2,14 @@
 
 A function mode sees the functions of ``torch`` with their arguments whoever calls them: modules,
 functional code, shared and repeated layers. A parameter is known by its identity, also behind a
-transposition or a concatenation with others. What is not recognised is never guessed at: a
-parameter that anything else makes a tensor of is reported with the name of that function.
+transposition, a concatenation with others, or a matrix picked out of a stack. What is not
+recognised is never guessed at: a parameter that anything else makes a tensor of is reported with
+the name of that function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from taskprune.compensation.picks import located, part_of, picked, spelled
 from taskprune.compensation.reads import (
     ConvGeometry,
     Geometry,
@@ -23,6 +25,7 @@ from taskprune.compensation.reads import (
     StackGeometry,
     TransposedGeometry,
 )
+from taskprune.compensation.recognised_calls import RECOGNISERS, Recognised
 
 
 @dataclass(eq=False, slots=True)
@@ -30,12 +33,15 @@ class Read:
     """One call that reads channels through one parameter.
 
     Attributes:
-        name: Of the parameter.
+        name: Of the parameter, or of the part of it that was picked out of it.
         geometry: How it reads.
         x: The channels, those of this parameter alone.
-        bias: Name of the bias that is added; ``None`` without one, or if it is no parameter.
+        bias: Name of the bias that is added; ``None`` without one, or if it is no parameter, or
+            picked by other numbers than the weight.
         place: ``(dim, first, size)``: where in the call's output this parameter's part is;
             ``None``: everywhere.
+        block: Numbers of what was picked out of the parameter; empty where it is read whole.
+        given: All tensors that the call was given.
         y: The call's whole output, after it has run.
     """
 
@@ -44,6 +50,8 @@ class Read:
     x: Tensor
     bias: str | None = None
     place: tuple[int, int, int] | None = None
+    block: tuple[int, ...] = ()
+    given: tuple[Tensor, ...] = ()
     y: Tensor | None = None
 
     def own(self, whole: Tensor) -> Tensor:
@@ -69,7 +77,7 @@ class _Weight:
     """A tensor that is nothing but parameters.
 
     Attributes:
-        names: One, or several side by side along dim 0.
+        names: One, or several side by side along dim 0; of parameters, or parts picked out of them.
         sizes: Of each along that dim.
         is_transposed: Whether its last two dims are exchanged.
     """
@@ -77,14 +85,6 @@ class _Weight:
     names: tuple[str, ...]
     sizes: tuple[int, ...]
     is_transposed: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Recognised:
-    geometry: Geometry
-    x: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
 
 
 class ReadingMode(TorchFunctionMode):
@@ -97,6 +97,7 @@ class ReadingMode(TorchFunctionMode):
 
     Attributes:
         unrecognised: ``{parameter: name of a function that makes something else of it}``.
+        elsewhere: Biases, or stacks of such, that anything but a reader takes: no shift is theirs.
     """
 
     def __init__(
@@ -108,7 +109,8 @@ class ReadingMode(TorchFunctionMode):
         super().__init__()
         self.listener = listener
         self.unrecognised: dict[str, str] = {}
-        self._dims = dims
+        self.elsewhere: set[str] = set()
+        self._parameters, self._dims = parameters, dims
         # Those that lose nothing as well: they may run side by side with one that does.
         self._weights = {
             id(tensor): _Weight((name,), (len(tensor),))
@@ -129,6 +131,7 @@ class ReadingMode(TorchFunctionMode):
         reads = self._reads(func, args, kwargs)
         if reads:
             self.listener.about_to_read(reads)
+            self._renew(args, kwargs)
         result = func(*args, **kwargs)
         if reads:
             whole = result[0] if isinstance(result, tuple) else result
@@ -137,6 +140,7 @@ class ReadingMode(TorchFunctionMode):
             self.listener.has_read(reads)
         else:
             self._remember(func, args, kwargs, result)
+        self._note_biases(args, kwargs, reads, result)
         self.listener.has_called(func, args, kwargs, result)
         return result
 
@@ -153,29 +157,64 @@ class ReadingMode(TorchFunctionMode):
             weight = self._weights.get(id(call.weight))
             if weight is not None:
                 found += self._parts(call, weight)
+        for read in found:
+            read.given = tuple(_tensors(args, kwargs))
         return tuple(found)
 
-    def _parts(self, call: _Recognised, weight: _Weight) -> Iterable[Read]:
+    def _parts(self, call: Recognised, weight: _Weight) -> Iterable[Read]:
         geometry = call.geometry
         if weight.is_transposed:
             if not isinstance(geometry, ProductGeometry | StackGeometry):
                 return
             other = {ProductGeometry: 1, StackGeometry: 3}[type(geometry)] - geometry.dim
             geometry = type(geometry)(other, geometry.by_output)
-        bias = self._biases.get(id(call.bias)) if call.bias is not None else None
+        biases = self._biases_of(call, weight)
+        if call.bias is not None and None in biases:
+            # What is added is not known, so what the product makes is not what the call returns.
+            if not isinstance(geometry, ProductGeometry | StackGeometry):
+                return
+            geometry = type(geometry)(geometry.dim, by_output=False)
         if len(weight.names) == 1:
-            if geometry.dim in self._dims.get(weight.names[0], ()):
-                name = bias.names[0] if bias and len(bias.names) == 1 else None
-                yield Read(weight.names[0], geometry, call.x, name)
+            stack, block = located(weight.names[0], self._parameters)
+            name = spelled(stack, (*block, *call.block))
+            yield from self._read(name, geometry, call.x, biases[0], call.place)
             return
-        yield from self._joined(call, geometry, weight, bias)
+        if not call.block:
+            yield from self._joined(call, geometry, weight, biases)
+
+    def _biases_of(self, call: Recognised, weight: _Weight) -> tuple[str | None, ...]:
+        """Return the bias of each parameter that a call reads through."""
+        bias = self._biases.get(id(call.bias)) if call.bias is not None else None
+        if bias is None or len(bias.names) != len(weight.names):
+            return (None,) * len(weight.names)
+        pairs = zip(bias.names, weight.names, strict=True)
+        return tuple(own if self._block(own) == self._block(name) else None for own, name in pairs)
+
+    def _block(self, name: str) -> tuple[int, ...]:
+        return located(name, self._parameters)[1]
+
+    def _read(
+        self,
+        name: str,
+        geometry: Geometry,
+        x: Tensor,
+        bias: str | None,
+        place: tuple[int, int, int] | None,
+    ) -> Iterable[Read]:
+        """Return what is read through one parameter, if it is along a dim that loses channels."""
+        stack, block = located(name, self._parameters)
+        if geometry.dim + len(block) in self._dims.get(stack, ()):
+            yield Read(name, geometry, x, bias, place, block)
 
     def _joined(
-        self, call: _Recognised, geometry: Geometry, weight: _Weight, bias: _Weight | None
+        self,
+        call: Recognised,
+        geometry: Geometry,
+        weight: _Weight,
+        biases: tuple[str | None, ...],
     ) -> Iterable[Read]:
         """Take apart a call with several parameters side by side."""
         n_parts = len(weight.names)
-        biases = bias.names if bias and len(bias.names) == n_parts else (None,) * n_parts
         x, first = call.x, 0
         for number, (name, size) in enumerate(zip(weight.names, weight.sizes, strict=True)):
             own, part, place = geometry, x, None
@@ -192,8 +231,7 @@ class ReadingMode(TorchFunctionMode):
                 place = (-1, first, size)
             else:
                 return
-            if own.dim in self._dims.get(name, ()):
-                yield Read(name, own, part, biases[number], place)
+            yield from self._read(name, own, part, biases[number], place)
             first += size
 
     def _remember(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
@@ -203,6 +241,8 @@ class ReadingMode(TorchFunctionMode):
             if func is torch.cat or func is torch.concat:
                 self._follow_biases(args, result)
             return
+        if self._follow_picks(func, args, kwargs, result):
+            return
         if isinstance(result, Tensor):
             derived = self._derived(func, args, kwargs)
             if derived is not None:
@@ -211,14 +251,35 @@ class ReadingMode(TorchFunctionMode):
                 return
             if any(result is value for value in args):  # `requires_grad_` and the like
                 return
-        for name in (name for group in names for name in group if name in self._dims):
-            self.unrecognised.setdefault(name, getattr(func, "__name__", str(func)))
+        stacks = (located(name, self._parameters)[0] for group in names for name in group)
+        for name in stacks:
+            if name in self._dims:
+                self.unrecognised.setdefault(name, getattr(func, "__name__", str(func)))
+            else:
+                self.elsewhere.add(name)
+
+    def _renew(self, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Give copies of parameters side by side the values that these have by now."""
+        if torch.is_grad_enabled():  # nobody changes weights there
+            return
+        for value in (*args, *kwargs.values()):
+            joined = self._weights.get(id(value)) or self._biases.get(id(value))
+            if joined is not None and len(joined.names) > 1:
+                value.copy_(torch.cat([part_of(self._parameters, n) for n in joined.names]))
+
+    def _note_biases(
+        self, args: tuple[Any, ...], kwargs: Any, reads: tuple[Read, ...], result: Any
+    ) -> None:
+        """Note biases that a call adds to something else than what a reader makes."""
+        if any(result is value for value in args) or id(result) in self._biases:
+            return  # nothing was made, or they lie side by side
+        if has_tensor(result):
+            own = {read.bias for read in reads}
+            found = [self._biases[id(v)] for v in _tensors(args, kwargs) if id(v) in self._biases]
+            self.elsewhere.update(n for bias in found for n in bias.names if n not in own)
 
     def _known(self, args: tuple[Any, ...], kwargs: Any) -> list[_Weight]:
-        values = [v for value in (*args, *kwargs.values())
-                  for v in (value if isinstance(value, list | tuple) else (value,))]  # fmt: skip
-        return [self._weights[id(v)] for v in values
-                if isinstance(v, Tensor) and id(v) in self._weights]  # fmt: skip
+        return [self._weights[id(v)] for v in _tensors(args, kwargs) if id(v) in self._weights]
 
     def _derived(self, func: Any, args: tuple[Any, ...], kwargs: Any) -> _Weight | None:
         first = args[0] if args else None
@@ -236,6 +297,24 @@ class ReadingMode(TorchFunctionMode):
         if (func is torch.cat or func is torch.concat) and isinstance(first, list | tuple):
             return self._side_by_side(self._weights, args, kwargs)
         return None
+
+    def _follow_picks(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> bool:
+        """Follow matrices, and rows of biases, out of a stack; return whether these are such."""
+        parts = picked(func, args, kwargs, result)
+        known = self._weights.get(id(args[0])) if parts else None
+        if known is None or len(known.names) > 1:
+            return False
+        stack, block = located(known.names[0], self._parameters)
+        found = [(part, spelled(stack, (*block, *numbers))) for part, numbers in parts]
+        for part, name in found:
+            is_row = part.ndim == 1 and not known.is_transposed and stack not in self._dims
+            if (part.ndim < 2 and not is_row) or name in self._parameters:
+                return False
+        for part, name in found:
+            of = self._weights if part.ndim > 1 else self._biases
+            of[id(part)] = _Weight((name,), (len(part),), known.is_transposed)
+            self._held.append(part)
+        return True
 
     def _follow_biases(self, args: tuple[Any, ...], result: Any) -> None:
         joined = self._side_by_side(self._biases, args, {})
@@ -255,6 +334,13 @@ class ReadingMode(TorchFunctionMode):
         return _Weight(tuple(p.names[0] for p in whole), tuple(p.sizes[0] for p in whole))
 
 
+def _tensors(args: tuple[Any, ...], kwargs: Any) -> list[Tensor]:
+    """Return the tensors among arguments, also those in lists."""
+    values = [v for value in (*args, *kwargs.values())
+              for v in (value if isinstance(value, list | tuple) else (value,))]  # fmt: skip
+    return [v for v in values if isinstance(v, Tensor)]
+
+
 def has_tensor(result: Any) -> bool:
     """Whether something is a tensor, or a list or tuple with one in it."""
     if isinstance(result, tuple | list):
@@ -262,139 +348,7 @@ def has_tensor(result: Any) -> bool:
     return isinstance(result, Tensor)
 
 
-def _numbers(value: Any, rank: int) -> tuple[int, ...]:
-    return (value,) * rank if isinstance(value, int) else tuple(value) * (rank // len(value) or 1)
-
-
-def _conv(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Iterable[_Recognised]:
-    rank = weight.ndim - 2
-    kernel, dilations = tuple(weight.shape[2:]), _numbers(dilation, rank)
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
-        totals = [d * (k - 1) for d, k in zip(dilations, kernel, strict=True)]
-        pads = tuple((total // 2, total - total // 2) for total in totals)
-    else:
-        pads = tuple((p, p) for p in _numbers(padding, rank))
-    geometry = ConvGeometry(groups, kernel, _numbers(stride, rank), pads, dilations)
-    yield _Recognised(geometry, input, weight, bias)
-
-
-def _transposed(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    _padding: Any = 0,
-    _output_padding: Any = 0,
-    groups: int = 1,
-    _dilation: Any = 1,
-    **_others: Any,
-) -> Iterable[_Recognised]:
-    geometry = TransposedGeometry(
-        groups, tuple(weight.shape[2:]), _numbers(stride, weight.ndim - 2)
-    )
-    yield _Recognised(geometry, input, weight, bias)
-
-
-def _linear(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-) -> Iterable[_Recognised]:
-    yield _Recognised(ProductGeometry(1), input, weight, bias)
-
-
-def _matmul(input: Tensor, other: Tensor) -> Iterable[_Recognised]:
-    if other.ndim == 2:
-        yield _Recognised(ProductGeometry(0), input, other)
-    elif other.ndim == 3 and input.ndim >= 3 and input.shape[-3] == other.shape[0]:
-        yield _Recognised(StackGeometry(1), input, other)
-
-
-def _addmm(
-    input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1
-) -> Iterable[_Recognised]:
-    if alpha == beta == 1:
-        yield _Recognised(ProductGeometry(0), mat1, mat2, input)
-
-
-def _baddbmm(
-    input: Tensor, batch1: Tensor, batch2: Tensor, *, beta: float = 1, alpha: float = 1
-) -> Iterable[_Recognised]:
-    if alpha == beta == 1:
-        yield _Recognised(StackGeometry(1), batch1, batch2, input)
-
-
-def _einsum(equation: str, *operands: Any) -> Iterable[_Recognised]:
-    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) \
-        else operands  # fmt: skip
-    sides = equation.replace(" ", "").split("->")
-    if len(tensors) != 2 or len(sides) != 2 or "..." in equation:
-        return
-    (left, right), out = sides[0].split(","), sides[1]
-    for x, letters, weight, own in ((tensors[0], left, tensors[1], right),
-                                    (tensors[1], right, tensors[0], left)):  # fmt: skip
-        read = [c for c in own if c in letters and c not in out]
-        made = [c for c in own if c not in letters and c in out]
-        # Rows first, channels last: what a product with a matrix takes.
-        if len(own) == 2 and len(read) == 1 and len(made) == 1 and out[-1] == made[0]:
-            others = [c for c in out if c != made[0]]
-            if sorted([*others, read[0]]) == sorted(letters):
-                order = [letters.index(c) for c in (*others, read[0])]
-                yield _Recognised(ProductGeometry(own.index(read[0])), x.permute(order), weight)
-
-
-def _recurrent(
-    input: Tensor, _state: Any, third: Any, fourth: Any, *rest: Any
-) -> Iterable[_Recognised]:
-    # Packed sequences: (data, batch sizes, state, weights, biases?, layers, dropout, train,
-    # bidirectional); others: (input, state, weights, biases?, ...).
-    packed = isinstance(fourth, list | tuple)
-    weights, options = (fourth, rest) if packed else (third, (fourth, *rest))
-    has_biases, n_layers, directions = options[0], options[1], 1 + options[4]
-    each = len(weights) // (n_layers * directions)
-    # Those of the first layer; what deeper layers and the state's weights read is not seen.
-    for first in range(0, directions * each, each):
-        bias = weights[first + 2] if has_biases else None
-        yield _Recognised(ProductGeometry(1, by_output=False), input, weights[first], bias)
-
-
 _T: Any = Tensor
 _MATRICES = {_T.mT.__get__, _T.mH.__get__}
 _BY_DIMS = {torch.transpose, _T.transpose, torch.swapaxes, _T.swapaxes}
 _TRANSPOSITIONS = {torch.t, _T.t, _T.T.__get__, _T.H.__get__} | _MATRICES | _BY_DIMS
-
-RECOGNISERS: dict[Any, Callable[..., Iterable[_Recognised]]] = {
-    torch.conv1d: _conv,
-    torch.conv2d: _conv,
-    torch.conv3d: _conv,
-    torch.conv_transpose1d: _transposed,
-    torch.conv_transpose2d: _transposed,
-    torch.conv_transpose3d: _transposed,
-    torch.nn.functional.linear: _linear,
-    torch.matmul: _matmul,
-    _T.matmul: _matmul,
-    _T.__matmul__: _matmul,
-    torch.mm: _matmul,
-    _T.mm: _matmul,
-    torch.bmm: _matmul,
-    _T.bmm: _matmul,
-    torch.addmm: _addmm,
-    _T.addmm: _addmm,
-    torch.baddbmm: _baddbmm,
-    _T.baddbmm: _baddbmm,
-    torch.einsum: _einsum,
-    torch.lstm: _recurrent,
-    torch.gru: _recurrent,
-    torch.rnn_tanh: _recurrent,
-    torch.rnn_relu: _recurrent,
-}

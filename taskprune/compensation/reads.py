@@ -275,7 +275,7 @@ class TransposedGeometry:
 
 def _grouped(x: Tensor, groups: int) -> Tensor:
     """``[B, G * C, *space] -> [B, G, C, L]``."""
-    return x.reshape(x.shape[0], groups, x.shape[1] // groups, -1)
+    return x.reshape(x.shape[0], groups, x.shape[1] // groups, prod(x.shape[2:]))
 
 
 def _unravelled(rows: Tensor, sizes: Sequence[int]) -> list[Tensor]:

@@ -8,29 +8,29 @@ queries meet keys that lost channels, both stop as well, for the queries' projec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taskprune.compensation.attention_products import Product, ProductMode
+from taskprune.compensation.attention_products import Product
 from taskprune.compensation.attention_widths import Fold, Taken, agree, foldable
 from taskprune.compensation.compensated import ReaderReport
 from taskprune.compensation.harm import Change
 from taskprune.compensation.lockstep import Stoppable
+from taskprune.compensation.picks import located, part_of, spelled
 from taskprune.compensation.query_folding import Met
-from taskprune.compensation.reading_calls import Read, ReadingMode
-from taskprune.compensation.reads import Geometry, StackGeometry
+from taskprune.compensation.reading_calls import Read
+from taskprune.compensation.reads import Geometry, ProductGeometry, StackGeometry
 from taskprune.compensation.refitting import Refitted, Rows, refit
+from taskprune.compensation.stopping_forward import StoppingForward
 from taskprune.compensation.survey import Reader, Survey
-from taskprune.importance.calibration import run_forward
 from taskprune.plan.decisions import KeptEntries
 from taskprune.plan.plan import PruningPlan
-from taskprune.restore.copying import deep_copy
-from taskprune.rewrite.surgery import duplicate, named_tensors
+from taskprune.rewrite.surgery import named_tensors
 
 
 class SideBySide:
@@ -47,6 +47,7 @@ class SideBySide:
         readers: Those that may be re-weighted, in the order of the forward pass.
         folds: What may be folded into projections that make queries, by name.
         changes: What was done to the student, in order.
+        dims: The dims along which readers read what goes, by name of the parameter.
         lanes: Teacher and student on each batch.
     """
 
@@ -60,7 +61,8 @@ class SideBySide:
     ) -> None:
         self.survey, self.kept = survey, kept
         self._plan = {(kept.name, kept.dim): kept for kept in plan.tensors}
-        found = (self._unless_blocks_go(survey.readers.get(name, Reader(name))) for name in kept)
+        self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
+        found = [_of_one_bias(reader) for name in kept for reader in self._readers_of(name)]
         order = {name: number for number, name in enumerate(survey.readers)}
         self.readers = sorted(found, key=lambda reader: order.get(reader.name, len(order)))
         self.folds = foldable(
@@ -69,7 +71,12 @@ class SideBySide:
         self.changes: list[Change] = []
         self.solved: set[str] = set()
         self.folded: set[str] = set()
-        self._of_teacher, self._of_student = named_tensors(teacher), named_tensors(student)
+        self.dims: dict[str, set[int]] = {}
+        for reader in self.readers:
+            if (reads := self.kept_of(reader)) is not None:
+                self.dims.setdefault(reads.name, set()).add(reads.dim)
+            else:
+                self.solved.add(reader.name)
         self.lanes = [
             _Lane(self, n, batch, teacher, student) for n, batch in enumerate(survey.batches)
         ]
@@ -126,17 +133,36 @@ class SideBySide:
                 reports[name] = replace(report, folded=found.gain, undone="")
         self.folded.add(name)
 
-    def _unless_blocks_go(self, reader: Reader) -> Reader:
-        """Refuse a stack of matrices of which whole ones go: teacher and student do not pair up."""
-        if isinstance(reader.geometry, StackGeometry) and (reader.name, 0) in self._plan:
-            return replace(reader, refused=reader.refused or "whole matrices of it go")
-        return reader
+    def _readers_of(self, stack: str) -> list[Reader]:
+        """Return the readers through a parameter: one, or each matrix that may be picked of it.
+
+        A stack of which whole matrices go is refused: teacher and student do not pair up.
+        """
+        readers = self.survey.readers
+        depths = {
+            len(block)
+            for of, block in (located(name, self._of_teacher) for name in readers)
+            if of == stack and block
+        }
+        depth = max(depths, default=0)
+        whole = readers.get(stack, Reader(stack))
+        if len(depths) > 1:
+            whole = replace(whole, refused=whole.refused or "it is picked apart in several ways")
+        is_stack = depth or isinstance(whole.geometry, StackGeometry)
+        if is_stack and any((stack, dim) in self._plan for dim in range(depth or 1)):
+            whole = replace(whole, refused=whole.refused or "whole matrices of it go")
+        if whole.refused or not depth:
+            return [whole]
+        sizes = self._of_teacher[stack].shape[:depth]
+        blocks = [spelled(stack, block) for block in product(*map(range, sizes))]
+        return [readers.get(name, Reader(name)) for name in blocks]
 
     def kept_of(self, reader: Reader) -> KeptEntries | None:
         """Return what a reader keeps of the dim that it reads; ``None`` if it loses nothing."""
         if reader.geometry is None or reader.refused:
             return None
-        return self.kept[reader.name].get(reader.geometry.dim)
+        stack, block = located(reader.name, self._of_teacher)
+        return self.kept[stack].get(reader.geometry.dim + len(block))
 
     def _refit(self, reader: Reader) -> ReaderReport:
         kept, geometry = self.kept_of(reader), reader.geometry
@@ -146,16 +172,17 @@ class SideBySide:
         report = ReaderReport(reader.name, dropped=kept.size - len(kept.keep))
         settings = self.survey.settings
         aware = settings.aware and reader.corresponds and reader.calls == 1
-        weight = geometry.blocks(self._of_teacher[reader.name].detach().double())
+        weight = geometry.blocks(part_of(self._of_teacher, reader.name).double())
         keep = _by_block(kept, geometry, weight)
         outputs = self._outputs(reader.name, geometry, weight)
+        shifted = (reader.bias or reader.norm) if reader.shifts_alone else ""
         rows = []
         for lane in self.lanes:
             lane.approach(reader.name)
             rows += lane.rows(reader.name, keep, outputs, aware=aware)
         bias = weight.new_zeros(outputs.shape if geometry.by_output else ())
         if reader.bias and geometry.by_output:
-            whole = self._of_teacher[reader.bias].detach().double()
+            whole = part_of(self._of_teacher, reader.bias).double()
             bias = whole.reshape(weight.shape[0], -1).gather(1, outputs)
         refitted = refit(
             weight.gather(1, outputs[:, :, None, None].expand(-1, -1, *weight.shape[2:])),
@@ -163,10 +190,10 @@ class SideBySide:
             keep,
             rows,
             geometry=geometry,
-            intercept=bool(reader.bias or reader.norm),
+            intercept=bool(shifted),
             settings=settings,
         )
-        self._write(reader, geometry, refitted)
+        self._write(reader, shifted, geometry, refitted)
         self.solved.add(reader.name)
         return replace(
             report,
@@ -174,27 +201,28 @@ class SideBySide:
             ridge=_finite(refitted.ridge),
             tap_ridge=_finite(refitted.tap_ridge),
             aware=aware,
-            shifted=reader.bias or reader.norm,
+            shifted=shifted,
         )
 
     def _outputs(self, name: str, geometry: Geometry, weight: Tensor) -> Tensor:
         """Return the numbers of the outputs that stay. Shape ``[G, O]``."""
-        kept = self._plan.get((name, geometry.out_dim))
+        stack, block = located(name, self._of_teacher)
+        kept = self._plan.get((stack, geometry.out_dim + len(block)))
         if kept is None:
             return torch.arange(weight.shape[1], device=weight.device).expand(len(weight), -1)
-        stays = torch.zeros_like(self._of_teacher[name], dtype=torch.bool)
+        stays = torch.zeros_like(part_of(self._of_teacher, name), dtype=torch.bool)
         stays.index_fill_(geometry.out_dim, torch.tensor(kept.keep, device=stays.device), True)
         by_block = geometry.blocks(stays)[:, :, 0, 0]
         return by_block.nonzero()[:, 1].reshape(len(weight), -1)
 
-    def _write(self, reader: Reader, geometry: Geometry, refitted: Refitted) -> None:
+    def _write(self, reader: Reader, shifted: str, geometry: Geometry, refitted: Refitted) -> None:
         if refitted.ridge == refitted.tap_ridge == torch.inf:
             return
         new = {reader.name: geometry.weight(refitted.weight)}
-        for name, sign in ((reader.bias, 1), (reader.norm, -1)):
-            if name:
-                old = self._of_student[name].detach().double()
-                new[name] = old + sign * refitted.shift.reshape(-1)
+        if shifted:
+            sign = 1 if reader.bias else -1
+            old = part_of(self._of_student, shifted).double()
+            new[shifted] = old + sign * refitted.shift.reshape(-1)
         self._change(reader.name, new)
 
     def _change(self, reader: str, new: Mapping[str, Tensor]) -> None:
@@ -202,9 +230,9 @@ class SideBySide:
         at = next((n for n, own in enumerate(self.changes) if own.reader == reader), None)
         known = {} if at is None else {own[0]: own for own in self.changes[at].tensors}
         for name, value in new.items():
-            tensor = self._of_student[name]
-            after = torch.empty_like(tensor.data).copy_(value.reshape(tensor.shape))
-            before = known[name][2] if name in known else tensor.data
+            tensor = part_of(self._of_student, name)
+            after = torch.empty_like(tensor).copy_(value.reshape(tensor.shape))
+            before = known[name][2] if name in known else tensor.clone()
             known[name] = (name, tensor, before, after)
         change = Change(reader, tuple(known.values()))
         if at is None:
@@ -223,8 +251,11 @@ class _Lane:
         self._run, self._number = run, number
         self._passed: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
         self._met: dict[str, Taken | None] = {}
-        self.teacher = _Forward(run, teacher, batch, self._pass_product, after=self._pass)
-        self.student = _Forward(run, student, batch, self._wait_product, before=self._wait)
+        means = {reader.norm for reader in run.readers}
+        of_batch = batch, run.survey.forward, run.dims, means
+        met, waits = (self._pass_product, self._wait_product) if run.folds else (None, None)
+        self.teacher = StoppingForward(teacher, *of_batch, after=self._pass, on_product=met)
+        self.student = StoppingForward(student, *of_batch, before=self._wait, on_product=waits)
 
     def approach(self, name: str) -> None:
         """Let the student come as far as it can, and the teacher pass a reader."""
@@ -320,70 +351,18 @@ class _Lane:
         self.teacher.call.stop(reads)
 
 
+def _of_one_bias(reader: Reader) -> Reader:
+    """Take what calls return for unknown where they add several biases, or only some add one."""
+    geometry = reader.geometry
+    if len(reader.biases) < 2 or geometry is None or not geometry.by_output:
+        return reader
+    if isinstance(geometry, ProductGeometry | StackGeometry):
+        return replace(reader, geometry=type(geometry)(geometry.dim, by_output=False))
+    return replace(reader, refused=reader.refused or "its calls add different biases")
+
+
 def _finite(ridge: float) -> float | None:
     return None if ridge == torch.inf else ridge
-
-
-class _Forward:
-    """A model on a batch, that stops at readers.
-
-    It has modules and buffers of its own, so that what the forwards of other batches leave in
-    theirs stays apart; what is re-weighted is the model's.
-
-    Attributes:
-        batch: A copy of the batch, as the model leaves it.
-        outputs: What it made of it, at the end.
-    """
-
-    def __init__(
-        self,
-        run: SideBySide,
-        model: nn.Module,
-        batch: Any,
-        on_product: Callable[[Product], Tensor | None],
-        *,
-        before: Callable[[tuple[Read, ...]], None] | None = None,
-        after: Callable[[tuple[Read, ...]], None] | None = None,
-    ) -> None:
-        self.batch = self.outputs = None
-        means = {reader.norm for reader in run.readers}
-        shared = [b for name, b in model.named_buffers() if name in means]
-        own = duplicate(model, instead={t: t for t in (*model.parameters(), *shared)}).eval()
-        self._before, self._after = before, after
-        dims = {
-            reader.name: (kept.dim,)
-            for reader in run.readers
-            if (kept := run.kept_of(reader)) is not None
-        }
-        parameters = dict(model.named_parameters())
-        modes: list[Any] = [ReadingMode(parameters, dims, self)]
-        if run.folds:
-            modes.append(ProductMode(parameters, on_product))
-
-        def call() -> None:
-            # Other forwards stand in the middle of this batch: what writes to it needs its own.
-            self.batch = deep_copy(batch)
-            with ExitStack() as stack:
-                for mode in modes:
-                    stack.enter_context(mode)
-                self.outputs = run_forward(
-                    own, self.batch, run.survey.forward, where="a calibration batch"
-                )
-
-        self.call = Stoppable(call)
-
-    def about_to_read(self, reads: tuple[Read, ...]) -> None:
-        """See :class:`~.reading_calls.Listener`."""
-        if self._before is not None:
-            self._before(reads)
-
-    def has_read(self, reads: tuple[Read, ...]) -> None:
-        """See :class:`~.reading_calls.Listener`."""
-        if self._after is not None:
-            self._after(reads)
-
-    def has_called(self, function: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
-        """See :class:`~.reading_calls.Listener`."""
 
 
 def _by_block(kept: KeptEntries, geometry: Geometry, weight: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ is not outvoted by the road around it.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -24,6 +24,7 @@ from taskprune.calling.wrappers import bare, uncompiled
 from taskprune.compensation.attention_widths import QuerySurvey
 from taskprune.compensation.compensation_settings import CompensationSettings
 from taskprune.compensation.correspondence import Correspondence
+from taskprune.compensation.picks import located
 from taskprune.compensation.reading_calls import Read, ReadingMode, has_tensor
 from taskprune.compensation.reads import Geometry
 from taskprune.coupling.groups import CouplingGroups
@@ -71,7 +72,7 @@ class Reader:
     """What the teacher's forwards showed of a parameter that reads; the same in all processes.
 
     Attributes:
-        name: The parameter.
+        name: The parameter, or ``stack[3]`` for a matrix that is picked out of it.
         geometry: How it reads; ``None`` if nothing was seen to read through it.
         calls: How often a forward reads through it at most.
         corresponds: Whether the rows of teacher and student are the same positions.
@@ -79,6 +80,7 @@ class Reader:
         consumers: Names of the running means of the norms that take its output; ``""`` for
             anything else that takes it.
         refused: Why it is left as sliced; empty if it is not.
+        shifts_alone: Whether what may take its shift is nobody else's; known at the end.
     """
 
     name: str
@@ -88,6 +90,7 @@ class Reader:
     biases: set[str] = field(default_factory=set)
     consumers: set[str] = field(default_factory=set)
     refused: str = ""
+    shifts_alone: bool = False
 
     @property
     def bias(self) -> str:
@@ -104,7 +107,11 @@ class Reader:
         """Return what all processes saw together."""
         return Reader(
             self.name,
-            next((o.geometry for o in others if o.geometry is not None), None),
+            min(
+                (o.geometry for o in others if o.geometry is not None),
+                key=lambda geometry: geometry.by_output,
+                default=None,
+            ),
             max(o.calls for o in others),
             all(o.corresponds for o in others),
             set().union(*(o.biases for o in others)),
@@ -148,6 +155,7 @@ class Survey:
         self.batches: list[Any] = []
         self.queries = QuerySurvey(len(tasks), settings.power)
         self._totals: dict[str, Tensor] = {}
+        self._elsewhere: set[str] = set()
         self._is_finished = False
 
     def look(
@@ -207,6 +215,7 @@ class Survey:
         self._parameters = {}
         for name, function in mode.unrecognised.items():
             self._reader(name).refused = f"`{function}` takes it as well"
+        self._elsewhere |= mode.elsewhere
         for name, count in self._calls.items():
             self.readers[name].calls = max(count, self.readers[name].calls)
 
@@ -230,11 +239,12 @@ class Survey:
             reader = self._reader(read.name)
             if reader.geometry is not None and reader.geometry.dim != read.geometry.dim:
                 reader.refused = "it is read along more dims than one"
-            reader.geometry = read.geometry
-            reader.corresponds &= self._rows.holds(read.x)
+            if reader.geometry is None or reader.geometry.by_output:
+                reader.geometry = read.geometry
+            reader.corresponds &= self._is_same(read)
             reader.biases.add(read.bias or "")
             self._calls[read.name] = self._calls.get(read.name, 0) + 1
-            if self.on_read is not None:
+            if self.on_read is not None and not read.block:
                 with torch.no_grad():
                     self.on_read(read, self._parameters[read.name])
         if not reads[0].geometry.by_output:
@@ -257,7 +267,9 @@ class Survey:
             for tensor in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(tensor, Tensor) and tensor in self._made:
                     names = self._made[tensor]
-                    norm = self._norm(function, args, kwargs) if len(names) == 1 else ""
+                    # A norm behind one matrix of a stack may be behind others another time.
+                    alone = len(names) == 1 and names[0] in self._parameters
+                    norm = self._norm(function, args, kwargs) if alone else ""
                     for name in names:
                         self.readers[name].consumers.add(norm)
 
@@ -266,12 +278,24 @@ class Survey:
         if self._is_finished:
             return
         self._is_finished = True
-        everyone = gathered((self.readers, {n: t.cpu() for n, t in self._totals.items()}))
-        names = list(dict.fromkeys(name for readers, _ in everyone for name in readers))
+        totals = {n: t.cpu() for n, t in self._totals.items()}
+        everyone = gathered((self.readers, totals, self._elsewhere))
+        names = list(dict.fromkeys(name for readers, _, _ in everyone for name in readers))
+        elsewhere = set().union(*(names for _, _, names in everyone))
         self.readers = {
-            name: Reader(name).agreed([readers.get(name, Reader(name)) for readers, _ in everyone])
+            name: Reader(name).agreed(
+                [readers.get(name, Reader(name)) for readers, _, _ in everyone]
+            )
             for name in names
         }
+        takers = Counter(n for own in self.readers.values() for n in own.biases | own.consumers)
+        for name in names:
+            stack = self.readers.get(located(name, self.dims)[0], self.readers[name])
+            if stack.name != name:
+                stack.refused = stack.refused or "it is read whole and matrix by matrix"
+            own = self.readers[name]
+            shift = own.bias or own.norm
+            own.shifts_alone = takers[shift] == 1 and not elsewhere & {shift, shift.split("[")[0]}
         none = torch.zeros(len(self.tasks) + 1, dtype=torch.float64, device="cpu")
         self._totals = {name: summed(self._totals.get(name, none)) for name in names}
         self.queries.finish()
@@ -286,6 +310,11 @@ class Survey:
     def _reader(self, name: str) -> Reader:
         return self.readers.setdefault(name, Reader(name))
 
+    def _is_same(self, read: Read) -> bool:
+        """Return whether both networks read the same positions, through the same matrix."""
+        is_picked = bool(read.block)
+        return all(map(self._rows.holds, read.given)) and not (is_picked and self._rows.has_left)
+
     def _follow(self, reads: tuple[Read, ...], tensor: Tensor) -> None:
         """Hear the gradients of a tensor, which the model may overwrite further on."""
         if not tensor.requires_grad:
@@ -295,7 +324,7 @@ class Survey:
         shapes = []
         for read in reads:
             made = None if read.y is None else _shape_of(read.y)
-            shapes.append(replace(read, x=_shape_of(read.x), y=made))
+            shapes.append(replace(read, x=_shape_of(read.x), y=made, given=()))
         first = len(self._heard)
         self._reads += [(shape, tensor.device) for shape in shapes]
         self._loudness += [[None] * len(self.tasks) for _ in shapes]

@@ -103,6 +103,59 @@ class Chosen(nn.Module):
         return made
 
 
+class Routed(nn.Module):
+    """Each token goes to one expert, whose matrices and biases are picked out of stacks.
+
+    None goes to the last.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.router, self.out = nn.Linear(5, 12), nn.Linear(12, 4), nn.Linear(12, 3)
+        self.router.bias.data[3] = -100
+        self.up = nn.Parameter(0.3 * torch.randn(4, 16, 12))
+        self.up_bias = nn.Parameter(0.3 * torch.randn(4, 16))
+        self.down = nn.Parameter(0.3 * torch.randn(4, 16, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).relu()
+        flat = x.flatten(0, 1)
+        chosen = self.router(flat).argmax(-1)
+        y = torch.zeros_like(flat)
+        for expert in chosen.unique():
+            token = torch.where(chosen == expert)[0]
+            inner = F.linear(flat[token], self.up[expert], self.up_bias[expert]).relu()
+            y = y.index_add(0, token, inner @ self.down[expert])
+        made: Tensor = self.out(x + y.view_as(x))
+        return made
+
+
+class Picked(nn.Module):
+    """Matrices are picked out of stacks in every way; what they make is weighed by a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.gate, self.out = nn.Linear(5, 12), nn.Linear(12, 3), nn.Linear(12, 3)
+        self.up, self.turned = (nn.Parameter(0.3 * torch.randn(3, 16, 12)) for _ in range(2))
+        self.up_bias = nn.Parameter(0.3 * torch.randn(3, 16))
+        self.down = nn.Parameter(0.3 * torch.randn(3, 16, 12))
+        self.deep = nn.Parameter(0.3 * torch.randn(2, 3, 12, 12))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).relu()
+        gate = self.gate(x).softmax(-1)
+        first, second, third = self.turned.unbind(0)
+        y = F.linear(x, self.up[0], self.up_bias[0]), F.linear(x, self.up[-2], self.up_bias[1])
+        made = [*y, F.linear(x, self.up.select(0, 2), self.up_bias[torch.tensor(2)])]
+        ways = x @ first.mT, F.linear(x, second), x @ third.t()
+        made = [(m + way).relu() for m, way in zip(made, ways, strict=False)]
+        made = [m @ down for m, down in zip(made, self.down, strict=True)]
+        made = [(F.linear(m, self.deep[0, n]) + x).relu() for n, m in enumerate(made)]
+        made = [F.linear(m, self.deep[1][n, :]) * gate[..., n : n + 1] for n, m in enumerate(made)]
+        result: Tensor = self.out(x + sum(made))
+        return result
+
+
 class ThereAndBack(nn.Module):
     """Two weights that are read along both of their dims: there, and transposed back."""
 

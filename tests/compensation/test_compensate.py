@@ -14,6 +14,8 @@ import pytest
 import torch
 from nets_of_readers import (
     Chosen,
+    Picked,
+    Routed,
     ThereAndBack,
     Tokens,
     TwoHeads,
@@ -27,7 +29,7 @@ from nets_of_readers import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from taskprune import apply_plan
+from taskprune import Task, apply_plan
 from taskprune.calling.forward import call_batch, call_inputs
 from taskprune.calling.outputs import flatten_outputs
 from taskprune.compensation import CompensationSettings, compensate
@@ -37,6 +39,7 @@ from taskprune.compensation.side_by_side import SideBySide
 from taskprune.coupling import couple
 from taskprune.errors import TraceError
 from taskprune.graph import trace
+from taskprune.importance.projections import output_tasks
 from taskprune.plan.plan import PruningPlan, build_plan
 from taskprune.rewrite.masking import masked_copy
 from taskprune.testing import unchanged
@@ -46,6 +49,8 @@ NETS: list[tuple[Callable[[], nn.Module], Callable[[], list[Tensor]]]] = [
     (Tokens, sequences),
     (Widths, sequences),
     (Chosen, sequences),
+    (Routed, sequences),
+    (Picked, sequences),
 ]
 
 
@@ -234,6 +239,74 @@ def test_no_calibration_loss_rises() -> None:
         assert loss.original == original[name]
 
 
+class Biased(nn.Module):
+    """What is added to what a reader makes is computed, or added to something else as well."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed, self.how = nn.Linear(5, 12), how
+        self.one, self.two = (nn.Parameter(0.3 * torch.randn(6, 12)) for _ in range(2))
+        self.bias, self.other = (nn.Parameter(n * torch.ones(6)) for n in (9, -7))
+        self.kernel = nn.Parameter(0.3 * torch.randn(6, 12, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.embed(x))
+        if self.how == "computed":
+            return F.linear(x, self.one, self.bias * 2)
+        if self.how == "of two readers":
+            return F.linear(x, self.one, self.bias) * F.linear(x, self.two, self.bias)
+        if self.how == "of two calls":
+            return F.linear(x, self.one, self.bias) * F.linear(x + 1, self.one, self.other)
+        if self.how == "of a convolution":
+            return F.conv1d(x.mT, self.kernel, self.bias * 2).mT
+        return F.linear(x, self.one, self.bias) * (self.bias + 1)
+
+
+@pytest.mark.parametrize("how", ["computed", "of two readers", "of two calls", "added elsewhere"])
+def test_a_bias_that_is_not_its_own_takes_no_shift(how: str) -> None:
+    model, batches = made(lambda: Biased(how)), sequences()
+    all_of_it = CompensationSettings(cautious=False)
+    result = compensate(model, third(model, batches[0]), batches, settings=all_of_it)
+    assert {report.shifted for report in result.readers} == {""}
+    assert all(report.ridge is not None for report in result.readers)
+    assert result.model.get_parameter("bias").eq(9).all()
+    harm = Harm(output_tasks(model, batches[0], forward=call_batch), map(model, batches))
+    sliced = apply_plan(model, third(model, batches[0]), verify=False).eval()
+    before = harm.of(runs(sliced, batches, call_batch))["output"]
+    assert harm.of(runs(result.model, batches, call_batch))["output"] < 0.5 * before
+
+
+def test_a_convolution_with_a_computed_bias_stays_as_sliced() -> None:
+    model, batches = made(lambda: Biased("of a convolution")), sequences()
+    result = compensate(model, third(model, batches[0]), batches)
+    found = {report.name: report.undone for report in result.readers}
+    assert found == {"kernel": "`conv1d` takes it as well"}
+
+
+class TakenEarly(nn.Module):
+    """A view, or a copy, of the weights is made before the call that reads."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.embed, self.how = nn.Linear(5, 12), how
+        self.one, self.two = (nn.Parameter(0.3 * torch.randn(n, 12)) for n in (7, 5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.embed(x))
+        return (
+            x @ self.one.t() if self.how == "view" else F.linear(x, torch.cat([self.one, self.two]))
+        )
+
+
+@pytest.mark.parametrize("how", ["view", "copy"])
+def test_losses_are_of_the_new_weights_wherever_a_forward_took_them(how: str) -> None:
+    model, batches = made(lambda: TakenEarly(how)), sequences()
+    square = {"square": Task(lambda outputs, _: (outputs - 1).square().mean())}
+    result = compensate(model, third(model, batches[0]), batches, tasks=square)
+    found = Harm(square, ()).of(runs(result.model, batches, call_batch))
+    assert found["square"] == result.losses["square"].compensated < result.losses["square"].sliced
+
+
 def test_what_a_task_is_worse_off_with_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batches = made(TwoHeads), images()
     plan = third(model, batches[0])
@@ -340,6 +413,29 @@ def test_rows_behind_a_choice_are_not_taken_for_the_same() -> None:
     result = compensate(model, third(model, batches[0]), batches)
     aware = {report.name: report.aware for report in result.readers}
     assert aware == {"score.weight": True, "inner.weight": False, "out.weight": False}
+
+
+class SortedGroups(nn.Module):
+    """Groups of a convolution that run as one call, behind a choice of positions by value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.out = nn.Conv1d(5, 8, 1), nn.Conv1d(6, 2, 1)
+        self.one, self.two = (nn.Parameter(0.3 * torch.randn(3, 4, 1)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x.mT).relu()
+        best = x.sum(1, keepdim=True).topk(4, dim=2).indices
+        x = x.gather(2, best.expand(-1, x.shape[1], -1))
+        made: Tensor = self.out(F.conv1d(x, torch.cat([self.one, self.two]), groups=2))
+        return made
+
+
+def test_rows_of_groups_that_run_as_one_call_are_told_apart_as_well() -> None:
+    model, batches = made(SortedGroups), sequences()
+    result = compensate(model, third(model, batches[0]), batches)
+    assert "one" in {report.name for report in result.readers}
+    assert not any(report.aware for report in result.readers)
 
 
 def test_wide_readers_are_fitted_from_rows() -> None:
