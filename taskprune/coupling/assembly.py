@@ -133,9 +133,7 @@ def assemble(analysis: Analysis, solution: Partition, assignment: Assignment) ->
 
 def _tensor_entries(analysis: Analysis, classes: Classes) -> list[Entries]:
     table = analysis.units
-    read = np.zeros(table.n_units, np.bool_)
-    if table.read:
-        read[np.concatenate(table.read)] = True
+    read = table.reading()
     return [
         Entries(
             column.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -103,6 +104,12 @@ class RuleContext:
         self.operation = operation
         self.call = operation.call
 
+    @cached_property
+    def _makes_weight(self) -> bool:
+        """Whether everything that the operator takes is a parameter or made of such."""
+        states = self.tensors()
+        return bool(states) and all(state.weight for state in states)
+
     # -- arguments -------------------------------------------------------------------------
 
     def argument(self, name: str) -> Any:
@@ -199,7 +206,10 @@ class RuleContext:
 
     def tie(self, left: Axis, right: Axis, detail: str = "meets a size that cannot change") -> None:
         """Let two axes of equal length shrink together, entry by entry."""
+        n_ties = len(self.units.ties)
         self.units.tie_axes(left, right, self.reason("structure", detail))
+        if self._makes_weight:
+            self.units.alike += self.units.ties[n_ties:]
 
     def freeze(self, axis: Axis, kind: FreezeKind, detail: str) -> None:
         """Keep all of an axis."""

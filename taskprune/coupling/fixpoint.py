@@ -262,9 +262,7 @@ def _freeze_outputs(analysis: Analysis) -> None:
 
 def _freeze_protected(analysis: Analysis, protect: Iterable[Protected]) -> None:
     table = analysis.units
-    read = np.zeros(table.n_units, np.bool_)
-    if table.read:
-        read[np.concatenate(table.read)] = True
+    read = table.reading()
     for entry in protect:
         columns = _protected_columns(analysis, entry)
         label = entry if isinstance(entry, str) else entry.__name__

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from taskprune.coupling.axes import (
     Axis,
@@ -97,6 +98,8 @@ class UnitTable:
         reshapes: See :class:`Reshape`.
         constraints: See :class:`Constraint`.
         read: Units through which a parameter reads channels that others produce.
+        alike: Pairs among the ties in which a weight is made of several parameters: what it reads,
+            each of them reads.
         crossings: Units over which an operator computes a statistic, with its description.
         weighed: The same for operators that see nothing but parameters and buffers.
         contracted: Units that a product of two activations sums over.
@@ -112,6 +115,7 @@ class UnitTable:
     reshapes: list[Reshape] = field(default_factory=list)
     constraints: list[Constraint] = field(default_factory=list)
     read: list[IntArray] = field(default_factory=list)
+    alike: list[tuple[IntArray, IntArray]] = field(default_factory=list)
     crossings: list[tuple[IntArray, str]] = field(default_factory=list)
     weighed: list[tuple[IntArray, str]] = field(default_factory=list)
     contracted: list[IntArray] = field(default_factory=list)
@@ -176,6 +180,19 @@ class UnitTable:
                 self.freeze(a.units, _because(b.origin, reason))
             elif b.units is not None:
                 self.freeze(b.units, _because(a.origin, reason))
+
+    def reading(self) -> NDArray[np.bool_]:
+        """Return for each unit whether a parameter, or a weight made of it, reads through it."""
+        reads = np.zeros(self.n_units, np.bool_)
+        for units in self.read:
+            reads[units] = True
+        before = -1
+        while before < (now := int(reads.sum())):
+            before = now
+            for left, right in self.alike:
+                either = reads[left] | reads[right]
+                reads[left] = reads[right] = either
+        return reads
 
     def flat(self, axis: Axis, reason: FreezeReason) -> IntArray:
         """Return one unit per entry of ``axis``, made up for untracked ones."""

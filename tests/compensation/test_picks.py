@@ -257,7 +257,11 @@ class ByValue(nn.Module):
         return made
 
 
-@pytest.mark.parametrize("number", [int, Tensor.item, Tensor.tolist, lambda e: e], ids=str)
+@pytest.mark.parametrize(
+    "number",
+    [int, Tensor.item, Tensor.tolist, lambda e: e],
+    ids=["int", "item", "tolist", "as it is"],
+)
 def test_where_values_choose_the_matrix_rows_are_not_taken_for_the_same(
     number: Callable[[Tensor], Any],
 ) -> None:
