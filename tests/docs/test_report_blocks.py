@@ -58,20 +58,14 @@ def test_what_became_of_random_nets_is_counted_with_its_reasons(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(report, "RESULTS", tmp_path)
-    content = fuzzing.summary(
-        [
-            {"seed": 0, "kinds": ["Conv"], "prune": "ok", "compensated": True, "error": 2e-16},
-            {"seed": 1, "kinds": ["Conv"], "prune": "refused: InputError: No. Or so.", "free": 1},
-            {
-                "seed": 2,
-                "kinds": ["Cell"],
-                "prune": "raw: KeyError: 'a|b'",
-                "frozen": {"unknown": 3},
-            },
-        ]
-    )
+    nets = [
+        {"seed": 0, "kinds": ["Conv"], "prune": "ok", "compensated": True, "error": 2e-16},
+        {"seed": 1, "kinds": ["Conv"], "prune": "refused: InputError: No. Or so.", "free": 1},
+        {"seed": 2, "kinds": ["Cell"], "prune": "raw: KeyError: 'a|b'", "frozen": {"unknown": 3}},
+    ]
+    content = fuzzing.summary([{"block": 0, **fuzzing.counted(nets)}])
     (tmp_path / "fuzzing.json").write_text(json.dumps(content))
-    assert report.table("fuzzing").startswith("3 nets (seeds 0 to 2), 1 of them compensated")
+    assert report.table("fuzzing").startswith("3 nets (seeds 0 to 499), 1 of them compensated")
     assert "| pruned and verified by the front door | 1 | 1 | 0 | 1 |" in report.table(
         "fuzzing.stages"
     )
