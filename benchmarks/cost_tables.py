@@ -128,6 +128,16 @@ SCORING = Columns(
     )
 )
 
+
+def scoring_compensation(content: dict[str, Any]) -> str:
+    """Return in a sentence what compensation takes."""
+    found = content["compensation"]
+    return (
+        f"Compensation takes {found['ratio']:.2f} times what scoring the same batches takes by the "
+        f"default criterion ({found['lowest']:.2f} to {found['highest']:.2f}, asked: at most 1)."
+    )
+
+
 VIEWS: dict[str, View] = {
     "coverage": coverage_table,
     "coverage.summary": coverage_summary,
@@ -138,6 +148,7 @@ VIEWS: dict[str, View] = {
     "latency": LATENCY,
     "latency.predictions": PREDICTED_LATENCY,
     "scoring": SCORING,
+    "scoring.compensation": scoring_compensation,
     "tracing": tracing_table,
 }
 """What is made of ``results/NAME.json``."""
