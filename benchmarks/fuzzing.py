@@ -1,7 +1,7 @@
 """Random architectures of a wide grammar, each pruned, checked, distilled, saved and exported.
 
 A net is a seed (:mod:`fuzzing_grammar`); what is done to it is in ``fuzzing_trial.py``. Nets are
-tried in blocks of 500 seeds, each in a process of its own; a crash costs one net. What became of a
+tried in blocks of 500 seeds, and in processes of their own; a crash costs one net. What became of a
 block is appended to ``results/cells/fuzzing.jsonl``, unless ``--cells`` names another folder:
 counts, and every net that was lost. A run goes on where it was stopped.
 
@@ -27,6 +27,9 @@ from fuzzing_trial import LIMIT, Record
 from protocol import RESULTS, record, show
 
 BLOCK = 500
+"""Nets of a cell."""
+
+CHUNK = 20
 """Nets that a process tries one after the other."""
 
 STAGES = ("prune", "oracles", "reload", "distil", "export", "given back")
@@ -45,9 +48,9 @@ def try_nets(report: Report, name: str) -> None:
 
 
 def tried(seeds: Sequence[int]) -> list[Record]:
-    """Try nets in a process of their own; one that ends it costs its own record alone."""
+    """Try nets in processes of their own; one that ends it costs its own record alone."""
     records: list[Record] = []
-    while rest := seeds[len(records) :]:
+    while rest := seeds[len(records) :][:CHUNK]:
         outcome = run_forked(try_nets, " ".join(map(str, rest)), limit=LIMIT * len(rest))
         found = outcome.get("records", [])
         records += found
@@ -119,9 +122,7 @@ def summary(cells: Sequence[Record]) -> dict[str, Any]:
     counts: Counter[str] = Counter()
     for cell in cells:
         counts.update(cell["counts"])
-    names = [name.split("/", 2) for name in counts]
-    refusals = Counter({n: c for n, c in counts.items() if n.startswith("refusal/")})
-    frozen = Counter({n: c for n, c in counts.items() if n.startswith("frozen/")})
+    refusals = (name.partition("/") for name, _ in _below(counts, "refusal").most_common())
     return {
         "nets": sum(cell["nets"] for cell in cells),
         "seeds": [
@@ -135,22 +136,31 @@ def summary(cells: Sequence[Record]) -> dict[str, Any]:
             {"stage": stage, **{how: counts[f"stage/{stage}/{how}"] for how in ENDS}}
             for stage in STAGES
         ],
-        "kinds": [_kind(kind, counts) for kind in sorted({n[1] for n in names if n[0] == "kind"})],
-        "refusals": [
-            {"stage": name.split("/")[1], "reason": name.split("/", 2)[2], "nets": n}
-            for name, n in refusals.most_common()
+        "kinds": [
+            _kind(kind, _below(counts, f"kind/{kind}"))
+            for kind in sorted({name.partition("/")[0] for name in _below(counts, "kind")})
         ],
-        "frozen": {name.split("/")[1]: n for name, n in frozen.most_common()},
+        "refusals": [
+            {"stage": stage, "reason": reason, "nets": counts[f"refusal/{stage}/{reason}"]}
+            for stage, _, reason in refusals
+        ],
+        "frozen": dict(_below(counts, "frozen").most_common()),
         "lost": [one for cell in cells for one in cell["lost"]],
     }
 
 
-def _kind(kind: str, counts: Counter[str]) -> dict[str, Any]:
-    of = {what: counts[f"kind/{kind}/{what}"] for what in ("frozen", "free")}
+def _below(counts: Counter[str], path: str) -> Counter[str]:
+    """Return the counts below a path, by the rest of their names."""
+    lead = f"{path}/"
+    return Counter({n.removeprefix(lead): c for n, c in counts.items() if n.startswith(lead)})
+
+
+def _kind(kind: str, own: Counter[str]) -> dict[str, Any]:
+    every = own["frozen"] + own["free"]
     return {
         "kind": kind,
-        **{w: counts[f"kind/{kind}/{w}"] for w in ("tried", "pruned", "refused", "lost")},
-        "frozen %": round(100 * of["frozen"] / max(1, sum(of.values())), 1),
+        **{what: own[what] for what in ("tried", "pruned", "refused", "lost")},
+        "frozen %": round(100 * own["frozen"] / max(1, every), 1),
     }
 
 

@@ -311,8 +311,8 @@ class RuleContext:
 
     def count(self, multiplier: int, *axes: Axis) -> None:
         """Note multiply-adds: ``multiplier`` times the lengths of ``axes``."""
-        operands = sum(1 for _ in references(self.call.args))
-        ordered = operands > 2 and self.call.function in ORDERED_BY_SIZES
+        ordered = self.call.function in ORDERED_BY_SIZES
+        ordered = ordered and sum(1 for _ in references(self.call.args)) > 2
         self.analysis.work.append(
             Work(
                 self.call.function if ordered else self.operation.target,

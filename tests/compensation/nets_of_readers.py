@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from taskprune import Task
 from taskprune.calling.forward import call_inputs
+from taskprune.calling.outputs import flatten_outputs
 from taskprune.coupling import couple
 from taskprune.graph import trace
 from taskprune.plan.plan import PruningPlan, build_plan
@@ -230,3 +231,20 @@ def tasks() -> dict[str, Task]:
             outputs="label",
         ),
     }
+
+
+SQUARE = Task(lambda outputs, _: (outputs - 1).square().mean())
+
+
+def outputs_of(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return flatten_outputs(model.eval()(inputs))
+
+
+def distance(model: nn.Module, teacher: nn.Module, data: list[Tensor]) -> float:
+    worst = 0.0
+    for batch in data:
+        wanted = outputs_of(teacher, batch)
+        for name, found in outputs_of(model, batch).items():
+            worst = max(worst, float((found - wanted[name]).abs().max()))
+    return worst

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from nets_of_readers import (
+    SQUARE,
     Chosen,
     Picked,
     Routed,
@@ -20,6 +21,7 @@ from nets_of_readers import (
     Tokens,
     TwoHeads,
     Widths,
+    distance,
     images,
     made,
     sequences,
@@ -52,20 +54,6 @@ NETS: list[tuple[Callable[[], nn.Module], Callable[[], list[Tensor]]]] = [
     (Routed, sequences),
     (Picked, sequences),
 ]
-
-
-def outputs_of(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
-    with torch.no_grad():
-        return flatten_outputs(model.eval()(inputs))
-
-
-def distance(model: nn.Module, teacher: nn.Module, data: list[Tensor]) -> float:
-    worst = 0.0
-    for batch in data:
-        wanted = outputs_of(teacher, batch)
-        for name, found in outputs_of(model, batch).items():
-            worst = max(worst, float((found - wanted[name]).abs().max()))
-    return worst
 
 
 def same(one: nn.Module, other: nn.Module, tolerance: float = 0.0) -> bool:
@@ -301,7 +289,7 @@ class TakenEarly(nn.Module):
 @pytest.mark.parametrize("how", ["view", "copy"])
 def test_losses_are_of_the_new_weights_wherever_a_forward_took_them(how: str) -> None:
     model, batches = made(lambda: TakenEarly(how)), sequences()
-    square = {"square": Task(lambda outputs, _: (outputs - 1).square().mean())}
+    square = {"square": SQUARE}
     result = compensate(model, third(model, batches[0]), batches, tasks=square)
     found = Harm(square, ()).of(runs(result.model, batches, call_batch))
     assert found["square"] == result.losses["square"].compensated < result.losses["square"].sliced
@@ -388,8 +376,16 @@ def test_the_model_is_left_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("fails_at", [1, 6, 11, 16])
-def test_an_exception_half_way_leaves_everything_as_it_was(fails_at: int) -> None:
-    model, batches = made(TwoHeads), images()
+@pytest.mark.parametrize(
+    ("kind", "data", "own"), [(TwoHeads, images, tasks()), (Routed, sequences, {"square": SQUARE})]
+)
+def test_an_exception_half_way_leaves_everything_as_it_was(
+    kind: Callable[[], nn.Module],
+    data: Callable[[], list[Tensor]],
+    own: dict[str, Task],
+    fails_at: int,
+) -> None:
+    model, batches = made(kind), data()
     plan = third(model, batches[0])
     before = copy.deepcopy(model.state_dict())
     n_calls = 0
@@ -402,7 +398,7 @@ def test_an_exception_half_way_leaves_everything_as_it_was(fails_at: int) -> Non
         return net(batch)
 
     with pytest.raises(TraceError, match="out of luck"):
-        compensate(model, plan, batches, tasks=tasks(), forward=forward)
+        compensate(model, plan, batches, tasks=own, forward=forward)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert not [t for t in threading.enumerate() if t.name == "taskprune-lane"]
