@@ -9,10 +9,11 @@
 Every row goes through the front door, ``taskprune.prune``, under the default limits, and is judged
 on the same unseen scenes; nothing is fine-tuned. *Sliced* leaves the weights that stay as they
 were; *compensated* re-weights what reads removed channels, *in steps* after each of as many as
-``steps="auto"`` takes; *balanced* weighs tasks by what they lose of their metrics on held-out data; *measured* corrects scores by what groups were measured to cost; *without
-labels* scores and compensates by outputs alone. Where no criterion is named it is the default.
-Torch-Pruning's scores the same groups, so that the comparison is about the score. A seed draws the
-calibration images and, for "dense", another trained network.
+``steps="auto"`` takes; *balanced* weighs tasks by what they lose of their metrics on held-out data;
+*measured* corrects scores by what groups were measured to cost; *without labels* scores and
+compensates by outputs alone. Where no criterion is named it is the default. Torch-Pruning's scores
+the same groups, so that the comparison is about the score. A seed draws the calibration images and,
+for "dense", another trained network.
 
 Points are 100 x metric, lost against the unpruned network; "worst" is the largest loss among the
 tasks. Cells are kept in ``benchmarks/results/cells/compensation.jsonl`` as they finish, with the
