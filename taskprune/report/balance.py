@@ -27,6 +27,12 @@ class TriedWeights:
     kept: bool
 
 
+def weights_kept(tried: Sequence[TriedWeights]) -> dict[str, float]:
+    """Return the weights of the last step that were kept, of tasks that count more than before."""
+    kept = [each.weights for each in tried if each.kept]
+    return {task: weight for task, weight in kept[-1].items() if weight != 1} if kept else {}
+
+
 def balance_table(tried: Sequence[TriedWeights]) -> Table:
     """The weights that were tried, and how well each task did with them."""
     tasks = tuple(tried[0].weights)

@@ -153,6 +153,9 @@ def test_tries_are_printed_and_read_again() -> None:
     result = pruned(faithful(map=4.0))
     assert "Tasks weighed by what they lost" in str(result)
     assert "weight of map" in str(result)
+    page = result.to_html()
+    assert "So that no task pays for another, map counts" in page
+    assert page.count("weight of map") == 1 + len(result.report.balance)
     assert PruneReport.from_json(result.report.to_json()) == result.report
     assert result.scores.reweighted is None
 
