@@ -3,8 +3,8 @@ r"""Which weights of the tasks let none pay for another, found by measuring. Our
 Scores say what a task's loss or its outputs change by, to first order and each as a share of all
 that task has; in points of a metric one task may pay ten times what another does. So the step is
 made, every task's metric is measured, and the task that lost most counts twice as much in the next
-try; the scores themselves are not taken again. It goes on from the best try; where doubling
-does not help, the root of the factor is tried.
+try; the scores themselves are not taken again. It goes on from the best try, by the root of the
+factor once one was too much.
 """
 
 from __future__ import annotations
@@ -53,12 +53,11 @@ class Balance:
         """Make a step of what was examined."""
         if not self._can_weigh(found):
             return make(found, say)
-        factors, factor = self._factors, FACTOR
+        factors, factor, narrows = self._factors, FACTOR, False
         best = self._measured(found, make, say, factors)
         kept = len(self.tried) - 1
         for number in range(1, self.most + 1):
-            assert best.metrics is not None
-            lost = changes(self.before, best.metrics)
+            lost = changes(self.before, _metrics(best))
             worst = min(lost, key=lambda task: lost[task])
             if not -math.inf < lost[worst] < 0:
                 break
@@ -67,17 +66,17 @@ class Balance:
             def tell(what: str, number: int = number) -> None:
                 say(f"weighing the tasks, try {number} of {self.most}: {what}")
 
+            step: Step | None
             try:
                 step = self._measured(found, make, tell, more)
             except InfeasibleBudgetError as error:
                 _log.info("%s counted more: %s", worst, error)
-                factor = math.sqrt(factor)
-                continue
-            assert step.metrics is not None
-            if worst_change(self.before, step.metrics) > lost[worst]:
+                step = None
+            if step is not None and worst_change(self.before, _metrics(step)) > lost[worst]:
                 best, factors, kept = step, more, len(self.tried) - 1
             else:
-                factor = math.sqrt(factor)
+                narrows = True
+            factor = math.sqrt(factor) if narrows else factor
         self._factors = factors
         self.tried[kept] = replace(self.tried[kept], kept=True)
         return best
@@ -98,3 +97,8 @@ class Balance:
         metrics = self.judge(step.model)
         self.tried.append(TriedWeights(step.number, dict(factors), metrics, kept=False))
         return replace(step, metrics=metrics)
+
+
+def _metrics(step: Step) -> Mapping[str, float]:
+    assert step.metrics is not None
+    return step.metrics
