@@ -9,10 +9,11 @@
 Every row goes through the front door, ``taskprune.prune``, under the default limits, and is judged
 on the same unseen scenes; nothing is fine-tuned. *Sliced* leaves the weights that stay as they
 were; *compensated* re-weights what reads removed channels, *in steps* after each of as many as
-``steps="auto"`` takes; *measured* corrects scores by what groups were measured to cost; *without
-labels* scores and compensates by outputs alone. Where no criterion is named it is the default.
-Torch-Pruning's scores the same groups, so that the comparison is about the score. A seed draws the
-calibration images and, for "dense", another trained network.
+``steps="auto"`` takes; *balanced* weighs tasks by what they lose of their metrics on held-out data;
+*measured* corrects scores by what groups were measured to cost; *without labels* scores and
+compensates by outputs alone. Where no criterion is named it is the default. Torch-Pruning's scores
+the same groups, so that the comparison is about the score. A seed draws the calibration images and,
+for "dense", another trained network.
 
 Points are 100 x metric, lost against the unpruned network; "worst" is the largest loss among the
 tasks. Cells are kept in ``benchmarks/results/cells/compensation.jsonl`` as they finish, with the
@@ -66,6 +67,7 @@ class Network:
         tasks: Makes the tasks.
         forward: ``(model, batch) -> outputs``.
         calibration: ``(seed) -> batches``.
+        held_out: ``(seed) -> batches`` to weigh tasks by; neither pruned with nor judged on.
         judge: ``(model, images) -> {task: points}``.
         budgets: What to prune to, by the name of the row.
         distilling: Steps of training by budget; ways that distil are left out of the others.
@@ -76,6 +78,7 @@ class Network:
     tasks: Callable[[], dict[str, Task]]
     forward: Forward
     calibration: Callable[[int], Iterable[Any]]
+    held_out: Callable[[int], Iterable[Any]]
     judge: Callable[[nn.Module, int], Mapping[str, float]]
     budgets: Mapping[str, Budget]
     distilling: Mapping[str, int]
@@ -85,6 +88,10 @@ class Network:
 WAYS: Mapping[str, Way] = {
     "sliced": Way("task_change", compensate=False),
     "compensated": Way("task_change", compensate=True),
+    "balanced, compensated": Way("task_change", compensate=True, balanced=True),
+    "outputs 0.1, balanced, compensated": Way(
+        TaskChangeImportance(outputs=0.1), compensate=True, balanced=True
+    ),
     "compensated, in steps": Way("task_change", compensate=True, steps="auto"),
     "compensated, in steps, distilled": Way(
         "task_change", compensate=True, steps="auto", distilled=True
@@ -122,6 +129,9 @@ WAYS: Mapping[str, Way] = {
     ),
     "without labels, sliced": Way("output_change", compensate=False, labels=False),
     "without labels, compensated": Way("output_change", compensate=True, labels=False),
+    "without labels, balanced, compensated": Way(
+        "output_change", compensate=True, labels=False, balanced=True
+    ),
     "without labels, compensated, in steps": Way(
         "output_change", compensate=True, steps="auto", labels=False
     ),
@@ -189,6 +199,7 @@ def networks() -> dict[str, Network]:
             tasks=lambda: fusion_tasks(load_fusion_teacher().config.grid),
             forward=fusion_forward,
             calibration=lambda seed: fusion_calibration(seed, 8),
+            held_out=lambda _seed: fusion_calibration(HELD_OUT_SEED, 16),
             judge=_judge_fusion,
             budgets={
                 "−50 % parameters": Budget.from_ratio(0.5),
@@ -209,6 +220,7 @@ def _of_subject(
         tasks=subject.tasks,
         forward=subject.forward,
         calibration=subject.calibration,
+        held_out=subject.held_out,
         judge=subject.judge,
         budgets=budgets,
         distilling=distilling,
@@ -251,6 +263,7 @@ def cell(
             teacher.to(device),
             network.tasks(),
             data=[batch.to(device) for batch in network.calibration(seed)],
+            held_out=[batch.to(device) for batch in network.held_out(seed)],
             forward=network.forward,
             budget=target,
         )

@@ -32,6 +32,20 @@ BLOCK = 500
 CHUNK = 20
 """Nets that a process tries one after the other."""
 
+LATE_IMPORTS = (
+    "accelerate",
+    "networkx",
+    "scipy.linalg",
+    "scipy.sparse.csgraph",
+    "taskprune.allocation",
+    "taskprune.front.distilling",
+    "taskprune.front.pruning",
+    "taskprune.rewrite.checkpoint",
+    "torch._dynamo",
+    "torch.export._trace",
+)
+"""What is imported where it is needed first: in every process, which takes as long as ten nets."""
+
 STAGES = ("prune", "oracles", "reload", "distil", "export", "given back")
 ENDS = ("ok", "refused", "wrong", "raw")
 LOST = ("wrong", "raw", "crash", "time-out")
@@ -40,7 +54,7 @@ LOST = ("wrong", "raw", "crash", "time-out")
 def try_nets(report: Report, name: str) -> None:
     """Try the nets whose seeds the name holds, and report all so far after each."""
     logging.disable()
-    gc.freeze()  # what is imported by now stays
+    gc.disable()  # twenty nets fit into memory
     records = []
     for seed in map(int, name.split()):
         records.append(fuzzing_trial.try_net(seed))
@@ -63,7 +77,7 @@ def tried(seeds: Sequence[int]) -> list[Record]:
 def run(blocks: Iterable[int], cells: Cells, jobs: int) -> None:
     """Try the blocks that have no cell yet."""
     known = {cell["block"] for cell in cells.all()}
-    preload("fuzzing_trial", "accelerate", "torch.export")
+    preload("fuzzing_trial", *LATE_IMPORTS)
     work = {str(block): partial(_tried_block, block) for block in blocks if block not in known}
     for _, outcome in run_all("blocks of nets", work, jobs=jobs):
         cells.append(outcome["cell"])

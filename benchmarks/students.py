@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +38,7 @@ class Way:
         distilled: Whether it is trained afterwards.
         safety: Limits; ``None``: the default ones.
         weights: What tasks count, where it is not 1.
+        balanced: Whether tasks are weighed by what they lose of their metrics on held-out data.
     """
 
     importance: str | Importance
@@ -47,6 +48,7 @@ class Way:
     distilled: bool = False
     safety: Safety | None = None
     weights: Mapping[str, float] = field(default_factory=dict)
+    balanced: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def pruned(
     data: Iterable[Any],
     forward: Forward,
     budget: Budget,
+    held_out: Iterable[Any] = (),
     example: Any = None,
 ) -> Student:
     """Prune through the front door, nothing trained; latencies are those of the example."""
@@ -89,6 +92,7 @@ def pruned(
             teacher,
             weighed if way.labels else None,
             data=data,
+            validation=held_out if way.balanced else None,
             forward=forward,
             budget=budget,
             example_inputs=example,
@@ -101,6 +105,9 @@ def pruned(
     return Student(result.model, result.plan, seconds, max(1, len(result.report.steps)))
 
 
+_USUAL = {field.name: getattr(Way("", compensate=True), field.name) for field in fields(Way)}
+
+
 def kept(
     network: str,
     way: Way,
@@ -110,7 +117,12 @@ def kept(
     make: Callable[[], Student],
 ) -> Student:
     """Return the student of a way from its file, made first where there is none."""
-    untrained = re.sub(r" at 0x\w+", "", repr(replace(way, distilled=False)))
+    # Fields that are as they always are do not count, so that a new one leaves old files known.
+    untrained = {
+        field.name: re.sub(r" at 0x\w+", "", repr(getattr(way, field.name)))
+        for field in fields(way)
+        if field.name != "distilled" and getattr(way, field.name) != _USUAL[field.name]
+    }
     text = json.dumps([network, untrained, repr(budget), seed])
     path = STUDENTS / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.safetensors"
     if not path.exists():

@@ -94,7 +94,7 @@ def corrected(scores: ChannelScores, levels: Mapping[str, Sequence[Level]]) -> C
         total[torch.from_numpy(order)] = torch.from_numpy(added)
         groups[name] = replace(own, total=total)
     # What channels cost together is in the totals now.
-    return replace(scores, groups=groups, correlation=0.0)
+    return replace(scores, groups=groups, correlation=0.0, reweighted=None)
 
 
 def in_order(scores: ChannelScores, group: str) -> IntArray:

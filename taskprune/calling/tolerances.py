@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,27 @@ def unwatched(tasks: Mapping[str, Task]) -> tuple[str, ...]:
     )
     _log.warning("%s", note)
     return (note,)
+
+
+def changes(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
+    """Return what each metric has changed by as a part of what it was, or by itself if that is 0.
+
+    One that has become NaN counts as a loss without limit.
+    """
+    return {
+        name: -math.inf if math.isnan(after[name]) else (after[name] - was) / (abs(was) or 1.0)
+        for name, was in before.items()
+    }
+
+
+def worst_change(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Return the least of the :func:`changes`, as in multi-task surveys.
+
+    References:
+        Vandenhende et al., *Multi-Task Learning for Dense Prediction Tasks: A Survey*, TPAMI 2021,
+        arXiv:2004.13379, equation 8 (of which this is the worst term instead of the mean).
+    """
+    return min(changes(before, after).values())
 
 
 def broken_tolerances(

@@ -259,7 +259,7 @@ class _Lane:
 
     def approach(self, name: str) -> None:
         """Let the student come as far as it can, and the teacher pass a reader."""
-        expected = len(self._run.survey.samples.get(name, {}).get(self._number, ()))
+        expected = len(self._run.survey.samples.of(name, self._number))
         while len(self._passed.get(name, ())) < expected and not self.teacher.call.is_finished:
             self.teacher.call.advance()
         self._let_student_come()
@@ -289,7 +289,7 @@ class _Lane:
         found = []
         waiting: tuple[Read | Product, ...] = self.student.call.stopped_at or ()
         own = next((c for c in waiting if isinstance(c, Read) and c.name == name), None)
-        samples = self._run.survey.samples.get(name, {}).get(self._number, [])
+        samples = self._run.survey.samples.of(name, self._number)
         for sample, (x, y) in zip(samples, self._passed.pop(name, []), strict=True):
             whole = x.double()
             if aware and own is not None:
@@ -299,7 +299,7 @@ class _Lane:
             made = None
             if y is not None:
                 made = y.double().gather(2, outputs[:, None].expand(-1, y.shape[1], -1))
-            weights = self._run.survey.weights(name, sample)
+            weights = self._run.survey.samples.weights(name, sample)
             found.append(Rows(whole, kept, made, weights, x.dtype))
         return found
 
@@ -340,7 +340,7 @@ class _Lane:
         """Keep the rows that count: the teacher's output may be overwritten further on."""
         for read in reads:
             calls = self._passed.setdefault(read.name, [])
-            samples = self._run.survey.samples.get(read.name, {}).get(self._number, ())
+            samples = self._run.survey.samples.of(read.name, self._number)
             if len(calls) < len(samples) and read.name not in self._run.solved:
                 rows = samples[len(calls)].rows
                 assert read.y is not None

@@ -11,7 +11,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any
 
 import torch
@@ -27,17 +26,14 @@ from taskprune.compensation.correspondence import Correspondence
 from taskprune.compensation.picks import located
 from taskprune.compensation.reading_calls import Read, ReadingMode, has_tensor
 from taskprune.compensation.reads import Geometry
+from taskprune.compensation.row_samples import RowSamples
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.importance.backwards import TaskGradients
 from taskprune.importance.calibration import for_each_batch
-from taskprune.importance.distributed import gathered, summed
+from taskprune.importance.distributed import gathered
 from taskprune.importance.projections import Projection
 from taskprune.importance.scores import Evidence
 from taskprune.replace import ModuleReplacement, replaced_modules
-
-LEAST_ROWS = 64
-"""Rows that are looked at however wide they are."""
-
 
 BATCHES_KEPT = 8
 """How many batches, of each loader, are kept to compensate on."""
@@ -50,21 +46,6 @@ def dims_read(groups: CouplingGroups) -> dict[str, set[int]]:
         if not member.produces:
             dims.setdefault(member.name, set()).add(member.dim)
     return dims
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Sample:
-    """Rows of one call that stand for all of them.
-
-    Attributes:
-        rows: Numbers, ascending. Shape ``[blocks, S]``.
-        factor: How many rows each stands for. Shape ``[blocks, S]``, float64.
-        loudness: What each task says of it. Shape ``[T, blocks, S]``.
-    """
-
-    rows: Tensor
-    factor: Tensor
-    loudness: Tensor
 
 
 @dataclass
@@ -133,7 +114,7 @@ class Survey:
 
     Attributes:
         readers: By name, in the order of the forward pass.
-        samples: ``{reader: {number of the batch: one for each call}}``.
+        samples: Rows of each reader's calls.
         batches: Those that were looked at.
         queries: What was seen of weights that make queries.
     """
@@ -151,10 +132,9 @@ class Survey:
         self.dims, self.tasks, self.settings = dims, tasks, settings
         self.forward, self.most_batches, self.on_read = forward, most_batches, on_read
         self.readers: dict[str, Reader] = {}
-        self.samples: dict[str, dict[int, list[Sample]]] = {}
+        self.samples = RowSamples(len(tasks), settings)
         self.batches: list[Any] = []
         self.queries = QuerySurvey(len(tasks), settings.power)
-        self._totals: dict[str, Tensor] = {}
         self._elsewhere: set[str] = set()
         self._is_finished = False
 
@@ -230,7 +210,8 @@ class Survey:
             self.queries.listen(found.task, found.scale)
             yield found
         for (read, device), by_task in zip(self._reads, self._loudness, strict=True):
-            self._sample(read, self._told(read, by_task, device))
+            loudness = self._told(read, by_task, device)
+            self.samples.take(read, loudness, len(self.batches) - 1)
         self._reads, self._loudness, self._heard = [], [], []
 
     def about_to_read(self, reads: tuple[Read, ...]) -> None:
@@ -278,14 +259,11 @@ class Survey:
         if self._is_finished:
             return
         self._is_finished = True
-        totals = {n: t.cpu() for n, t in self._totals.items()}
-        everyone = gathered((self.readers, totals, self._elsewhere))
-        names = list(dict.fromkeys(name for readers, _, _ in everyone for name in readers))
-        elsewhere = set().union(*(names for _, _, names in everyone))
+        everyone = gathered((self.readers, self._elsewhere))
+        names = list(dict.fromkeys(name for readers, _ in everyone for name in readers))
+        elsewhere = set().union(*(names for _, names in everyone))
         self.readers = {
-            name: Reader(name).agreed(
-                [readers.get(name, Reader(name)) for readers, _, _ in everyone]
-            )
+            name: Reader(name).agreed([readers.get(name, Reader(name)) for readers, _ in everyone])
             for name in names
         }
         takers = Counter(n for own in self.readers.values() for n in own.biases | own.consumers)
@@ -296,16 +274,8 @@ class Survey:
             own = self.readers[name]
             shift = own.bias or own.norm
             own.shifts_alone = takers[shift] == 1 and not elsewhere & {shift, shift.split("[")[0]}
-        none = torch.zeros(len(self.tasks) + 1, dtype=torch.float64, device="cpu")
-        self._totals = {name: summed(self._totals.get(name, none)) for name in names}
+        self.samples.finish(names)
         self.queries.finish()
-
-    def weights(self, name: str, sample: Sample) -> Tensor:
-        """Return what each row of a sample counts. Shape ``[blocks, S]``, float64."""
-        totals = self._totals[name].to(sample.factor.device)
-        mean = totals[:-1] / totals[-1].clamp_min(1)
-        heard = sample.loudness.double() / mean.where(mean > 0, torch.inf)[:, None, None]
-        return (self.settings.floor + heard.sum(0)) * sample.factor
 
     def _reader(self, name: str) -> Reader:
         return self.readers.setdefault(name, Reader(name))
@@ -358,31 +328,6 @@ class Survey:
         given = dict(zip(names, args, strict=False)) | kwargs
         return "" if given.get("training") else self._means.get(id(given["running_mean"]), "")
 
-    def _sample(self, read: Read, loudness: Tensor) -> None:
-        """Take rows by how much they count: systematic sampling, the same for the same batch."""
-        n_tasks, n_blocks, n_rows = loudness.shape
-        totals = loudness.new_empty(n_tasks + 1, dtype=torch.float64)
-        totals[:-1] = loudness.double().sum((1, 2))
-        totals[-1] = n_blocks * n_rows
-        known = self._totals.get(read.name)
-        self._totals[read.name] = totals if known is None else known + totals
-        most = max(LEAST_ROWS, min(self.settings.rows, self.settings.entries // _width(read)))
-        if n_rows <= most:
-            rows = torch.arange(n_rows, device=loudness.device).expand(n_blocks, -1)
-            sample = Sample(rows, torch.ones_like(rows, dtype=torch.float64), loudness)
-        else:
-            mean = (totals[:-1] / totals[-1])[:, None, None]
-            # No row stands for more than a hundred times as many as another.
-            counts = (loudness / mean.where(mean > 0, torch.inf)).sum(0).clamp_min(0.02)
-            cumulated = counts.cumsum(1)
-            step = cumulated[:, -1:] / most
-            at = (torch.arange(most, device=loudness.device, dtype=torch.float64) + 0.5) * step
-            rows = torch.searchsorted(cumulated, at).clamp_max(n_rows - 1)
-            chosen = loudness.gather(2, rows.expand(n_tasks, -1, -1))
-            sample = Sample(rows, step / counts.gather(1, rows), chosen)
-        own = self.samples.setdefault(read.name, {})
-        own.setdefault(len(self.batches) - 1, []).append(sample)
-
 
 def _go_through(batch: Iterator[TaskGradients]) -> None:
     deque(batch, maxlen=0)
@@ -391,10 +336,3 @@ def _go_through(batch: Iterator[TaskGradients]) -> None:
 def _shape_of(tensor: Tensor) -> Tensor:
     """Return a tensor of the same shape that keeps no activation alive."""
     return tensor.detach().to("meta")
-
-
-def _width(read: Read) -> int:
-    """Return how many entries a row of the input has, over all blocks."""
-    kernel = getattr(read.geometry, "kernel", ())
-    channels = read.x.shape[-len(kernel) - 1]
-    return int(channels * (prod(kernel) if read.geometry.by_output else 1)) or 1

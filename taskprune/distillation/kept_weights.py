@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from taskprune.calling.tolerances import worst_change
 from taskprune.distillation.buffers import BufferSlots
 from taskprune.distillation.shards import local
 from taskprune.distillation.validation import Validation
@@ -167,17 +168,3 @@ class BestWeights(KeptWeights):
             -100 * self.standing.worst,
         )
         return self.standing.step
-
-
-def worst_change(teacher: Mapping[str, float], student: Mapping[str, float]) -> float:
-    """Return the least change of a figure as a part of the teacher's, as in multi-task surveys.
-
-    A figure of the student's that is NaN counts as a loss without limit, and one of the teacher's
-    that is 0 as 1.
-
-    References:
-        Vandenhende et al., *Multi-Task Learning for Dense Prediction Tasks: A Survey*, TPAMI 2021,
-        arXiv:2004.13379, equation 8 (of which this is the worst term instead of the mean).
-    """
-    changes = [(student[name] - goal) / (abs(goal) or 1.0) for name, goal in teacher.items()]
-    return -math.inf if any(map(math.isnan, changes)) else min(changes)

@@ -102,7 +102,8 @@ def frontier(  # noqa: PLR0913 - like `prune`, by keyword
         forward: As in :func:`taskprune.prune`.
         importance: As in :func:`taskprune.prune`.
         safety: Limits of every point.
-        settings: As in :func:`taskprune.prune`, but for steps and what happens between them.
+        settings: As in :func:`taskprune.prune`, but for steps and what happens between them. Tasks
+            count as they are weighed, whatever ``balance`` says.
 
     Raises:
         InputError: An argument does not fit, or another run uses the directory.

@@ -140,6 +140,11 @@ class Examined:
     timer: ModelTimer
     free: FreeChannels = field(default_factory=FreeChannels)
 
+    def reweighted(self, weights: Mapping[str, float]) -> Examined:
+        """Return the same with the scores that tasks of other weights would have led to."""
+        assert self.scores.reweighted is not None
+        return replace(self, scores=self.free.first(self.scores.reweighted(weights)))
+
 
 @contextmanager
 def at_work(title: str) -> Iterator[Say]:

@@ -148,7 +148,7 @@ class Guard:
         """Measure what a step led to, and return whether every task holds."""
         costs = costs_of_a_sample(step.own, step.found.groups)
         now = {name: cost for name, (_, cost) in costs.items()}
-        after = self.judge(step.model)
+        after = self.judge(step.model) if step.metrics is None else step.metrics
         self.broken = broken_tolerances(self.judge.tasks, self.before, after, step=step.number)
         self.lines.append(StepLine(step.number, now, after, undone=bool(self.broken)))
         return not self.broken

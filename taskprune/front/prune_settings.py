@@ -31,6 +31,11 @@ class PruneSettings:
             that a tolerance judges all of them alike; `plan` leads from the original to `model`,
             which may be trained in place. Each step is then verified against its own input,
             as the original's weights are no longer those of the result.
+        balance: How many more times at most to choose what goes in a step, with more weight on the
+            task that lost most, where every task has a metric and there is `validation` data: see
+            :mod:`taskprune.front.balancing`. Scores are taken once; each try takes as long as
+            compensating and measuring do. 0: tasks count as they are weighed, as they do where
+            models are trained between steps.
         protect: Names, patterns or types of modules whose output channels must all stay.
         n_batches: How many batches to score on at most. Default: all of them.
         calibrate: ``"auto"`` stops scoring as soon as the ranking of the channels is stable; the
@@ -50,6 +55,7 @@ class PruneSettings:
 
     steps: int | Literal["auto"] = 1
     between_steps: BetweenSteps | None = None
+    balance: int = 4
     protect: str | type[nn.Module] | Sequence[str | type[nn.Module]] = ()
     n_batches: int | None = None
     calibrate: Literal["all", "auto"] = "all"
@@ -61,6 +67,10 @@ class PruneSettings:
     def __post_init__(self) -> None:
         if self.steps != "auto":
             check_steps(self.steps)
+        if isinstance(self.balance, bool) or not isinstance(self.balance, int) or self.balance < 0:
+            raise InputError(
+                f"`balance` must be a whole number of at least 0. Found {short(self.balance)}."
+            )
         if self.between_steps is not None and not callable(self.between_steps):
             raise InputError(
                 "`between_steps` must be a function (step, model, plan) that may train the model "

@@ -18,6 +18,7 @@ from taskprune.calling.tolerances import unwatched
 from taskprune.calling.wrappers import unwrap
 from taskprune.deployment.latency import compare_latency
 from taskprune.errors import InputError, short
+from taskprune.front.balancing import Balance
 from taskprune.front.job import Job, at_work, chosen_importance
 from taskprune.front.judging import Guard, Judge
 from taskprune.front.prune_settings import PruneSettings
@@ -83,9 +84,9 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
         data: Calibration batches, for example a ``DataLoader``; gone through once. A few hundred
             samples suffice. Tasks whose labels come from different data: a loader for each,
             ``{task: loader}``.
-        validation: Batches on which the metric of every task that has one is measured, before the
-            first step and after each. If a task loses more than its ``tolerance``, that step is
-            undone and the report says which task it was; without it the report says that none was.
+        validation: Batches to measure metrics on: where every task has one, none is to pay for
+            another (``PruneSettings.balance``), and a step by which one loses more than its
+            ``tolerance`` is undone. Without tasks, how much of each output stays is measured.
         example_inputs: A tensor, a tuple of arguments or a dict of keywords; in place of `data`
             with a criterion that needs none. Beside `data`: what the model will run on once it is
             deployed. Scores are then taken on the data; shapes, costs, latency and verification on
@@ -138,11 +139,12 @@ def _pruned(
     settings = job.settings
     call = job.forward or call_batch
     # Not by its truth: loaders of streams have no length, and so no truth value.
-    judge = (
-        Judge({}, (), call)
-        if validation is None
-        else Judge.of_tasks(job.tasks, validation, call, NO_METRIC)
-    )
+    if validation is None:
+        judge = Judge({}, (), call)
+    elif job.tasks:
+        judge = Judge.of_tasks(job.tasks, validation, call, NO_METRIC)
+    else:
+        judge = Judge.of_outputs(model, validation, call)
     guard = Guard(judge)
     if settings.steps != 1 or settings.between_steps is not None or validation is not None:
         _check_passes(job.data)
@@ -153,7 +155,10 @@ def _pruned(
     trains = settings.between_steps is not None
     at_once = settings.verify and (trains or job.compensates or settings.steps == 1)
     first, last = None, None
-    for step in in_steps(job, model, looks_ahead=True, trains=trains, verify=at_once):
+    # What training does to a task after a step is not known before.
+    balance = Balance(judge, guard.before, 0 if trains or job.only_free else settings.balance)
+    steps = in_steps(job, model, looks_ahead=True, trains=trains, verify=at_once, chosen=balance)
+    for step in steps:
         first = first or step
         if settings.between_steps is not None:
             with modes_given_back(step.model):
@@ -163,7 +168,7 @@ def _pruned(
         last = step
     assert first is not None  # there is at least one step
     done = _Done(job, model, first, last, notes + ((TRAINED,) if last and trains else ()))
-    return done.result(guard)
+    return done.result(guard, balance)
 
 
 @dataclass(frozen=True, eq=False)
@@ -176,7 +181,7 @@ class _Done:
     last: Step | None
     notes: tuple[str, ...]
 
-    def result(self, guard: Guard) -> PruneResult:
+    def result(self, guard: Guard, balance: Balance) -> PruneResult:
         """Gather what came out."""
         job, found = self.job, self.first.found
         plan = self.last.plan if self.last else self._nothing()
@@ -216,9 +221,11 @@ class _Done:
             broken=guard.broken,
             compensation=self._compensation(),
             free=self._free(plan),
+            balance=tuple(balance.tried),
             budget=NOT_FREE if job.only_free else report.budget,
         )
-        return PruneResult(smaller, plan, report, found.groups, found.scores)
+        scores = replace(found.scores, reweighted=None)  # which holds all that was added up
+        return PruneResult(smaller, plan, report, found.groups, scores)
 
     def _compensation(self) -> CompensationReport | None:
         if self.last is None or self.last.compensation is None:

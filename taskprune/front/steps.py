@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from torch import nn
 
@@ -18,7 +19,7 @@ from taskprune.plan.plan import PruningPlan
 from taskprune.rewrite import VerificationReport, apply_and_verify
 from taskprune.solver.infeasible import unread
 from taskprune.solver.loss_budget import predicted_loss
-from taskprune.solver.step_context import StepContext, steps_towards
+from taskprune.solver.step_context import ALONE, StepContext, steps_towards
 
 _log = logging.getLogger("taskprune")
 
@@ -36,6 +37,7 @@ class Step:
         verification: How this step's model compares with the masked one that it was cut from,
             re-weighted if it was; ``None`` where it was not compared.
         compensation: What re-weighting the readers of removed channels did; ``None`` without it.
+        metrics: Of `model` on the validation data, by task, where steps were chosen by them.
     """
 
     number: int
@@ -45,10 +47,26 @@ class Step:
     model: nn.Module
     verification: VerificationReport | None
     compensation: CompensationResult | None
+    metrics: Mapping[str, float] | None = None
+
+
+Make: TypeAlias = Callable[[Examined, Say], Step]
+"""Makes a step by the scores of what was examined, as often as it is called."""
+
+
+def as_scored(found: Examined, make: Make, say: Say) -> Step:
+    """Make the step that the scores ask for."""
+    return make(found, say)
 
 
 def in_steps(
-    job: Job, model: nn.Module, *, looks_ahead: bool, trains: bool, verify: bool
+    job: Job,
+    model: nn.Module,
+    *,
+    looks_ahead: bool,
+    trains: bool,
+    verify: bool,
+    chosen: Callable[[Examined, Make, Say], Step] = as_scored,
 ) -> Iterator[Step]:
     """Prune towards a budget; the next step is made when it is asked for.
 
@@ -61,14 +79,14 @@ def in_steps(
             trained. Else the steps go as far as they can.
         trains: Whether models are trained between steps.
         verify: Compare the model after each step with the masked one that it was cut from.
+        chosen: Makes each step, or several to choose among.
 
     Raises:
         InfeasibleBudgetError: A step cannot be made.
     """
     steps = 1 if job.settings.steps == "auto" else job.settings.steps
     context = StepContext(steps=steps, looks_ahead=looks_ahead)
-    current, plan, groups = model, None, None
-    seen: Examined | None = None
+    at = _Standing(job, model, verify=verify, again=job.compensates and not trains)
     original: dict[str, int] = {}
     spent: Counter[str] = Counter()
     number = 0
@@ -77,29 +95,21 @@ def in_steps(
         title = "Pruning" if steps == 1 else f"Pruning, step {number} of {steps}"
         with at_work(title) as say:
             surveys = job.compensates and (trains or number == 1)
-            found = examine(job, current, say, surveys=surveys)
-            seen = found if surveys else seen
-            if seen is not None and seen is not found and plan is not None:
-                free = seen.free.after(plan)
+            found = examine(job, at.current, say, surveys=surveys)
+            seen = found if surveys else at.seen
+            if seen is not None and seen is not found and at.plan is not None:
+                free = seen.free.after(at.plan)
                 found = replace(found, scores=free.first(found.scores), free=free)
             if number == 1 and (note := unread(found.groups, job.safety)):
                 _log.warning("%s", note)
-            own = choose(job, found, context, say)
             if number == 1 and job.settings.steps == "auto":
-                steps = steps_towards(own.costs)
+                steps = steps_towards(choose(job, found, context, say).costs)
                 context = replace(context, steps=steps)
-                own = choose(job, found, context, say) if steps > 1 else own
-            plan = own if plan is None else compose(plan, own)
-            groups = groups or found.groups
-            # Where nothing was trained on the way, all that was lost so far can still be made up
-            # for: the original knows what the removed channels said.
-            again = job.compensates and not trains
-            start = Cut(model, groups, plan) if again else Cut(current, found.groups, own)
-            current, verification, compensation = start.carried_out(
-                job, found, seen, say, verify=verify
-            )
+            at = replace(at, groups=at.groups or found.groups, seen=seen, context=context)
+            step = chosen(found, at.step, say)
+        own, plan = step.own, step.plan
         original = original or {name: before for name, (before, _) in own.costs.items()}
-        yield Step(number, found, own, plan, current, verification, compensation)
+        yield step
         spent.update(predicted_loss(found.scores, own.drop))
         context = StepContext(
             step=number + 1,
@@ -109,6 +119,55 @@ def in_steps(
             kept={d.name: (d.n_channels, d.n_kept) for d in plan.groups},
             spent=dict(spent),
         )
+        at = replace(at, reached=step)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Standing:
+    """Where a run stands before a step.
+
+    Attributes:
+        job: What is asked for.
+        model: The original.
+        verify: As in :func:`in_steps`.
+        again: Start from the original with the plan of all steps. Where nothing was trained on the
+            way, all that was lost so far can still be made up for: the original knows what the
+            removed channels said.
+        groups: Those of the original.
+        seen: What was last surveyed.
+        reached: The step before; ``None`` in the first.
+        context: What the solver is to know of the steps before.
+    """
+
+    job: Job
+    model: nn.Module
+    verify: bool
+    again: bool
+    groups: CouplingGroups | None = None
+    seen: Examined | None = None
+    reached: Step | None = None
+    context: StepContext = ALONE
+
+    @property
+    def current(self) -> nn.Module:
+        return self.model if self.reached is None else self.reached.model
+
+    @property
+    def plan(self) -> PruningPlan | None:
+        return None if self.reached is None else self.reached.plan
+
+    def step(self, found: Examined, say: Say) -> Step:
+        """Make the next one."""
+        assert self.groups is not None
+        own = choose(self.job, found, self.context, say)
+        plan = own if self.plan is None else compose(self.plan, own)
+        start = (
+            Cut(self.model, self.groups, plan)
+            if self.again
+            else Cut(self.current, found.groups, own)
+        )
+        done = start.carried_out(self.job, found, self.seen, say, verify=self.verify)
+        return Step(self.context.step, found, own, plan, *done)
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -57,6 +57,10 @@ class TaskStatistics:
     gramian: Tensor | None = None
     stakes: Tensor | None = None
 
+    def in_rows(self, by_task: Mapping[str, float]) -> Tensor:
+        """Return a number of each task in row order. Shape ``[T]``, float64."""
+        return torch.tensor([by_task[t] for t in self.tasks], dtype=torch.float64, device="cpu")
+
     def mean_squares(self, scale: Tensor) -> Tensor:
         """Return each task's mean squared effect over the batches that have labels of it.
 

@@ -123,6 +123,8 @@ class ChannelScores:
             :func:`~taskprune.importance.accumulation.accumulated`; with 0 scores simply add up.
         free: ``{group name: channel numbers}`` of those that were found to cost nothing, whatever
             the criterion says, see :mod:`taskprune.allocation`.
+        reweighted: Returns what the criterion would have said had the tasks other weights, from
+            what it has seen; ``None`` where it keeps no tasks apart, or does not know.
     """
 
     criterion: str
@@ -131,6 +133,7 @@ class ChannelScores:
     n_batches: int = 0
     correlation: float = 0.0
     free: Mapping[str, IntArray] = field(default_factory=dict)
+    reweighted: Callable[[Mapping[str, float]], ChannelScores] | None = None
 
     def __getitem__(self, group: str) -> GroupScores:
         if group not in self.groups:

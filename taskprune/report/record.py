@@ -21,6 +21,7 @@ from taskprune.importance.conflict_report import (
 )
 from taskprune.plan.rationale import FrozenDecision
 from taskprune.replace import ModuleReplacement
+from taskprune.report.balance import TriedWeights, balance_table
 from taskprune.report.by_modality import ModalityLine, modality_table
 from taskprune.report.cost_free import FreeReport
 from taskprune.rewrite import VerificationReport
@@ -151,6 +152,8 @@ class PruneReport:
         modalities: A line per modality and one for the fusion; empty where none were declared.
         compensation: What re-weighting was worth; ``None`` where nothing was re-weighted.
         free: What costs nothing; ``None`` where nobody looked, which takes data and compensation.
+        balance: Weights of tasks that were tried so that none pays for another; empty where they
+            were not weighed by what they lose.
     """
 
     budget: str
@@ -174,6 +177,7 @@ class PruneReport:
     modalities: tuple[ModalityLine, ...] = ()
     compensation: CompensationReport | None = None
     free: FreeReport | None = None
+    balance: tuple[TriedWeights, ...] = ()
 
     def to_json(self) -> str:
         """Return the report as indented JSON."""
@@ -205,6 +209,8 @@ class PruneReport:
             yield modality_table(self.modalities)
         if self.compensation is not None:
             yield compensation_table(self.compensation)
+        if len(self.balance) > 1:
+            yield balance_table(self.balance)
         if self.steps:
             yield step_table(self)
         yield from (f"Stopped at step {broken.step}: {broken}." for broken in self.broken)

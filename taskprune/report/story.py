@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from taskprune.compensation import LossReport
 from taskprune.errors import InputError, short
 from taskprune.importance.conflict_report import ConflictLine, ConflictReport
+from taskprune.report.balance import weights_kept
 from taskprune.report.record import REASONS, GroupLine, PruneReport, cost_lines, frozen_by_kind
 
 HEAT_ROWS = 40
@@ -148,6 +149,9 @@ def _words(report: PruneReport) -> list[str]:
             else f"The task that lost most of its metric is {worst}: "
             f"{report.metrics[worst]:.4g} → {after[worst]:.4g}."
         )
+    if heavier := weights_kept(report.balance):
+        counts = [f"{task} counts {weight:.3g} times" for task, weight in heavier.items()]
+        words.append(f"So that no task pays for another, {_listed(counts)}.")
     return words
 
 

@@ -26,8 +26,8 @@ from torch import Tensor, nn
 
 import taskprune
 from taskprune.calling.task import Task
+from taskprune.calling.tolerances import worst_change
 from taskprune.distillation import DistillSettings, StepRecord, Validation, measure
-from taskprune.distillation.kept_weights import worst_change
 from taskprune.errors import CheckpointError, InputError
 
 KEEP = (0, 2, 5)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from contextlib import nullcontext
+from dataclasses import replace
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,16 @@ from taskprune.errors import InputError
 from taskprune.importance import (
     ChannelScores,
     Evidence,
+    Importance,
     MagnitudeImportance,
     RandomImportance,
+    TaskTaylorImportance,
     criteria_by_name,
     importance_by_name,
     importance_names,
     score,
 )
+from taskprune.importance.aggregation import maximum
 from taskprune.importance.criteria_by_name import built_in_names
 from taskprune.testing import unchanged
 
@@ -45,6 +50,33 @@ def test_every_named_criterion_scores_every_channel(name: str) -> None:
         assert found[group.name].per_task.shape == (len(found.tasks), group.n_channels)
         assert found[group.name].total.dtype == torch.float64
         assert torch.isfinite(found[group.name].total).all()
+
+
+@pytest.mark.parametrize(
+    "importance",
+    ["task_change", "task_taylor", "output_change", TaskTaylorImportance(aggregate=maximum)],
+    ids=["task_change", "task_taylor", "output_change", "maximum"],
+)
+def test_scores_of_other_weights_are_those_of_tasks_that_have_them(
+    importance: str | Importance,
+) -> None:
+    net, data = two_task_net(), batches(3)
+    groups = two_task_groups(net)
+    weights = {"first": 3.0, "second": 0.5}
+    weighed = {n: replace(t, weight=weights[n]) for n, t in two_tasks().items()}
+    found = score(net, groups, two_tasks(), data, importance=importance)
+    expected = score(net, groups, weighed, data, importance=importance)
+    assert found.reweighted is not None
+    again = pickle.loads(pickle.dumps(found)).reweighted(weights)
+    for mine in (found.reweighted(weights), again):
+        for group in groups:
+            for part in ("total", "per_task", "pair_conflict", "loss_increase"):
+                torch.testing.assert_close(
+                    getattr(mine[group.name], part),
+                    getattr(expected[group.name], part),
+                    rtol=1e-12,
+                    atol=0,
+                )
 
 
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:

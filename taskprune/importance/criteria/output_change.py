@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -78,28 +79,42 @@ class OutputChangeImportance:
         device = device_for_sums(parameters)
         squares = torch.zeros(len(tasks), index.n_channels, dtype=torch.float64, device=device)
         counts = torch.zeros(len(tasks), 1, dtype=torch.float64, device=device)
-        weights = torch.tensor(
-            [[t.weight] for t in tasks.values()], dtype=torch.float64, device="cpu"
-        )
+        weights = {name: task.weight for name, task in tasks.items()}
 
         def visit(batch: Iterator[TaskGradients]) -> None:
             for found in batch:
                 squares[found.task] += signed_effects(found, parameters, index, device).square()
                 counts[found.task] += 1
 
-        def per_task(squares: Tensor, counts: Tensor) -> Tensor:
-            return (squares / counts.clamp_min(1)).cpu() * weights.square()
+        def mean(squares: Tensor, counts: Tensor) -> Tensor:
+            return (squares / counts.clamp_min(1)).cpu()
 
         n_batches = for_each_batch(
             model,
             parameters,
             replace(evidence, tasks=tasks, batches=batches),
             visit,
-            interim=lambda: self.aggregate(per_task(squares, counts)),
+            interim=lambda: self._scores(mean(squares, counts), weights).total,
         )
-        rows = per_task(summed(squares), summed(counts))
-        scores = index.split(GroupScores(self.aggregate(rows), rows))
-        return ChannelScores("output_change", tuple(tasks), scores, n_batches, self.correlation)
+        changes = mean(summed(squares), summed(counts))
+        return self._weighed(index, changes, n_batches, weights)
+
+    def _weighed(
+        self, index: ChannelIndex, changes: Tensor, n_batches: int, by_task: Mapping[str, float]
+    ) -> ChannelScores:
+        return ChannelScores(
+            criterion="output_change",
+            tasks=tuple(by_task),
+            groups=index.split(self._scores(changes, by_task)),
+            n_batches=n_batches,
+            correlation=self.correlation,
+            reweighted=partial(self._weighed, index, changes, n_batches),
+        )
+
+    def _scores(self, changes: Tensor, by_task: Mapping[str, float]) -> GroupScores:
+        weights = torch.tensor([*by_task.values()], dtype=torch.float64, device="cpu")
+        rows = changes * weights.square()[:, None]
+        return GroupScores(self.aggregate(rows), rows)
 
     def _tasks(
         self, model: nn.Module, evidence: Evidence

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from zlib import crc32
 
 import torch
@@ -85,25 +87,28 @@ class TaskChangeImportance:
             )
             for name, task in evidence.tasks.items()
         }
-        weights = torch.tensor(
-            [t.weight for t in evidence.tasks.values()], dtype=torch.float64, device="cpu"
-        )
+        weights = {name: task.weight for name, task in evidence.tasks.items()}
         statistics = collect(
             model,
             ChannelIndex(groups),
             replace(evidence, probes=probes),
             total=lambda so_far: self._scores(so_far, weights).total,
         )
+        return self._weighed(statistics, weights)
+
+    def _weighed(self, statistics: TaskStatistics, by_task: Mapping[str, float]) -> ChannelScores:
         return ChannelScores(
             criterion="task_change",
             tasks=statistics.tasks,
-            groups=statistics.index.split(self._scores(statistics, weights)),
+            groups=statistics.index.split(self._scores(statistics, by_task)),
             n_batches=statistics.n_batches,
             correlation=self.correlation,
+            reweighted=partial(self._weighed, statistics),
         )
 
-    def _scores(self, statistics: TaskStatistics, weights: Tensor) -> GroupScores:
+    def _scores(self, statistics: TaskStatistics, by_task: Mapping[str, float]) -> GroupScores:
         """Return the scores of all channels in running order."""
+        weights = statistics.in_rows(by_task)
         effects = statistics.mean_squares(torch.ones_like(weights))
         both = _shares(effects) + self.outputs * _shares(statistics.probes)
         per_task = weights.square()[:, None] * both

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taskprune.coupling.groups import CouplingGroups
 from taskprune.errors import InputError, short
@@ -68,9 +70,7 @@ class TaskTaylorImportance:
             InputError, TraceError, LossError: See :func:`taskprune.score`.
         """
         penalised = self.conflict_weight > 0 and len(evidence.tasks) > 1
-        weights = torch.tensor(
-            [t.weight for t in evidence.tasks.values()], dtype=torch.float64, device="cpu"
-        )
+        weights = {name: task.weight for name, task in evidence.tasks.items()}
         statistics = collect(
             model,
             ChannelIndex(groups),
@@ -79,7 +79,10 @@ class TaskTaylorImportance:
             with_stakes=len(evidence.tasks) > 1,
             total=lambda so_far: self._scores(so_far, weights).total,
         )
-        scores = self._scores(statistics, weights)
+        return self._weighed(statistics, weights)
+
+    def _weighed(self, statistics: TaskStatistics, by_task: Mapping[str, float]) -> ChannelScores:
+        scores = self._scores(statistics, by_task)
         squares = statistics.mean_squares(torch.ones(len(statistics.tasks), device="cpu"))
         return ChannelScores(
             criterion="task_taylor",
@@ -89,11 +92,12 @@ class TaskTaylorImportance:
             ),
             n_batches=statistics.n_batches,
             correlation=self.correlation,
+            reweighted=partial(self._weighed, statistics),
         )
 
-    def _scores(self, statistics: TaskStatistics, weights: Tensor) -> GroupScores:
+    def _scores(self, statistics: TaskStatistics, by_task: Mapping[str, float]) -> GroupScores:
         """Return the scores of all channels in running order."""
-        scale = weights * self.normalise(statistics)
+        scale = statistics.in_rows(by_task) * self.normalise(statistics)
         per_task = statistics.mean_squares(scale)
         importance = self.aggregate(per_task)
         n_tasks = len(statistics.tasks)
