@@ -89,6 +89,9 @@ WAYS: Mapping[str, Way] = {
     "sliced": Way("task_change", compensate=False),
     "compensated": Way("task_change", compensate=True),
     "balanced, compensated": Way("task_change", compensate=True, balanced=True),
+    "balanced, compensated, distilled": Way(
+        "task_change", compensate=True, balanced=True, distilled=True
+    ),
     "outputs 0.1, balanced, compensated": Way(
         TaskChangeImportance(outputs=0.1), compensate=True, balanced=True
     ),
