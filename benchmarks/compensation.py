@@ -132,9 +132,6 @@ WAYS: Mapping[str, Way] = {
     ),
     "without labels, sliced": Way("output_change", compensate=False, labels=False),
     "without labels, compensated": Way("output_change", compensate=True, labels=False),
-    "without labels, balanced, compensated": Way(
-        "output_change", compensate=True, labels=False, balanced=True
-    ),
     "without labels, compensated, in steps": Way(
         "output_change", compensate=True, steps="auto", labels=False
     ),

@@ -86,7 +86,7 @@ def prune(  # noqa: PLR0913 - the front door: what is asked for, by keyword; how
             ``{task: loader}``.
         validation: Batches to measure metrics on: where every task has one, none is to pay for
             another (``PruneSettings.balance``), and a step by which one loses more than its
-            ``tolerance`` is undone. Without tasks, how much of each output stays is measured.
+            ``tolerance`` is undone. The report says so; without this data, that none was watched.
         example_inputs: A tensor, a tuple of arguments or a dict of keywords; in place of `data`
             with a criterion that needs none. Beside `data`: what the model will run on once it is
             deployed. Scores are then taken on the data; shapes, costs, latency and verification on
@@ -139,12 +139,11 @@ def _pruned(
     settings = job.settings
     call = job.forward or call_batch
     # Not by its truth: loaders of streams have no length, and so no truth value.
-    if validation is None:
-        judge = Judge({}, (), call)
-    elif job.tasks:
-        judge = Judge.of_tasks(job.tasks, validation, call, NO_METRIC)
-    else:
-        judge = Judge.of_outputs(model, validation, call)
+    judge = (
+        Judge({}, (), call)
+        if validation is None
+        else Judge.of_tasks(job.tasks, validation, call, NO_METRIC)
+    )
     guard = Guard(judge)
     if settings.steps != 1 or settings.between_steps is not None or validation is not None:
         _check_passes(job.data)

@@ -107,19 +107,6 @@ def test_steps_go_on_with_the_weights_of_the_step_before() -> None:
     assert result.report.verification is not None
 
 
-def test_without_tasks_no_output_pays_for_another() -> None:
-    """Metrics are what stays of each output, as in a frontier."""
-    images = [batch[0] for batch in batches()]
-    result = taskprune.prune(
-        model(), budget=Budget(params=0.5), data=images, validation=[b[0] for b in HELD_OUT]
-    )
-    first, *_ = result.report.balance
-    (kept,) = (tried for tried in result.report.balance if tried.kept)
-    assert result.report.metrics == {"kind": 1.0, "map": 1.0}
-    assert min(kept.metrics.values()) >= min(first.metrics.values())
-    assert len(result.report.balance) == 5
-
-
 def without_a_metric(tasks: dict[str, Task]) -> dict[str, Task]:
     return {**tasks, "map": replace(tasks["map"], metric=None)}
 
