@@ -12,8 +12,9 @@ from front_nets import Batch, batches, same_weights, settled, two_task_net, two_
 from torch import Tensor, nn
 
 import taskprune
-from taskprune import Budget, PruneResult, Task
+from taskprune import Budget, PruneResult, PruneSettings, Task
 from taskprune.calling.tolerances import worst_change
+from taskprune.errors import InputError
 from taskprune.report.record import PruneReport
 from taskprune.testing import visible
 
@@ -178,3 +179,9 @@ def test_an_error_on_the_way_leaves_the_model_as_it_was(fails_at: int) -> None:
     with pytest.raises(ArithmeticError, match="measured"):
         taskprune.prune(net, tasks, budget=Budget(params=0.5), data=batches(), validation=HELD_OUT)
     assert visible(net) == before
+
+
+@pytest.mark.parametrize("tries", [-1, 1.5, True, "auto"])
+def test_a_number_of_tries_is_a_whole_number(tries: Any) -> None:
+    with pytest.raises(InputError, match=r"`balance` must be a whole number of at least 0\. Found"):
+        PruneSettings(balance=tries)
