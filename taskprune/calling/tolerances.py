@@ -80,25 +80,37 @@ def unwatched(tasks: Mapping[str, Task]) -> tuple[str, ...]:
     return (note,)
 
 
-def changes(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, float]:
-    """Return what each metric has changed by as a part of what it was, or by itself if that is 0.
+def changes(
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    units: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Return what each metric has changed by; one that has become NaN as a loss without limit.
 
-    One that has become NaN counts as a loss without limit.
+    Args:
+        before: Metrics by task.
+        after: The same of another model.
+        units: In which to tell it. ``None``: parts of what it was, or itself where that is 0.
     """
+    units = units or {name: abs(was) or 1.0 for name, was in before.items()}
     return {
-        name: -math.inf if math.isnan(after[name]) else (after[name] - was) / (abs(was) or 1.0)
+        name: -math.inf if math.isnan(after[name]) else (after[name] - was) / units[name]
         for name, was in before.items()
     }
 
 
-def worst_change(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+def worst_change(
+    before: Mapping[str, float],
+    after: Mapping[str, float],
+    units: Mapping[str, float] | None = None,
+) -> float:
     """Return the least of the :func:`changes`, as in multi-task surveys.
 
     References:
         Vandenhende et al., *Multi-Task Learning for Dense Prediction Tasks: A Survey*, TPAMI 2021,
         arXiv:2004.13379, equation 8 (of which this is the worst term instead of the mean).
     """
-    return min(changes(before, after).values())
+    return min(changes(before, after, units).values())
 
 
 def broken_tolerances(

@@ -31,8 +31,9 @@ FACTOR = 2.0
 class Balance:
     """Makes a step several times, with other weights of the tasks, and keeps the best.
 
-    The best is the one whose worst task has lost least, as a part of the original's metric. The
-    weights that a step was made with are what the next one starts from.
+    The best is the one whose worst task has lost least: as a part of its tolerance where all tasks
+    have one, else of the original's metric. The weights that a step was made with are what the next
+    one starts from.
 
     Attributes:
         judge: Measures every task.
@@ -48,6 +49,9 @@ class Balance:
 
     def __post_init__(self) -> None:
         self._factors = dict.fromkeys(self.judge.tasks, 1.0)
+        tolerances = {name: task.tolerance for name, task in self.judge.tasks.items()}
+        known = {name: float(most) for name, most in tolerances.items() if most}
+        self._units = known if len(known) == len(tolerances) else None
 
     def __call__(self, found: Examined, make: Make, say: Say) -> Step:
         """Make a step of what was examined."""
@@ -57,7 +61,7 @@ class Balance:
         best = self._measured(found, make, say, factors)
         kept = len(self.tried) - 1
         for number in range(1, self.most + 1):
-            lost = changes(self.before, _metrics(best))
+            lost = changes(self.before, _metrics(best), self._units)
             worst = min(lost, key=lambda task: lost[task])
             if not -math.inf < lost[worst] < 0:
                 break
@@ -72,7 +76,7 @@ class Balance:
             except InfeasibleBudgetError as error:
                 _log.info("%s counted more: %s", worst, error)
                 step = None
-            if step is not None and worst_change(self.before, _metrics(step)) > lost[worst]:
+            if step is not None and self._worst(step) > lost[worst]:
                 best, factors, kept = step, more, len(self.tried) - 1
             else:
                 narrows = True
@@ -80,6 +84,9 @@ class Balance:
         self._factors = factors
         self.tried[kept] = replace(self.tried[kept], kept=True)
         return best
+
+    def _worst(self, step: Step) -> float:
+        return worst_change(self.before, _metrics(step), self._units)
 
     def _can_weigh(self, found: Examined) -> bool:
         """Whether the scores can be weighed anew, and every task is measured."""

@@ -75,6 +75,16 @@ def test_the_task_that_lost_most_counts_more_and_loses_less() -> None:
     assert kept.metrics == result.report.steps[-1].metrics
 
 
+def test_losses_are_told_in_tolerances_where_every_task_has_one() -> None:
+    allowed = {"kind": 1e-3, "map": 10.0}
+    tasks = {name: replace(task, tolerance=allowed[name]) for name, task in faithful().items()}
+    first, second, *_ = pruned(tasks).report.balance
+    assert first.metrics["kind"] > first.metrics["map"]  # which counts more without
+    assert second.weights == {"kind": 2.0, "map": 1.0}
+    some = {**tasks, "map": replace(tasks["map"], tolerance=None)}
+    assert pruned(some).report.balance[1].weights == {"kind": 1.0, "map": 2.0}
+
+
 def test_what_is_kept_is_what_those_weights_lead_to() -> None:
     tasks = faithful(map=4.0)
     result = pruned(tasks)
