@@ -263,7 +263,7 @@ def cell(
             teacher.to(device),
             network.tasks(),
             data=[batch.to(device) for batch in network.calibration(seed)],
-            held_out=[batch.to(device) for batch in network.held_out(seed)],
+            held_out=[b.to(device) for b in network.held_out(seed)] if way.balanced else (),
             forward=network.forward,
             budget=target,
         )
