@@ -103,8 +103,10 @@ def in_steps(
             if number == 1 and (note := unread(found.groups, job.safety)):
                 _log.warning("%s", note)
             if number == 1 and job.settings.steps == "auto":
-                steps = steps_towards(choose(job, found, context, say).costs)
+                own = choose(job, found, context, say)
+                steps = steps_towards(own.costs)
                 context = replace(context, steps=steps)
+                at = replace(at, ahead=(found, own) if steps == 1 else None)
             at = replace(at, groups=at.groups or found.groups, seen=seen, context=context)
             step = chosen(found, at.step, say)
         own, plan = step.own, step.plan
@@ -137,6 +139,7 @@ class _Standing:
         seen: What was last surveyed.
         reached: The step before; ``None`` in the first.
         context: What the solver is to know of the steps before.
+        ahead: A plan that is known already, and what was examined for it.
     """
 
     job: Job
@@ -147,6 +150,7 @@ class _Standing:
     seen: Examined | None = None
     reached: Step | None = None
     context: StepContext = ALONE
+    ahead: tuple[Examined, PruningPlan] | None = None
 
     @property
     def current(self) -> nn.Module:
@@ -159,7 +163,10 @@ class _Standing:
     def step(self, found: Examined, say: Say) -> Step:
         """Make the next one."""
         assert self.groups is not None
-        own = choose(self.job, found, self.context, say)
+        if self.ahead is not None and self.ahead[0] is found:
+            own = self.ahead[1]
+        else:
+            own = choose(self.job, found, self.context, say)
         plan = own if self.plan is None else compose(self.plan, own)
         start = (
             Cut(self.model, self.groups, plan)

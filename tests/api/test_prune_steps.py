@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 import taskprune
 from taskprune import Budget, PruneResult, PruningPlan, Safety, Task
 from taskprune.errors import InfeasibleBudgetError, InputError
+from taskprune.front.job import choose
 from taskprune.solver.loss_budget import predicted_loss
 from taskprune.solver.step_context import StepContext
 from taskprune.testing import assert_masked_equals_pruned, visible
@@ -110,6 +111,19 @@ def test_the_number_of_steps_can_be_left_to_what_goes() -> None:
     assert len(result.report.steps) in (4, 5)  # 0.88 ** 4 is just below 0.6
     assert result.plan == pruned(budget=Budget(macs=0.6), steps=len(result.report.steps)).plan
     assert len(pruned(budget=Budget(macs=0.97), steps="auto").report.steps) == 1
+
+
+def test_a_single_step_is_chosen_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under a latency budget choosing measures."""
+    calls = []
+
+    def counted(*args: Any, **kwargs: Any) -> PruningPlan:
+        calls.append(args)
+        return choose(*args, **kwargs)
+
+    monkeypatch.setattr("taskprune.front.steps.choose", counted)
+    pruned(budget=Budget(macs=0.97), steps="auto")
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("importance", ["output_change", "magnitude"])
